@@ -1,0 +1,62 @@
+# Every target but help and clean first makes sure that .venv is there and up to date with pyproject.toml.
+#   make setup PYTHON=python3.12      another interpreter
+#   make test ARGS="-k packaging -x"  arguments for what the target runs
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format zoo bench docs build clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Create .venv and install everything into it (again only when pyproject.toml changes)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("fxprune needs Python 3.10 or newer; try: make setup PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv .venv
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+demo: setup ## Prune the diffusion model that ships with the package
+	$(BIN)/fxprune demo $(ARGS)
+
+# Material for MkDocs prints a notice about MkDocs 2 at each build; pyproject.toml keeps to 1.x.
+check docs: export NO_MKDOCS_2_WARNING := 1
+
+# One thread a worker: pytest-xdist already uses every core.
+test: export OMP_NUM_THREADS := 1
+test: setup ## Run the tests and the doctests
+	$(BIN)/pytest -n auto --doctest-modules tests fxprune $(ARGS)
+
+check: setup ## Lint, formatting, strict types, strict docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+format: setup ## Repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+zoo: setup ## Prune every network of the zoo and report
+	$(BIN)/python benchmarks/zoo/run.py $(ARGS)
+
+bench: setup ## Run the scripts in benchmarks/, one after the other
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+docs: setup ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+build: setup ## Build the sdist and the wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build
+
+clean: ## Remove what was built, all but .venv
+	rm -rf build dist site fxprune.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
