@@ -1,0 +1,429 @@
+"""The channel graph: which positions of which tensors form one channel, and what keeps the others from going.
+
+    ChannelGraph
+      groups: Group ...     channels with the same slices
+        channels            one component a channel
+        slices: Slice ...   (tensor, axis, positions of each channel)
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx, nn
+
+from fxprune.equations import AxisOf, Equation, call_equations, couple, locate, render
+from fxprune.errors import PlanError
+from fxprune.labels import Freeze, Ints, LabelSpace, Resolved, resolve
+from fxprune.provenance import Attr, Size, leaves
+from fxprune.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
+from fxprune.temperature import query_rows
+from fxprune.trace import Inputs, Traced, capture, tensor_names
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The positions along `axis` of `tensor` that belong to each channel of a group: (channels, positions a channel)."""
+
+    tensor: str
+    axis: int
+    positions: Ints
+
+    def __repr__(self) -> str:
+        n, m = self.positions.shape
+        return f"{self.tensor}[{self.axis}] ({n} x {m})"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that occupy the same axes: `components[c]` is channel c's component."""
+
+    name: str
+    components: Ints
+    slices: tuple[Slice, ...]
+    kind: str = "channels"
+
+    def __len__(self) -> int:
+        return len(self.components)
+
+    def __repr__(self) -> str:
+        more = f", and {len(self.slices) - 3} more" if len(self.slices) > 3 else ""
+        return f"{self.name}: {len(self)} {self.kind} in {', '.join(map(repr, self.slices[:3]))}{more}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor axis that cannot be pruned, or only in part: how many positions, and why."""
+
+    tensor: str
+    axis: int
+    positions: int
+    cause: str
+    why: str
+    op: str
+    source: str
+
+
+@dataclass
+class ChannelGraph:
+    """Everything that is known about a traced model's channels.  Made by `fxprune.trace`.
+
+    Attributes:
+        env: labels of every node's value.
+        tensors, shapes: labels and shapes of every parameter and buffer that the graph uses, by canonical name.
+        parameters: which of these are parameters.
+        outside: number of parameters that the forward does not use.
+        stated: how many of `space.freezes` the rules stated (the others follow from decisions about splits).
+        equations: what the model's Python needs its integers to be (see `fxprune.equations`).
+    """
+
+    traced: Traced
+    model_class: str
+    env: dict[fx.Node, Any]
+    tensors: dict[str, Labels]
+    shapes: dict[str, tuple[int, ...]]
+    parameters: frozenset[str]
+    space: LabelSpace
+    facts: Facts
+    resolved: Resolved
+    equations: tuple[Equation, ...]
+    axis_of: AxisOf
+    outside: int = 0
+    prefer: tuple[str, ...] = ()
+    owned: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    stated: int = 0
+    groups: tuple[Group, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        self.groups = _groups(self)
+
+    # ---- components -------------------------------------------------------------------------------------------
+
+    @property
+    def component(self) -> Ints:
+        """Component of every label; 0 is frozen."""
+        return self.resolved.component
+
+    @functools.cached_property
+    def channel_of(self) -> dict[int, tuple[int, int]]:
+        """Component -> (index of its group, index of the channel in it)."""
+        return {int(c): (g, k) for g, group in enumerate(self.groups) for k, c in enumerate(group.components)}
+
+    def kept(self, axis: Axis, keep: Bools, size: int) -> int:
+        """How many positions of an axis stay; `keep` is by component."""
+        return size if axis is None else int(keep[self.component[axis]].sum())
+
+    def keep_all(self) -> Bools:
+        """A mask over components that keeps everything."""
+        return np.ones(int(self.component.max()) + 1, bool)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes where the model's tensors or their channels do: a plan made for one fits no other."""
+        text = repr([(n, s) for n, s in self.shapes.items()]) + repr([(g.name, len(g), g.slices) for g in self.groups])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def group(self, name: str) -> Group:
+        """The group of that name.
+
+        Raises:
+            PlanError: where there is none.
+        """
+        for g in self.groups:
+            if g.name == name:
+                return g
+        raise PlanError(f"no group is called {name!r}; see graph.groups")
+
+    def holding(self, equation: Equation) -> ChannelGraph:
+        """The same graph, with the axes of an equation held as they are: the module's Python cannot follow them."""
+        space = copy.copy(self.space)
+        space.freezes = list(self.space.freezes[: self.stated])
+        reason = Freeze("the module's Python", equation.node, f"{render(equation.expr)} cannot follow")
+        axes = [equation.axis, *(self.axis_of(x) for x in leaves(equation.expr) if isinstance(x, Size))]
+        if isinstance(equation.expr, Attr):
+            axes += [eq.axis for eq in self.equations if eq.expr == equation.expr]
+        for axis in axes:
+            space.freeze(axis, reason)
+        return self._resolved_anew(space, len(space.freezes))
+
+    def coarser(self) -> ChannelGraph:
+        """The same graph, with whole heads as the unit even where they are blocks of a residual stream."""
+        space = copy.copy(self.space)
+        space.freezes = list(self.space.freezes[: self.stated])
+        return self._resolved_anew(space, self.stated, fine=False)
+
+    def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool = True) -> ChannelGraph:
+        resolved = resolve(space, self.owned, self.prefer, fine)
+        return replace(self, space=space, resolved=resolved, stated=stated)
+
+    # ---- questions ------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        total = sum(int(np.prod(self.shapes[t])) for t in self.parameters)
+        lines = [
+            f"ChannelGraph of {self.model_class}: {total:,} parameters, {len(self.groups)} groups, "
+            f"{sum(map(len, self.groups)):,} channels"
+        ]
+        lines += [f"  {g!r}" for g in self.groups[:12]]
+        if len(self.groups) > 12:
+            lines.append(f"  ... and {len(self.groups) - 12} more")
+        return "\n".join(lines)
+
+    def frozen(self) -> list[Held]:
+        """Every tensor axis with positions that cannot be pruned, with the nearest reason."""
+        causes = self._cause_of_label()
+        nodes = {n.name: n for n in self.traced.graph.nodes}
+        out = []
+        for name, labels in self.tensors.items():
+            for d, axis in enumerate(labels):
+                if self.shapes[name][d] <= 1:
+                    continue
+                held = np.arange(0) if axis is None else axis[self.component[axis] == 0]
+                if axis is not None and not len(held):
+                    continue
+                reason = causes.get(int(held[0])) if len(held) else None
+                reason = reason or Freeze("fixed axis", "", "no op shrinks it")
+                node = nodes.get(reason.node)
+                n = self.shapes[name][d] if axis is None else len(held)
+                op = op_name(node.target) if node is not None and node.op == "call_function" else reason.node
+                out.append(Held(name, d, n, reason.cause, reason.why, op, _source(node)))
+        return out
+
+    def _cause_of_label(self) -> dict[int, Freeze]:
+        """For the frozen component: each label's nearest stated reason, by breadth-first search over the edges."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import dijkstra
+
+        edges = self.resolved.edges
+        a = np.concatenate([e[0] for e in edges]) if edges else np.zeros(0, np.int64)
+        b = np.concatenate([e[1] for e in edges]) if edges else a
+        matrix = coo_matrix((np.ones(len(a), np.float32), (a, b)), shape=(self.space.size, self.space.size)).tocsr()
+        direct: dict[int, Freeze] = {}
+        for labels, reason in self.space.freezes:
+            for label in np.unique(labels):
+                direct.setdefault(int(label), reason)
+        sources = np.array(sorted(direct), np.int64)
+        if not len(sources):
+            return {}
+        _, _, nearest = dijkstra(
+            matrix, directed=False, indices=sources, unweighted=True, min_only=True, return_predecessors=True
+        )
+        return {int(i): direct[int(s)] for i, s in enumerate(nearest) if s >= 0}
+
+    def explain(self, name: str, axis: int = 0) -> str:
+        """Why an axis of a tensor cannot be pruned, or with what it goes: the shortest path of couplings.
+
+        Args:
+            name: a parameter, a buffer or a module (then its `weight`).
+
+        Raises:
+            PlanError: where the model has no such tensor.
+        """
+        from fxprune.explain import explain
+
+        return explain(self, name, axis)
+
+    def to_networkx(self) -> nx.Graph:
+        """Groups and the tensors they cut, as a bipartite graph for drawing and for other tools.
+
+        Nodes have `kind` ("group" or "tensor"); group nodes also `channels`, tensor nodes `shape`; edges have `axis`.
+        """
+        out = nx.MultiGraph()
+        for g in self.groups:
+            out.add_node(g.name, kind="group", channels=len(g), unit=g.kind)
+            for s in g.slices:
+                out.add_node(s.tensor, kind="tensor", shape=self.shapes[s.tensor])
+                out.add_edge(g.name, s.tensor, axis=s.axis)
+        return out
+
+
+def _source(node: fx.Node | None) -> str:
+    """The source line that a node came from, as far as the trace kept it."""
+    trace = (node.meta.get("stack_trace") or "") if node is not None else ""
+    lines = [x.strip() for x in trace.strip().splitlines()]
+    files = [x for x in lines if x.startswith("File") and "/fxprune/" not in x]
+    return files[-1] if files else ""
+
+
+def _label_tensors(
+    traced: Traced, space: LabelSpace, named: Mapping[str, torch.Tensor]
+) -> tuple[dict[fx.Node, Any], dict[str, Labels]]:
+    tensors: dict[str, Labels] = {}
+    env: dict[fx.Node, Any] = {}
+    for node in traced.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        name = traced.tensors.get(node.name)
+        if name is None:
+            env[node] = frozen_like(node.meta.get("val"))
+            continue
+        if name not in tensors:
+            tensors[name] = tuple(space.fresh(s) for s in named[name].shape)
+        env[node] = tensors[name]
+    return env, tensors
+
+
+def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts: Facts) -> None:
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        op = Op(node, env, space, facts)
+        rule = rule_for(node.target)
+        if rule is None:
+            tensors = any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in node.all_input_nodes)
+            name = op_name(node.target)
+            env[node] = op.freeze_all(f"{name} has no coupling rule", "op without a rule") if tensors else None
+            continue
+        env[node] = rule(op)
+
+
+def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads", "head_dim")) -> ChannelGraph:
+    """Capture a model and find its channels (see `fxprune.trace`)."""
+    traced = capture(model, inputs)
+    named = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    space, facts = LabelSpace(), Facts()
+    env, tensors = _label_tensors(traced, space, named)
+    _run_rules(traced, env, space, facts)
+    for out in traced.outputs:
+        if isinstance(out, fx.Node):
+            for axis in env.get(out) or ():
+                space.freeze(axis, Freeze("reaches the output", out.name, "reaches the model's output"))
+    for attended in facts.attended:
+        if query_rows(traced, attended.node) is None:
+            why = "sets the softmax temperature, and no linear layer makes the query alone"
+            space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
+    axis_of = locate(traced, env, tensors, tensor_names(model))
+    calls = list(call_equations(traced, env))
+    couple(space, calls, traced.recorder.equalities, axis_of)
+    owned = [a for labels in tensors.values() for a in labels if a is not None]
+    has_tensor = np.concatenate(owned) if owned else np.zeros(0, np.int64)
+    stated = len(space.freezes)
+    resolved = resolve(space, has_tensor, prefer)
+    equations = [eq for call in calls for eq in call]
+    for a, b in traced.recorder.equalities:
+        equations += _equality_equations(a, b, axis_of)
+    return ChannelGraph(
+        traced=traced,
+        model_class=type(model).__name__,
+        env=env,
+        tensors=tensors,
+        shapes={n: tuple(named[n].shape) for n in tensors},
+        parameters=frozenset(n for n, _ in model.named_parameters() if n in tensors),
+        space=space,
+        facts=facts,
+        resolved=resolved,
+        equations=tuple(equations),
+        axis_of=axis_of,
+        prefer=prefer,
+        owned=has_tensor,
+        stated=stated,
+        outside=sum(p.numel() for n, p in model.named_parameters() if n not in tensors),
+    )
+
+
+def _equality_equations(a: Any, b: Any, axis_of: AxisOf) -> Iterator[Equation]:
+    for x, y in ((a, b), (b, a)):
+        if isinstance(x, Attr) and isinstance(y, Size):
+            yield Equation(x, axis_of(y), x.old, "a comparison")
+
+
+def _occurrences(graph: ChannelGraph) -> Iterator[tuple[str, int, Ints]]:
+    """(tensor, axis, labels) of all tensors, then of all activations under the name "@node"."""
+    for name, labels in graph.tensors.items():
+        for d, axis in enumerate(labels):
+            if axis is not None:
+                yield name, d, axis
+    for node, value in graph.env.items():
+        if node.op == "placeholder":
+            continue
+        for k, labels in enumerate(value if isinstance(value, list) else [value]):
+            for d, axis in enumerate(labels or ()):
+                if axis is not None:
+                    yield f"@{node.name}.{k}", d, axis
+
+
+def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
+    """Components with a parameter position, grouped by the axes (of tensors and activations) that they occupy.
+
+    Channels of one group play the same part everywhere, so they may be permuted among themselves.
+    """
+    component = graph.component
+    rows = list(_occurrences(graph))
+    if not rows:
+        return ()
+    rng = np.random.default_rng(0)
+    n = int(component.max()) + 1
+    keys = rng.integers(1, 2**62, size=(len(rows), 2), dtype=np.int64).astype(np.uint64)
+    signature = np.zeros((n, 2), np.uint64)
+    owned, made, buffered = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)
+    first = np.full(n, np.iinfo(np.int64).max)
+    base = 0
+    for (name, d, axis), key in zip(rows, keys, strict=True):
+        c = component[axis]
+        np.add.at(signature, c, key)
+        if name in graph.parameters:
+            owned[c] = True
+            made[c] |= d == 0
+        elif name in graph.tensors:
+            buffered[c] = True
+        np.minimum.at(first, c, base + np.arange(len(c)))
+        base += len(c)
+    owned &= made | ~buffered  # what only a buffer makes is an input of the model in all but name
+    owned[0] = False
+    members = np.flatnonzero(owned)
+    members = members[np.argsort(first[members], kind="stable")]
+    _, inverse = np.unique(signature[members], axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    order: dict[int, list[int]] = {}
+    for c, g in zip(members.tolist(), inverse.tolist(), strict=True):
+        order.setdefault(g, []).append(c)
+    where = np.full(n, -1)
+    index_in = np.zeros(n, np.int64)
+    for g, comps in enumerate(order.values()):
+        where[comps] = g
+        index_in[comps] = np.arange(len(comps))
+    slices: list[list[Slice]] = [[] for _ in order]
+    for name, d, axis in rows:
+        if name.startswith("@"):
+            continue
+        c = component[axis]
+        for g in np.unique(where[c]):
+            if g < 0:
+                continue
+            at = np.flatnonzero(where[c] == g)
+            by_channel = at[np.argsort(index_in[c[at]], kind="stable")]
+            count = int(len(at) // len(list(order.values())[g]))
+            slices[g].append(Slice(name, d, by_channel.reshape(-1, count)))
+    heads = _of_kind(graph, "heads")
+    names: dict[str, int] = {}
+    groups = []
+    for comps, cut in zip(order.values(), slices, strict=True):
+        # the first axis that only this group writes names it; parameters before buffers
+        lead = next((s for s in cut if s.axis == 0 and s.tensor in graph.parameters), cut[0])
+        name = f"{lead.tensor}:{lead.axis}"
+        names[name] = names.get(name, 0) + 1
+        if names[name] > 1:
+            name = f"{name}#{names[name]}"
+        kind = "heads" if heads[comps].all() else "channels"
+        groups.append(Group(name, np.array(comps, np.int64), tuple(cut), kind))
+    return tuple(groups)
+
+
+def _of_kind(graph: ChannelGraph, kind: str) -> Bools:
+    out = np.zeros(int(graph.component.max()) + 1, bool)
+    for axis, k in graph.space.hints:
+        if k == kind:
+            out[graph.component[axis]] = True
+    out[0] = False
+    return out

@@ -1,0 +1,66 @@
+"""Convolutions of every rank, plain, transposed, grouped, depthwise and with channel multipliers.
+
+    plain       w (O, I, k...)      in[i] = w[:, i], out[o] = w[o]
+    transposed  w (I, O, k...)
+    g groups    in = (g, I/g), out = (g, O/g): either whole groups go, or the same position in every group
+"""
+
+from __future__ import annotations
+
+from fxprune.rules.op import Labels, Op, aten
+from fxprune.labels import Axis
+
+
+def _convolve(op: Op, rows: Axis, columns: Axis, n_rows: int, transposed: bool, groups: int) -> Axis:
+    """Couple the channel axes; returns the labels of the output channels.
+
+    `rows` is axis 0 of the weight, `columns` axis 1.
+    """
+    x = op.labels("input")
+    rank = len(op.shape("weight")) - 2
+    at = len(x) - rank - 1
+    channels = x[at]
+    node = op.tensor("input")
+    assert node is not None
+    if groups == 1:
+        op.tie(channels, rows if transposed else columns)
+        op.reads(node, at)
+        return columns if transposed else rows
+    n_in = op.shape("input")[at]
+    if transposed:
+        op.tie(channels, rows)
+        if n_in == groups and columns is None:
+            return rows
+        group, inner = op.space.split(rows, (groups, n_in // groups), op.name)
+        if inner is not None:
+            op.reads(node, at)
+        n_out = op.shape("weight")[1]
+        return op.space.merge((group, columns), (groups, n_out), op.name)
+    if n_in == groups and n_rows == groups:
+        return op.tie(rows, channels)
+    group, inner = op.space.split(channels, (groups, n_in // groups), op.name)
+    op.tie(inner, columns)
+    if inner is not None:
+        op.reads(node, at)
+    out_group, _ = op.space.split(rows, (groups, n_rows // groups), op.name)
+    op.tie(group, out_group)
+    return rows
+
+
+@aten("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d _convolution")
+def conv(op: Op) -> Labels:
+    x, w = op.labels("input"), op.labels("weight")
+    transposed = bool(op.arg("transposed", "conv_transpose" in str(op.node.target)))
+    rank = len(w) - 2
+    at = len(x) - rank - 1
+    out = _convolve(op, w[0], w[1], op.shape("weight")[0], transposed, int(op.arg("groups", 1)))
+    if op.tensor("bias") is not None:
+        op.tie(out, op.labels("bias")[0])
+    for axis in (*x[at + 1 :], *w[2:]):
+        op.freeze(axis, "is a spatial axis of a convolution", cause="spatial axis")
+    return (*x[:at], out, *(None for _ in range(rank)))
+
+
+@aten("deform_conv2d")
+def deformable(op: Op) -> Labels:
+    return op.freeze_all("is a deformable convolution")  # type: ignore[no-any-return]

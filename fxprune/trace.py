@@ -1,0 +1,253 @@
+"""From a module and example inputs to one flat torch.fx graph of ATen ops.
+
+`torch.export.export(strict=False)` captures the model (pre-dispatch, so `conv2d`, `linear`, `group_norm` and
+`scaled_dot_product_attention` stay whole); regions such as `no_grad` or autocast are inlined; integers keep their
+provenance (see `fxprune.provenance`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.fx.traceback as fx_traceback
+from torch import fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputsError, TraceError
+from fxprune.provenance import MARK, Recorded, Recorder, traced_attributes
+
+ExampleInputs: TypeAlias = Any
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_inputs(example: ExampleInputs) -> Inputs:
+    """Normalise example inputs to `(args, kwargs)`.
+
+    Args:
+        example: a tensor, a tuple or list of positional arguments, a dict of keyword arguments, or the pair
+            `(args_tuple, kwargs_dict)`.
+
+    Raises:
+        InputsError: for anything else.
+    """
+    if isinstance(example, torch.Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if (
+        isinstance(example, tuple)
+        and len(example) == 2
+        and isinstance(example[0], (tuple, list))
+        and isinstance(example[1], Mapping)
+    ):
+        return tuple(example[0]), dict(example[1])
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    raise InputsError(
+        f"example_inputs is a {type(example).__name__}; pass a tensor, a tuple of positional arguments, a dict of "
+        "keyword arguments, or the pair (args_tuple, kwargs_dict)"
+    )
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A captured model.
+
+    Attributes:
+        graph: flat fx graph of ATen ops; placeholders first.
+        tensors: placeholder name -> name of the parameter or buffer (canonical: tied names map to one).
+        constants: placeholder name -> tensor that the model holds outside parameters and buffers.
+        inputs: placeholder names of the user's inputs, in the order of the flattened `(args, kwargs)`.
+        outputs: the nodes (or constants) that the model returns, flat.
+        out_spec: how to rebuild the model's return value from the flat outputs.
+        example: the example inputs, as `(args, kwargs)`.
+        recorder: provenance of integers (empty where recording failed).
+        calls: call number -> its nodes, in order.
+    """
+
+    graph: fx.Graph
+    tensors: dict[str, str]
+    constants: dict[str, torch.Tensor]
+    inputs: tuple[str, ...]
+    outputs: tuple[Any, ...]
+    out_spec: pytree.TreeSpec
+    example: Inputs
+    recorder: Recorder
+    calls: dict[int, list[fx.Node]]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, every module of the model is in eval mode; afterwards each is as it was."""
+    was = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for m, training in was:
+            m.training = training
+
+
+def tensor_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter and buffer -> its canonical (first) name; tied tensors share one."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(t), name) for name, t in named}
+
+
+def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, inputs[0], inputs[1], strict=False)
+
+
+def _source_line(error: BaseException) -> str:
+    """The last line of the user's own (or a model library's) source that an error passed through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename.replace("\\", "/")]
+    frames = [f for f in frames if "fxprune/trace" not in f.filename and "fxprune/provenance" not in f.filename]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "an unknown line"
+
+
+def _example_runs(model: nn.Module, inputs: Inputs) -> None:
+    if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
+        return
+    try:
+        with torch.no_grad():
+            model(*inputs[0], **inputs[1])
+    except Exception as e:
+        raise InputsError(
+            f"the model does not run on the example inputs: {type(e).__name__}: {e} (at {_source_line(e)}); "
+            "pass example_inputs= that model(*args, **kwargs) accepts"
+        ) from e
+
+
+def capture(model: nn.Module, inputs: Inputs) -> Traced:
+    """Export `model` in eval mode on `inputs`.
+
+    Raises:
+        TraceError: where `torch.export` cannot capture the model; names the source line it stopped at.
+        InputsError: where the model itself does not run on these inputs.
+    """
+    recorder = Recorder()
+    recorded = Recorded(model, recorder)
+    prefix = "model."
+    with evaluating(model):
+        try:
+            with traced_attributes(model, recorder), fx_traceback.preserve_node_meta():
+                program = _export(recorded, inputs)
+        except Exception:
+            recorder, prefix = Recorder(), ""
+            try:
+                program = _export(model, inputs)
+            except Exception as e:
+                _example_runs(model, inputs)
+                first = (str(e).strip().splitlines() or [""])[0]
+                raise TraceError(
+                    f"torch.export cannot capture {type(model).__name__}: {type(e).__name__}: {first} "
+                    f"(stopped at {_source_line(e)}); rewrite that line without data-dependent Python, or prune the part "
+                    "of the model that can be captured"
+                ) from e
+    return _flatten(model, program, inputs, recorder, prefix)
+
+
+def _flatten(
+    model: nn.Module, program: torch.export.ExportedProgram, inputs: Inputs, recorder: Recorder, prefix: str
+) -> Traced:
+    canonical = tensor_names(model)
+    tensors: dict[str, str] = {}
+    constants: dict[str, torch.Tensor] = {}
+    users: list[str] = []
+    for spec in program.graph_signature.input_specs:
+        name, target = spec.arg.name, spec.target  # type: ignore[union-attr]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            own = str(target).removeprefix(prefix)
+            tensors[name] = canonical.get(own, own)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            constants[name] = program.constants[str(target)]  # type: ignore[assignment]
+        elif spec.kind is InputKind.USER_INPUT:
+            users.append(name)
+    graph, outputs = _inline(program.graph_module)
+    kinds = [s.kind for s in program.graph_signature.output_specs]
+    outputs = tuple(o for o, k in zip(outputs, kinds, strict=True) if k is OutputKind.USER_OUTPUT)
+    calls: dict[int, list[fx.Node]] = {}
+    for node in graph.nodes:
+        node.meta.setdefault("custom", {})
+        if (number := node.meta["custom"].get(MARK)) is not None:
+            calls.setdefault(number, []).append(node)
+        stack = node.meta.get("nn_module_stack") or {}
+        node.meta["fxprune_module"] = _module_path(stack, prefix)
+    out_spec = program.call_spec.out_spec
+    assert out_spec is not None
+    return Traced(graph, tensors, constants, tuple(users), outputs, out_spec, inputs, recorder, calls)
+
+
+def _module_path(stack: Mapping[str, Any], prefix: str) -> str:
+    """Dotted path of the innermost module that issued a node."""
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    return path.removeprefix(prefix.rstrip(".")).removeprefix(".") if prefix else path
+
+
+def _inline(module: fx.GraphModule) -> tuple[fx.Graph, tuple[Any, ...]]:
+    """A copy of the graph with higher-order regions (no_grad, autocast) inlined, and its outputs.
+
+    The copy has no output node: the outputs are returned beside it.
+    """
+    graph = fx.Graph()
+    outputs = _copy_into(graph, module, None)
+    return graph, tuple(outputs)
+
+
+def _region(module: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...]] | None:
+    """The submodule that a wrap_with_* op calls, with its arguments."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
+        return None
+    if not node.target._name.startswith("wrap_with_") and node.target._name not in ("wrap",):
+        return None
+    for k, a in enumerate(node.args):
+        if isinstance(a, fx.Node) and a.op == "get_attr":
+            inner = module.get_submodule(str(a.target))
+            if isinstance(inner, fx.GraphModule):
+                return inner, node.args[k + 1 :]
+    return None
+
+
+def _copy_into(graph: fx.Graph, module: fx.GraphModule, args: tuple[Any, ...] | None) -> list[Any]:
+    env: dict[fx.Node, Any] = {}
+    given = iter(args or ())
+
+    def look(a: Any) -> Any:
+        return fx.node.map_arg(a, lambda n: env[n])
+
+    for node in module.graph.nodes:
+        if node.op == "placeholder" and args is not None:
+            env[node] = next(given)
+        elif node.op == "output":
+            out = look(node.args[0])
+            return list(out) if isinstance(out, (tuple, list)) else [out]
+        elif node.op == "get_attr" and isinstance(_attribute(module, str(node.target)), nn.Module):
+            env[node] = None
+        elif (region := _region(module, node)) is not None:
+            env[node] = tuple(_copy_into(graph, region[0], look(region[1])))
+        elif node.target is operator.getitem and not isinstance(env.get(node.args[0]), fx.Node):
+            env[node] = env[node.args[0]][node.args[1]]
+        elif node.op == "get_attr":
+            raise TraceError(f"the captured graph holds the constant {node.target}, which fxprune cannot place")
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+    raise AssertionError("a graph without an output")
+
+
+def _attribute(module: nn.Module, target: str) -> Any:
+    for part in target.split("."):
+        module = getattr(module, part)
+    return module
