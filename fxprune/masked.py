@@ -1,0 +1,256 @@
+"""Run the traced graph with some channels masked.
+
+A channel is gone when nothing reads it: the mask multiplies what every contraction reads, and norms take their
+statistics over what stays (mean = sum m x / sum m).  With a mask of ones this is the model itself; with zeros it is the
+model without these channels, which is what the dense model has to compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.channels import ChannelGraph
+from fxprune.errors import InputsError
+from fxprune.plan import NormChange
+from fxprune.rules.op import op_name, shape_of
+from fxprune.trace import Inputs
+
+Statistic: TypeAlias = "Callable[[MaskedRun, fx.Node, tuple[Any, ...], dict[str, Any]], Any]"
+
+
+class MaskedRun:
+    """Executes a channel graph on real tensors under a mask over components.
+
+    Args:
+        graph: of the model.
+        model: where parameters and buffers are read from.
+        mask: one number in [0, 1] a component; None runs the graph as it is.
+        norms: new numbers of groups of group norms, as in a plan.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        model: nn.Module,
+        mask: Tensor | None = None,
+        norms: Mapping[str, NormChange] | None = None,
+    ) -> None:
+        self.graph, self.mask, self.norms = graph, mask, dict(norms or {})
+        self.state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+        self._masks: dict[int, Tensor] = {}
+
+    def axis_mask(self, labels: Any, like: Tensor) -> Tensor:
+        """The mask along one axis, in the type and place of `like`."""
+        assert self.mask is not None
+        key = id(labels)
+        if key not in self._masks:
+            index = torch.from_numpy(np.ascontiguousarray(self.graph.component[labels]))
+            self._masks[key] = self.mask[index.to(self.mask.device)]
+        return self._masks[key].to(device=like.device, dtype=like.dtype)
+
+    def along(self, node: fx.Node, x: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        """Product of the masks of some axes of a node's value, broadcastable to it; None where none is live."""
+        labels = self.graph.env[node]
+        out: Tensor | None = None
+        for d in dims:
+            if labels[d] is None:
+                continue
+            view = [1] * x.dim()
+            view[d] = -1
+            m = self.axis_mask(labels[d], x).view(view)
+            out = m if out is None else out * m
+        return out
+
+    def __call__(self, inputs: Inputs) -> list[Any]:
+        """Flat outputs for inputs of the traced structure and shapes.
+
+        Raises:
+            InputsError: where the inputs differ in structure from those the model was traced on.
+        """
+        traced = self.graph.traced
+        flat = pytree.tree_leaves(inputs)
+        if len(flat) != len(traced.inputs):
+            raise InputsError(f"the graph was traced with {len(traced.inputs)} inputs, {len(flat)} are given")
+        given = dict(zip(traced.inputs, flat, strict=True))
+        env: dict[fx.Node, Any] = {}
+        last = self._last_uses()
+        for node in traced.graph.nodes:
+            env[node] = self._placeholder(node, given) if node.op == "placeholder" else self._run(node, env)
+            for n in last.get(node, ()):
+                del env[n]
+        return [env[o] if isinstance(o, fx.Node) else o for o in traced.outputs]
+
+    def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
+        """Node -> values that nobody needs after it."""
+        seen = {o for o in self.graph.traced.outputs if isinstance(o, fx.Node)}
+        out: dict[fx.Node, list[fx.Node]] = {}
+        for node in reversed(self.graph.traced.graph.nodes):
+            for n in node.all_input_nodes:
+                if n not in seen:
+                    seen.add(n)
+                    out.setdefault(node, []).append(n)
+        return out
+
+    def _placeholder(self, node: fx.Node, given: Mapping[str, Any]) -> Any:
+        traced = self.graph.traced
+        if node.name in traced.tensors:
+            return self.state[traced.tensors[node.name]].detach()
+        value = traced.constants.get(node.name, given.get(node.name))
+        return value.clone() if isinstance(value, Tensor) else value
+
+    def _run(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+        reads = self.graph.facts.reads.get(node.name, ()) if self.mask is not None else ()
+        masked: dict[fx.Node, Any] = {}
+        for argument, axis in reads:
+            x = masked.get(argument, env[argument])
+            m = self.along(argument, x, (axis,))
+            masked[argument] = x if m is None else x * m
+
+        def value(n: fx.Node) -> Any:
+            return masked.get(n, env[n])
+
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        if self.mask is not None and self.graph.facts.statistics.get(node.name):
+            return _STATISTICS[op_name(node.target)](self, node, args, kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _mean(x: Tensor, dims: tuple[int, ...], m: Tensor | None, keepdim: bool = True) -> Tensor:
+    if m is None:
+        return x.mean(dims, keepdim=keepdim)
+    weight = m.expand_as(x)
+    return (x * m).sum(dims, keepdim=keepdim) / weight.sum(dims, keepdim=keepdim).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _dims(x: Tensor, dim: Any) -> tuple[int, ...]:
+    if dim is None or dim == []:
+        return tuple(range(x.dim()))
+    return tuple(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
+
+
+def _argument(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    if name in kwargs:
+        return kwargs[name]
+    k = names.index(name) if name in names else -1
+    if 0 <= k < len(args):
+        return args[k]
+    return default
+
+
+def _source(node: fx.Node) -> fx.Node:
+    n = node.args[0]
+    assert isinstance(n, fx.Node)
+    return n
+
+
+def _layer_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x = args[0]
+    dims = tuple(range(x.dim() - len(args[1]), x.dim()))
+    m = run.along(_source(node), x, dims)
+    get = lambda name, default=None: _argument(node, args, kwargs, name, default)  # noqa: E731
+    rms = "rms" in op_name(node.target)
+    eps = get("eps")
+    eps = (torch.finfo(x.dtype).eps if rms else 1e-5) if eps is None else eps
+    y = x if rms else x - _mean(x, dims, m)
+    y = y * torch.rsqrt(_mean(y * y, dims, m) + eps)
+    weight, bias = get("weight"), get("bias")
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def _group_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x, groups = args[0], args[1]
+    get = lambda name, default=None: _argument(node, args, kwargs, name, default)  # noqa: E731
+    m = run.axis_mask(run.graph.env[_source(node)][1], x)
+    place = torch.arange(len(m), device=x.device) // (len(m) // groups)
+    change = run.norms.get(node.name)
+    if change is not None and not change.exact:
+        position = torch.cumsum(m > 0, 0) - 1
+        place = (position // (int((m > 0).sum()) // change.after)).clamp(0, change.after - 1)
+        groups = change.after
+    member = F.one_hot(place, groups).to(x.dtype)  # (C, G)
+    weights = (member * m[:, None]).sum(0).clamp_min(torch.finfo(x.dtype).tiny)
+    flat = x.flatten(2) if x.dim() > 2 else x[:, :, None]
+
+    def mean(v: Tensor) -> Tensor:
+        per_group = torch.einsum("bc,cg->bg", v.mean(-1) * m, member) / weights
+        return per_group[:, place][:, :, None]
+
+    y = flat - mean(flat)
+    y = y * torch.rsqrt(mean(y * y) + get("eps", 1e-5))
+    weight, bias = get("weight"), get("bias")
+    y = y if weight is None else y * weight[:, None]
+    y = y if bias is None else y + bias[:, None]
+    return y.reshape(x.shape)
+
+
+def _batch_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """With batch statistics: how weight standardisation is written."""
+    x = args[0]
+    get = lambda name, default=None: _argument(node, args, kwargs, name, default)  # noqa: E731
+    dims = tuple(d for d in range(x.dim()) if d != 1)
+    m = run.along(_source(node), x, dims)
+    y = x - _mean(x, dims, m)
+    y = y * torch.rsqrt(_mean(y * y, dims, m) + get("eps", 1e-5))
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    weight, bias = get("weight"), get("bias")
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def _reduce(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    name = op_name(node.target)
+    dims = _dims(x, _argument(node, args, kwargs, "dim"))
+    keep = bool(_argument(node, args, kwargs, "keepdim", False))
+    m = run.along(_source(node), x, dims)
+    assert m is not None
+    if name == "aten::mean":
+        return _mean(x, dims, m, keep)
+    if name in ("aten::sum", "aten::linalg_vector_norm", "aten::norm"):
+        return node.target(x * m, *args[1:], **kwargs)  # type: ignore[operator]
+    mean = _mean(x, dims, m)
+    count = m.expand_as(x).sum(dims, keepdim=True)
+    correction = _argument(node, args, kwargs, "correction")
+    if correction is None:
+        correction = int(bool(_argument(node, args, kwargs, "unbiased", True)))
+    var = ((x - mean) ** 2 * m).sum(dims, keepdim=True) / (count - correction)
+    var, mean = (v if keep else v.squeeze(dims) for v in (var, mean))
+    if name.endswith("_mean"):
+        return (var if "var" in name else var.sqrt()), mean
+    return var if "var" in name else var.sqrt()
+
+
+_STATISTICS: dict[str, Statistic] = {
+    "aten::layer_norm": _layer_norm,
+    "aten::rms_norm": _layer_norm,
+    "aten::group_norm": _group_norm,
+    "aten::batch_norm": _batch_norm,
+    **{f"aten::{n}": _reduce for n in "mean sum var std var_mean std_mean linalg_vector_norm norm".split()},
+}
+
+
+def run_masked(
+    graph: ChannelGraph,
+    model: nn.Module,
+    inputs: Inputs,
+    keep: Any = None,
+    norms: Mapping[str, NormChange] | None = None,
+) -> list[Any]:
+    """Flat outputs of the traced model, with the channels outside `keep` (by component) masked."""
+    mask = None if keep is None else torch.as_tensor(np.asarray(keep), dtype=torch.float32)
+    with torch.no_grad():
+        return MaskedRun(graph, model, mask, norms)(inputs)
+
+
+def shape_after(graph: ChannelGraph, node: fx.Node, keep: Any) -> tuple[int, ...]:
+    """The shape that a node's value takes after pruning."""
+    return tuple(graph.kept(a, keep, s) for a, s in zip(graph.env[node], shape_of(node), strict=True))

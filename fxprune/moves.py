@@ -1,0 +1,202 @@
+"""How a group may shrink: nested sequences of moves, each of which leaves every constraint satisfied.
+
+    unconstrained        one channel a move (or `round_to` of them)
+    one norm partition   one channel of every norm group, or a whole norm group, whichever costs less score
+    several partitions   (a group norm over a concatenation) one share of every cell of the common refinement, in lockstep
+    regrouped            as many channels as keep the norm's channel count divisible; group membership is given up
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.channels import ChannelGraph
+from fxprune.rules.op import NormGroups
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Channels that go together: (group index, channel indices) pairs, and their mean score."""
+
+    score: float
+    channels: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def __len__(self) -> int:
+        return sum(len(c) for _, c in self.channels)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a group may shrink: `max_ratio` of its channels; `round_to` a multiple that its width keeps."""
+
+    max_ratio: float = 0.9
+    round_to: int = 1
+
+    def most(self, n: int) -> int:
+        """Most channels that may go out of `n`."""
+        return min(n - 1, int(n * self.max_ratio + 1e-9))
+
+
+def _blocks(graph: ChannelGraph, norm: NormGroups) -> tuple[Ints, Ints]:
+    """Component and norm-group index of every position of a norm's channel axis."""
+    component = graph.component[norm.axis]
+    return component, np.arange(len(component)) // (len(component) // norm.groups)
+
+
+def _clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]]:
+    """Groups that are tied through group norms, with these norms."""
+    links = nx.Graph()
+    links.add_nodes_from(range(len(graph.groups)))
+    norms: dict[int, list[NormGroups]] = {}
+    for norm in graph.facts.norm_groups:
+        touched = sorted({graph.channel_of[int(c)][0] for c in graph.component[norm.axis] if int(c) in graph.channel_of})
+        nx.add_path(links, touched)
+        if touched:
+            norms.setdefault(touched[0], []).append(norm)
+    for members in nx.connected_components(links):
+        yield sorted(members), [n for g in sorted(members) for n in norms.get(g, [])]
+
+
+def sequences(
+    graph: ChannelGraph,
+    scores: Mapping[str, Floats],
+    limits: Limits,
+    allowed: Sequence[bool],
+    exact: bool,
+) -> list[list[Move]]:
+    """For every independent part of the model its nested moves, in the order in which they must be taken.
+
+    Args:
+        scores: one score a channel, by group name.
+        allowed: whether a group may be pruned at all, by index.
+        exact: keep the members of every norm group together.
+    """
+    out: list[list[Move]] = []
+    for members, norms in _clusters(graph):
+        live = [g for g in members if allowed[g]]
+        values = {g: scores[graph.groups[g].name] for g in members}
+        if not norms:
+            out += [_free(g, values[g], _quantum(graph, g, limits), limits) for g in live]
+        elif exact:
+            out.append(_exact(graph, members, norms, values, limits) if len(live) == len(members) else [])
+        else:
+            out += [_regrouped(graph, g, norms, values[g], limits) for g in live]
+    return [seq for seq in out if seq]
+
+
+def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:
+    """Positions that each channel of a group has on an axis."""
+    group = graph.groups[g]
+    return int(np.isin(graph.component[axis], group.components).sum()) // len(group)
+
+
+def _quantum(graph: ChannelGraph, g: int, limits: Limits) -> int:
+    """The multiple of channels that a group's width keeps."""
+    q = limits.round_to
+    for axis, by in graph.facts.multiples:
+        if times := _times(graph, g, axis):
+            q = math.lcm(q, by // math.gcd(by, times))
+    return q
+
+
+def _free(g: int, score: Floats, quantum: int, limits: Limits) -> list[Move]:
+    order = np.argsort(score, kind="stable")[: limits.most(len(score))]
+    first = len(score) % quantum
+    cuts = list(range(first, len(order) + 1, quantum))
+    if first:
+        cuts = [0, *cuts]
+    return [_move(score, g, order[a:b]) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+
+
+def _move(score: Floats, g: int, channels: Ints) -> Move:
+    return Move(float(score[channels].mean()), ((g, tuple(int(c) for c in channels)),))
+
+
+def _regrouped(graph: ChannelGraph, g: int, norms: list[NormGroups], score: Floats, limits: Limits) -> list[Move]:
+    """Moves of q channels, such that every norm's channel count stays a multiple of about a quarter of its groups."""
+    q = _quantum(graph, g, limits)
+    for norm in norms:
+        if times := _times(graph, g, norm.axis):
+            base = max(d for d in range(1, max(1, norm.groups // 4) + 1) if norm.groups % d == 0)
+            q = math.lcm(q, base // math.gcd(base, times))
+    order = np.argsort(score, kind="stable")[: limits.most(len(score))]
+    return [_move(score, g, order[a : a + q]) for a in range(0, len(order) - q + 1, q)]
+
+
+def _exact(
+    graph: ChannelGraph, members: list[int], norms: list[NormGroups], values: dict[int, Floats], limits: Limits
+) -> list[Move]:
+    cells: dict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = {}
+    places = [_places(graph, norm) for norm in norms]
+    if any(0 in p for p in places):  # a frozen position sits in a norm group
+        return []
+    for g in members:
+        for k, c in enumerate(graph.groups[g].components.tolist()):
+            cells.setdefault((g, tuple(p.get(c, ()) for p in places)), []).append(k)
+    if len(members) == 1 and _one_partition(cells):
+        return _one_norm(members[0], list(cells.values()), values[members[0]], limits)
+    return _lockstep(cells, values, limits)
+
+
+def _places(graph: ChannelGraph, norm: NormGroups) -> dict[int, tuple[int, ...]]:
+    """Component -> the norm groups of its positions."""
+    out: dict[int, list[int]] = {}
+    for c, b in zip(*_blocks(graph, norm), strict=True):
+        out.setdefault(int(c), []).append(int(b))
+    return {c: tuple(b) for c, b in out.items()}
+
+
+def _one_partition(cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[int]]) -> bool:
+    """Whether all norms cut the channels the same way, into equal cells, each channel in one norm group of each."""
+    keys = [key[1] for key in cells]
+    single = all(len(set(blocks)) == 1 for key in keys for blocks in key)
+    alike = all(len({key[i] for key in keys}) == len(keys) for i in range(len(keys[0])))
+    return single and alike and len({len(c) for c in cells.values()}) == 1
+
+
+def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) -> list[Move]:
+    """Greedy: the worst member of every block, or the worst block whole, whichever has the lower mean score."""
+    left = [sorted(b, key=lambda c: (score[c], c)) for b in blocks]
+    budget = limits.most(len(score))
+    moves: list[Move] = []
+    while True:
+        options = []
+        if len(left[0]) > 1:
+            options.append([b[0] for b in left])
+        if len(left) > 1:
+            options.append(min(left, key=lambda b: (float(score[b].mean()), b)))
+        options = [o for o in options if len(o) <= budget]
+        if not options:
+            return moves
+        gone = min(options, key=lambda o: (float(score[o].mean()), len(o)))
+        moves.append(_move(score, g, np.array(sorted(gone))))
+        budget -= len(gone)
+        dead = set(gone)
+        left = [[c for c in b if c not in dead] for b in left]
+        left = [b for b in left if b]
+
+
+def _lockstep(
+    cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[int]], values: dict[int, Floats], limits: Limits
+) -> list[Move]:
+    """Every cell loses the same share a move."""
+    share = math.gcd(*(len(c) for c in cells.values()))
+    ordered = {key: sorted(c, key=lambda k: (values[key[0]][k], k)) for key, c in cells.items()}
+    moves = []
+    for step in range(min(share - 1, int(share * limits.max_ratio + 1e-9))):
+        gone: dict[int, list[int]] = {}
+        for (g, _), c in ordered.items():
+            n = len(c) // share
+            gone.setdefault(g, []).extend(c[step * n : (step + 1) * n])
+        total = sum(float(values[g][c].sum()) for g, c in gone.items()) / sum(map(len, gone.values()))
+        moves.append(Move(total, tuple((g, tuple(sorted(c))) for g, c in sorted(gone.items()))))
+    return moves

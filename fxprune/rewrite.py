@@ -1,0 +1,283 @@
+"""From a model and a plan to a dense model of the same class.
+
+1. every parameter and buffer loses the positions that go; tied tensors stay tied;
+2. integers that the model's Python holds follow (see `fxprune.equations`), those of torch.nn layers too;
+3. an attention whose 1/sqrt(head_dim) is implicit keeps its temperature: the factor goes into the query weights;
+4. where the integers cannot be made to agree, the rewritten graph becomes the model's forward.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.channels import Bools, ChannelGraph
+from fxprune.equations import Equation, Unsolved, solve
+from fxprune.errors import PlanError, RewriteError
+from fxprune.labels import Axis
+from fxprune.plan import Plan
+from fxprune.provenance import Attr
+from fxprune.rules.op import op_name, shape_of
+from fxprune.temperature import query_rows
+from fxprune.trace import tensor_names
+
+
+@dataclass(frozen=True)
+class Change:
+    """An attribute of a module, before and after."""
+
+    path: str
+    name: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A dense model and the attributes that changed; `forward` is "module", or "graph" with the `reason`."""
+
+    model: nn.Module
+    changes: tuple[Change, ...]
+    forward: str = "module"
+    reason: str = ""
+
+
+class UnsolvedError(RewriteError):
+    """The module's integers cannot follow the plan; `equation` is the one that fails."""
+
+    def __init__(self, message: str, equation: Equation) -> None:
+        super().__init__(message)
+        self.equation = equation
+
+
+def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Rewritten:
+    """Apply a plan to the model it was made for, or to another checkpoint of the same architecture; that one stays.
+
+    Raises:
+        PlanError: where plan, graph and model do not belong together.
+        UnsolvedError: where the module's own forward cannot follow the plan; names the attribute.
+    """
+    keep = plan.keep(graph)
+    _belongs(model, graph)
+    try:
+        attributes = _solve(graph, plan, keep)
+    except Unsolved as e:
+        raise UnsolvedError(f"the forward of {type(model).__name__} cannot follow the plan: {e}", e.equation) from e
+    small = copy.deepcopy(model)
+    slice_tensors(small, graph, keep)
+    for fold in _folds(graph, keep):
+        fold.apply(small)
+    changes = [c for attr, new in attributes.items() for c in _set(small, attr, new)]
+    changes += sync_layers(small)
+    return Rewritten(small, tuple(changes))
+
+
+def transplant(model: nn.Module, small: nn.Module) -> nn.Module:
+    """Give `model` and its modules the state of `small`, a pruned copy of it; other references to them stay valid."""
+    own = dict(model.named_modules(remove_duplicate=False))
+    for path, module in small.named_modules(remove_duplicate=False):
+        target = own[path].__dict__
+        keep = target["_modules"]
+        target.clear()
+        target.update(module.__dict__)
+        target["_modules"] = keep
+    return model
+
+
+def _belongs(model: nn.Module, graph: ChannelGraph) -> None:
+    named = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, shape in graph.shapes.items():
+        have = tuple(named[name].shape) if name in named else None
+        if have != shape:
+            raise PlanError(
+                f"{type(model).__name__} has {name} of shape {have}, the plan's graph has {shape}: "
+                "trace this model and plan again"
+            )
+
+
+# ---- tensors ----------------------------------------------------------------------------------------------------
+
+
+def kept_positions(graph: ChannelGraph, name: str, keep: Bools) -> list[torch.Tensor | None]:
+    """For every axis of a tensor the positions that stay; None where all do."""
+    out: list[torch.Tensor | None] = []
+    for axis in graph.tensors[name]:
+        stays = None if axis is None else keep[graph.component[axis]]
+        out.append(None if stays is None or stays.all() else torch.from_numpy(np.flatnonzero(stays)))
+    return out
+
+
+def slice_tensors(model: nn.Module, graph: ChannelGraph, keep: Bools) -> None:
+    """Cut every parameter and buffer, where it lives; names that shared a tensor share the new one."""
+    aliases: dict[str, list[str]] = {}
+    for name, first in tensor_names(model).items():
+        aliases.setdefault(first, []).append(name)
+    for first, names in aliases.items():
+        if first not in graph.tensors:
+            continue
+        positions = kept_positions(graph, first, keep)
+        if all(p is None for p in positions):
+            continue
+        new = _cut(_get(model, first), positions)
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, new)
+
+
+def _get(model: nn.Module, name: str) -> torch.Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor = getattr(model.get_submodule(owner), leaf)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def _cut(tensor: torch.Tensor, positions: list[torch.Tensor | None]) -> torch.Tensor:
+    data = tensor.detach()
+    for d, p in enumerate(positions):
+        if p is not None:
+            data = data.index_select(d, p.to(data.device))
+    if tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_last(tensor)):
+        data = data.contiguous(memory_format=_last(tensor))
+    if not isinstance(tensor, nn.Parameter):
+        return data
+    return nn.Parameter(data, requires_grad=tensor.requires_grad)
+
+
+def _last(tensor: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
+
+
+# ---- integers ---------------------------------------------------------------------------------------------------
+
+
+def _solve(graph: ChannelGraph, plan: Plan, keep: Bools) -> dict[Attr, int]:
+    groups = group_counts(graph, plan, keep)
+
+    def new_of(eq: Equation) -> int:
+        return groups.get(eq.node, eq.old) if eq.groups else graph.kept(eq.axis, keep, eq.old)
+
+    def kept(axis: Axis, old: int) -> int:
+        return graph.kept(axis, keep, old)
+
+    solved = solve(list(graph.equations), new_of, graph.axis_of, kept)
+    return {attr: new for attr, new in solved.items() if new != attr.old}
+
+
+def group_counts(graph: ChannelGraph, plan: Plan, keep: Bools) -> dict[str, int]:
+    """New numbers of groups: node of a group norm or a grouped convolution -> groups."""
+    out = {node: change.after for node, change in plan.norms.items()}
+    for node in graph.traced.graph.nodes:
+        if node.op == "call_function" and op_name(node.target).startswith("aten::conv"):
+            x, w = node.args[0], node.args[1]
+            shape = shape_of(w)
+            at = len(shape_of(x)) - len(shape) + 1
+            channels = graph.kept(graph.env[x][at], keep, shape_of(x)[at])
+            if "transpose" in node.name:
+                n_out = graph.kept(graph.env[node][at], keep, shape_of(node)[at])
+                out[node.name] = n_out // max(1, graph.kept(graph.env[w][1], keep, shape[1]))
+            else:
+                out[node.name] = channels // max(1, graph.kept(graph.env[w][1], keep, shape[1]))
+    return out
+
+
+def _set(model: nn.Module, attr: Attr, new: int) -> list[Change]:
+    module = model.get_submodule(attr.path)
+    owner = module.config if attr.config else module
+    old = getattr(owner, attr.name)
+    value: Any = new
+    if attr.index is not None:
+        value = type(old)(new if i == attr.index else v for i, v in enumerate(old))
+    setattr(owner, attr.name, value)
+    return [Change(attr.path, ("config." if attr.config else "") + attr.name, old, value)]
+
+
+def sync_layers(model: nn.Module) -> list[Change]:
+    """Sizes that torch.nn layers only tell (`in_features`, ...) follow their tensors."""
+    changes = []
+    for path, module in model.named_modules():
+        for name, new in layer_sizes(module).items():
+            old = getattr(module, name, None)
+            if old is not None and old != new:
+                setattr(module, name, new)
+                changes.append(Change(path, name, old, new))
+    return changes
+
+
+def layer_sizes(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a torch.nn layer that repeat a shape of its tensors."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return {"in_channels": weight.shape[0], "out_channels": weight.shape[1] * module.groups}  # type: ignore[union-attr]
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return {"out_channels": weight.shape[0], "in_channels": weight.shape[1] * module.groups}  # type: ignore[union-attr]
+    if isinstance(module, nn.Linear):
+        return {"out_features": weight.shape[0], "in_features": weight.shape[1]}  # type: ignore[union-attr]
+    if isinstance(module, nn.Bilinear):
+        o, a, b = weight.shape  # type: ignore[union-attr]
+        return {"out_features": o, "in1_features": a, "in2_features": b}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        one = weight if weight is not None else module.running_mean
+        return {} if one is None else {"num_features": one.shape[0]}
+    if isinstance(module, nn.GroupNorm):
+        return {} if weight is None else {"num_channels": weight.shape[0]}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {} if weight is None else {"normalized_shape": tuple(weight.shape)}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}  # type: ignore[union-attr]
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": weight.shape[0]}  # type: ignore[union-attr]
+    if isinstance(module, nn.RNNBase):
+        return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_hh_l0.shape[1]}
+    if isinstance(module, nn.MultiheadAttention):
+        return _mha_sizes(module)
+    return {}
+
+
+def _mha_sizes(m: nn.MultiheadAttention) -> dict[str, Any]:
+    first = m.in_proj_weight if m.in_proj_weight is not None else m.q_proj_weight
+    width = first.shape[0] // 3 if m.in_proj_weight is not None else first.shape[0]
+    out: dict[str, Any] = {"embed_dim": first.shape[1], "head_dim": width // max(1, m.num_heads)}
+    if m.in_proj_weight is not None:
+        return {**out, "kdim": first.shape[1], "vdim": first.shape[1]}
+    return {**out, "kdim": m.k_proj_weight.shape[1], "vdim": m.v_proj_weight.shape[1]}
+
+
+# ---- attention temperature -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows of a linear layer's weight (and bias) to be multiplied, after cutting."""
+
+    names: tuple[str, ...]
+    rows: torch.Tensor
+    factor: float
+
+    def apply(self, model: nn.Module) -> None:
+        for name in self.names:
+            with torch.no_grad():
+                tensor = _get(model, name)
+                if not tensor.is_meta:
+                    tensor[self.rows.to(tensor.device)] *= self.factor
+
+
+def _folds(graph: ChannelGraph, keep: Bools) -> list[Fold]:
+    out: dict[tuple[str, bytes], Fold] = {}
+    for attended in graph.facts.attended:
+        old = len(attended.axis)
+        new = graph.kept(attended.axis, keep, old)
+        if new == old:
+            continue
+        source = query_rows(graph.traced, attended.node)
+        assert source is not None  # analyse() froze the axis otherwise
+        axis = graph.tensors[source.weight][0]
+        stays = np.ones(graph.shapes[source.weight][0], bool) if axis is None else keep[graph.component[axis]]
+        rows = np.flatnonzero(np.isin(np.flatnonzero(stays), source.rows))
+        names = (source.weight,) if source.bias is None else (source.weight, source.bias)
+        out[source.weight, rows.tobytes()] = Fold(names, torch.from_numpy(rows), (new / old) ** 0.5)
+    return list(out.values())
