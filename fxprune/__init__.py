@@ -1,2 +1,56 @@
-"""fxprune."""
+"""fxprune: structural pruning of PyTorch networks, right, general and exact about budgets.
+
+    small = fxprune.prune(model, criterion="gradflow", ratio=0.4)
+
+is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
+"""
+
+from fxprune.api import prune, trace
+from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.errors import (
+    BudgetError,
+    CriterionError,
+    FxPruneError,
+    InputsError,
+    PlanError,
+    PluginError,
+    RewriteError,
+    SaveError,
+    TraceError,
+    VerifyError,
+)
+from fxprune.plan import Plan
+from fxprune.planner import plan
+from fxprune.report import Report, report
+from fxprune.rewrite import rewrite
+from fxprune.rules.op import coupling
+from fxprune.score import Scores, score
+from fxprune.verify import verify
+
 __version__ = "0.1.0"
+__all__ = [
+    "BudgetError",
+    "ChannelGraph",
+    "CriterionError",
+    "FxPruneError",
+    "Group",
+    "InputsError",
+    "Plan",
+    "PlanError",
+    "PluginError",
+    "Report",
+    "RewriteError",
+    "SaveError",
+    "Scores",
+    "Slice",
+    "TraceError",
+    "VerifyError",
+    "coupling",
+    "plan",
+    "prune",
+    "report",
+    "rewrite",
+    "score",
+    "trace",
+    "verify",
+]

@@ -17,19 +17,16 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx, nn
 
 from fxprune.equations import AxisOf, Equation, call_equations, couple, locate, render
 from fxprune.errors import PlanError
-from fxprune.labels import Freeze, Ints, LabelSpace, Resolved, resolve
+from fxprune.labels import Bools, Freeze, Ints, LabelSpace, Resolved, resolve
 from fxprune.provenance import Attr, Size, leaves
 from fxprune.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
 from fxprune.temperature import query_rows
 from fxprune.trace import Inputs, Traced, capture, tensor_names
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ class ChannelGraph:
         outside: number of parameters that the forward does not use.
         stated: how many of `space.freezes` the rules stated (the others follow from decisions about splits).
         equations: what the model's Python needs its integers to be (see `fxprune.equations`).
+        literals: the same for integers of unknown origin.
     """
 
     traced: Traced
@@ -98,11 +96,13 @@ class ChannelGraph:
     facts: Facts
     resolved: Resolved
     equations: tuple[Equation, ...]
+    literals: tuple[Equation, ...]
     axis_of: AxisOf
     outside: int = 0
     prefer: tuple[str, ...] = ()
     owned: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     stated: int = 0
+    fine: bool = True
     groups: tuple[Group, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
@@ -145,17 +145,23 @@ class ChannelGraph:
                 return g
         raise PlanError(f"no group is called {name!r}; see graph.groups")
 
-    def holding(self, equation: Equation) -> ChannelGraph:
-        """The same graph, with the axes of an equation held as they are: the module's Python cannot follow them."""
+    def holding(self, *equations: Equation) -> ChannelGraph:
+        """The same graph, with the axes of some equations held as they are: the module's Python cannot follow them."""
         space = copy.copy(self.space)
         space.freezes = list(self.space.freezes[: self.stated])
-        reason = Freeze("the module's Python", equation.node, f"{render(equation.expr)} cannot follow")
-        axes = [equation.axis, *(self.axis_of(x) for x in leaves(equation.expr) if isinstance(x, Size))]
-        if isinstance(equation.expr, Attr):
-            axes += [eq.axis for eq in self.equations if eq.expr == equation.expr]
-        for axis in axes:
-            space.freeze(axis, reason)
-        return self._resolved_anew(space, len(space.freezes))
+        for eq in equations:
+            reason = Freeze("the module's Python", eq.node, f"{render(eq.expr)} cannot follow")
+            axes = [eq.axis, *(self.axis_of(x) for x in leaves(eq.expr) if isinstance(x, Size))]
+            if isinstance(eq.expr, Attr):
+                axes += [other.axis for other in self.equations if other.expr == eq.expr]
+            for axis in axes:
+                space.freeze(axis, reason)
+        return self._resolved_anew(space, len(space.freezes), self.fine)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether something finer than heads was chosen because heads are blocks of a residual stream."""
+        return self.fine and any(s.streamed for s in self.space.splits)
 
     def coarser(self) -> ChannelGraph:
         """The same graph, with whole heads as the unit even where they are blocks of a residual stream."""
@@ -163,9 +169,9 @@ class ChannelGraph:
         space.freezes = list(self.space.freezes[: self.stated])
         return self._resolved_anew(space, self.stated, fine=False)
 
-    def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool = True) -> ChannelGraph:
+    def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool) -> ChannelGraph:
         resolved = resolve(space, self.owned, self.prefer, fine)
-        return replace(self, space=space, resolved=resolved, stated=stated)
+        return replace(self, space=space, resolved=resolved, stated=stated, fine=fine)
 
     # ---- questions ------------------------------------------------------------------------------------------------
 
@@ -305,12 +311,13 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
             space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
     axis_of = locate(traced, env, tensors, tensor_names(model))
     calls = list(call_equations(traced, env))
-    couple(space, calls, traced.recorder.equalities, axis_of)
+    couple(space, _read_labels(space, facts, env), calls, traced.recorder.equalities, axis_of)
     owned = [a for labels in tensors.values() for a in labels if a is not None]
     has_tensor = np.concatenate(owned) if owned else np.zeros(0, np.int64)
     stated = len(space.freezes)
     resolved = resolve(space, has_tensor, prefer)
-    equations = [eq for call in calls for eq in call]
+    equations = [eq for call in calls for eq in call if not isinstance(eq.expr, int)]
+    literals = [eq for call in calls for eq in call if isinstance(eq.expr, int)]
     for a, b in traced.recorder.equalities:
         equations += _equality_equations(a, b, axis_of)
     return ChannelGraph(
@@ -324,12 +331,22 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         facts=facts,
         resolved=resolved,
         equations=tuple(equations),
+        literals=tuple(literals),
         axis_of=axis_of,
         prefer=prefer,
         owned=has_tensor,
         stated=stated,
         outside=sum(p.numel() for n, p in model.named_parameters() if n not in tensors),
     )
+
+
+def _read_labels(space: LabelSpace, facts: Facts, env: Mapping[fx.Node, Any]) -> Bools:
+    """Which labels stand on an axis that some op contracts over."""
+    out = np.zeros(space.size, bool)
+    for pairs in facts.reads.values():
+        for node, axis in pairs:
+            out[env[node][axis]] = True
+    return out
 
 
 def _equality_equations(a: Any, b: Any, axis_of: AxisOf) -> Iterator[Equation]:

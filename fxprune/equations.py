@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxprune.labels import Axis, LabelSpace
-from fxprune.provenance import Apply, Attr, Expr, Size, TracedInt, evaluate, leaves
+from fxprune.labels import Axis, Bools, LabelSpace
+from fxprune.provenance import Apply, Attr, Expr, Size, TracedInt, evaluate, expr_of, leaves
 from fxprune.rules.op import op_name, shape_of
 from fxprune.trace import Traced
 
@@ -29,7 +29,8 @@ _SIZED = _METHODS | {"zeros", "ones", "full", "empty", "randn", "rand"}
 class Equation:
     """`expr` was `old`; after pruning it must be the number of labels of `axis` that stay (`old` where axis is None).
 
-    `groups` names a group-norm or convolution node instead, whose number of groups it must be.
+    `groups` names a group-norm or convolution node instead, whose number of groups it must be.  Where `expr` is a plain
+    integer, its origin is unknown: it may stand in the source, or have lost its trace.
     """
 
     expr: Expr
@@ -70,8 +71,8 @@ def _of_call(
 
     def aligned(sizes: list[Any], axes: tuple[Axis, ...], node: fx.Node) -> Iterator[Equation]:
         for value, axis in zip(sizes, axes, strict=True):
-            if isinstance(value, TracedInt):
-                yield Equation(value.expr, axis, int(value), node.name)
+            if isinstance(value, TracedInt) or (axis is not None and value > 1):
+                yield Equation(expr_of(value), axis, int(value), node.name)
 
     if name in _SIZED:
         sizes = _sizes(args[1:] if name in _METHODS else args) or _sizes([kwargs.get("shape", kwargs.get("size", ()))])
@@ -98,7 +99,7 @@ def _of_call(
         axes = _axes(last, env)
         if _ints(shape):
             yield from aligned(shape, axes[len(axes) - len(shape) :], last)
-    elif name in ("group_norm", "conv1d", "conv2d", "conv3d"):
+    elif name == "group_norm" or name.startswith("conv"):
         at = 1 if name == "group_norm" else 6
         value = args[at] if len(args) > at else kwargs.get("num_groups" if name == "group_norm" else "groups")
         if isinstance(value, TracedInt):
@@ -150,8 +151,14 @@ def locate(traced: Traced, env: dict[fx.Node, Any], tensors: dict[str, tuple[Axi
     return axis_of
 
 
-def couple(space: LabelSpace, equations: list[list[Equation]], equalities: list[tuple[Expr, Expr]], axis_of: AxisOf) -> None:
-    """Tie what the model's Python needs to be alike.
+def couple(
+    space: LabelSpace,
+    read: Bools,
+    equations: list[list[Equation]],
+    equalities: list[tuple[Expr, Expr]],
+    axis_of: AxisOf,
+) -> None:
+    """Tie what the model's Python needs to be alike; `read` says which labels a contraction reads (a stream's are).
 
     - a size read from another tensor's axis: the two axes shrink alike;
     - sizes read from one attribute: all of them shrink alike;
@@ -164,28 +171,28 @@ def couple(space: LabelSpace, equations: list[list[Equation]], equalities: list[
             if eq.groups:
                 continue
             if isinstance(eq.expr, Size):
-                _alike(space, axis_of(eq.expr), eq.axis, eq.node)
+                _alike(space, read, axis_of(eq.expr), eq.axis, eq.node)
             elif isinstance(eq.expr, Attr):
                 by_attr.setdefault(eq.expr, []).append((eq.axis, eq.old, eq.node))
         for eq in call:
-            _factors(space, eq, call, axis_of)
+            _factors(space, read, eq, call, axis_of)
     for a, b in equalities:
         for x, y in ((a, b), (b, a)):
             if isinstance(x, Attr) and isinstance(y, Size):
                 axis = axis_of(y)
                 by_attr.setdefault(x, []).append((axis, 0 if axis is None else len(axis), "a comparison"))
         if isinstance(a, Size) and isinstance(b, Size):
-            _alike(space, axis_of(a), axis_of(b), "a comparison")
+            _alike(space, read, axis_of(a), axis_of(b), "a comparison")
     for a, b in equalities:
         if isinstance(a, Attr) and isinstance(b, Attr) and a in by_attr and b in by_attr:
             by_attr[a] += by_attr[b]
     for uses in by_attr.values():
         first = uses[0][0]
         for axis, _, node in uses[1:]:
-            _alike(space, first, axis, node)
+            _alike(space, read, first, axis, node)
 
 
-def _alike(space: LabelSpace, a: Axis, b: Axis, node: str) -> None:
+def _alike(space: LabelSpace, read: Bools, a: Axis, b: Axis, node: str) -> None:
     if a is None and b is None:
         return
     if a is None or b is None:
@@ -193,8 +200,9 @@ def _alike(space: LabelSpace, a: Axis, b: Axis, node: str) -> None:
     elif len(a) == len(b) and not _same_axis(a, b) and not _same_factors(space, a, b):
         space.tie(a, b, node)
         for i, s in enumerate(space.splits):
-            if _same_axis(s.parent, a) or _same_axis(s.parent, b):
-                space.splits[i] = replace(s, streamed=True)
+            for parent, other in ((a, b), (b, a)):
+                if _same_axis(s.parent, parent) and read[other].any():
+                    space.splits[i] = replace(s, streamed=True)
 
 
 def _same_axis(a: Axis, b: Axis) -> bool:
@@ -212,7 +220,7 @@ def _same_factors(space: LabelSpace, a: Axis, b: Axis) -> bool:
     return bool(set(_factors_of(space, a)) & set(_factors_of(space, b)))
 
 
-def _factors(space: LabelSpace, eq: Equation, call: list[Equation], axis_of: AxisOf) -> None:
+def _factors(space: LabelSpace, read: Bools, eq: Equation, call: list[Equation], axis_of: AxisOf) -> None:
     """`view(..., a, E // a)`: E's axis is the product of the two."""
     e = eq.expr
     if not (isinstance(e, Apply) and e.op == "//" and isinstance(e.left, Size)):
@@ -227,7 +235,7 @@ def _factors(space: LabelSpace, eq: Equation, call: list[Equation], axis_of: Axi
     for s in space.splits:
         if np.array_equal(s.parent, parent) and all(map(_same_axis, s.factors, factors)):
             return
-    merged = space.merge(factors, sizes, eq.node, streamed=True)
+    merged = space.merge(factors, sizes, eq.node, streamed=bool(read[parent].any()))
     space.tie(merged, parent, eq.node)
 
 

@@ -25,6 +25,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
 Axis: TypeAlias = Ints | None
 FROZEN = 0
 
@@ -163,6 +164,7 @@ class _Resolver:
         self.edges = list(space.edges)
         self.frozen = [a for a, _ in space.freezes]
         self.live = [_OPEN] * len(space.splits)
+        self.chosen: list[Ints] = []
         self.survey()
 
     def survey(self) -> None:
@@ -177,6 +179,9 @@ class _Resolver:
                 np.minimum.at(self.part, self.component[axis], self.prefer.index(kind))
         self.owns = np.zeros(n, bool)
         self.owns[self.component[self.owned]] = True
+        self.committed = np.zeros(n, bool)
+        for axis in self.chosen:
+            self.committed[self.component[axis]] = True
 
     def able(self, s: Split) -> list[int]:
         """Factors of which some position may still go."""
@@ -184,15 +189,16 @@ class _Resolver:
             return []
         return [j for j, f in enumerate(s.factors) if f is not None and not self.dead[self.component[f]].all()]
 
-    def rank(self, s: Split, j: int) -> tuple[int, float, bool, int, int]:
-        """Lower is better: its part in attention, the share that is frozen, whether it owns tensors, its fineness."""
+    def rank(self, s: Split, j: int) -> tuple[int, float, bool, bool, int, int]:
+        """Lower is better: part in attention, share that is frozen, lives elsewhere, owns tensors, fineness."""
         factor = s.factors[j]
         assert factor is not None
         c = self.component[factor]
         part = int(self.part[c].min())
         if self.fine and s.streamed and part < len(self.prefer):
-            part = len(self.prefer) - 1 - part
-        return (part, float(self.dead[c].mean()), not bool(self.owns[c].any()), -s.sizes[j], j)
+            part = int(self.prefer[part] == "heads")
+        elsewhere, owns = bool(self.committed[c].any()), bool(self.owns[c].any())
+        return (part, float(self.dead[c].mean()), not elsewhere, not owns, -s.sizes[j], j)
 
     def freeze(self, axis: Axis, reason: Freeze) -> None:
         if axis is not None:
@@ -212,7 +218,11 @@ class _Resolver:
             for axis in (s.parent, *s.factors):
                 self.freeze(axis, Freeze("split axis", s.node, f"no factor of the split {s.sizes} can shrink"))
         else:
+            factor = s.factors[best]
+            assert factor is not None
             self.edges.append(_factor_edge(s, best))
+            self.chosen.append(factor)
+            self.committed[self.component[factor]] = True
 
     def round(self, choose: Callable[[Split, list[int]], bool]) -> bool:
         """Decide the open splits that leave no choice, or that `choose` picks; returns whether any was decided."""

@@ -20,7 +20,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError
 from fxprune.plan import NormChange
 from fxprune.rules.op import op_name, shape_of
-from fxprune.trace import Inputs
+from fxprune.trace import Inputs, last_uses
 
 Statistic: TypeAlias = "Callable[[MaskedRun, fx.Node, tuple[Any, ...], dict[str, Any]], Any]"
 
@@ -80,23 +80,12 @@ class MaskedRun:
             raise InputsError(f"the graph was traced with {len(traced.inputs)} inputs, {len(flat)} are given")
         given = dict(zip(traced.inputs, flat, strict=True))
         env: dict[fx.Node, Any] = {}
-        last = self._last_uses()
+        last = last_uses(traced.graph, traced.outputs)
         for node in traced.graph.nodes:
             env[node] = self._placeholder(node, given) if node.op == "placeholder" else self._run(node, env)
             for n in last.get(node, ()):
                 del env[n]
         return [env[o] if isinstance(o, fx.Node) else o for o in traced.outputs]
-
-    def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
-        """Node -> values that nobody needs after it."""
-        seen = {o for o in self.graph.traced.outputs if isinstance(o, fx.Node)}
-        out: dict[fx.Node, list[fx.Node]] = {}
-        for node in reversed(self.graph.traced.graph.nodes):
-            for n in node.all_input_nodes:
-                if n not in seen:
-                    seen.add(n)
-                    out.setdefault(node, []).append(n)
-        return out
 
     def _placeholder(self, node: fx.Node, given: Mapping[str, Any]) -> Any:
         traced = self.graph.traced

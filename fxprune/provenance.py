@@ -211,7 +211,7 @@ class RecordingMode(TorchFunctionMode):
         number = self.recorder.count
         self.recorder.count += 1
         flat = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, (torch.Size, slice)))
-        if any(isinstance(x, (TracedInt, torch.Size, slice)) for x in flat):
+        if any(isinstance(x, (int, torch.Size, slice)) for x in flat):
             self.recorder.calls[number] = Call(name, args, kwargs)
             args, kwargs = plain(args), plain(kwargs)
         with fx_traceback.annotate({MARK: number}):

@@ -19,6 +19,7 @@ from torch import nn
 from fxprune.channels import Bools, ChannelGraph
 from fxprune.equations import Equation, Unsolved, solve
 from fxprune.errors import PlanError, RewriteError
+from fxprune.graphforward import use_graph
 from fxprune.labels import Axis
 from fxprune.plan import Plan
 from fxprune.provenance import Attr
@@ -39,12 +40,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A dense model and the attributes that changed; `forward` is "module", or "graph" with the `reason`."""
+    """A dense model, the attributes that changed, and what its forward is: "module" or "graph"."""
 
     model: nn.Module
     changes: tuple[Change, ...]
     forward: str = "module"
-    reason: str = ""
 
 
 class UnsolvedError(RewriteError):
@@ -55,8 +55,12 @@ class UnsolvedError(RewriteError):
         self.equation = equation
 
 
-def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Rewritten:
+def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str = "module") -> Rewritten:
     """Apply a plan to the model it was made for, or to another checkpoint of the same architecture; that one stays.
+
+    Args:
+        forward: "module" keeps the module's own forward and brings its integers along; "graph" makes the rewritten
+            graph the forward, for modules whose Python cannot follow.
 
     Raises:
         PlanError: where plan, graph and model do not belong together.
@@ -65,7 +69,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Rewritten:
     keep = plan.keep(graph)
     _belongs(model, graph)
     try:
-        attributes = _solve(graph, plan, keep)
+        attributes = _solve(graph, plan, keep) if forward == "module" else {}
     except Unsolved as e:
         raise UnsolvedError(f"the forward of {type(model).__name__} cannot follow the plan: {e}", e.equation) from e
     small = copy.deepcopy(model)
@@ -74,7 +78,9 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Rewritten:
         fold.apply(small)
     changes = [c for attr, new in attributes.items() for c in _set(small, attr, new)]
     changes += sync_layers(small)
-    return Rewritten(small, tuple(changes))
+    if forward == "graph":
+        use_graph(small, graph, plan, group_counts(graph, plan, keep))
+    return Rewritten(small, tuple(changes), forward)
 
 
 def transplant(model: nn.Module, small: nn.Module) -> nn.Module:

@@ -251,3 +251,15 @@ def _attribute(module: nn.Module, target: str) -> Any:
     for part in target.split("."):
         module = getattr(module, part)
     return module
+
+
+def last_uses(graph: fx.Graph, outputs: tuple[Any, ...]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """Node -> values that nobody needs after it."""
+    seen = {o for o in outputs if isinstance(o, fx.Node)}
+    out: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for node in reversed(graph.nodes):
+        fresh = tuple(n for n in node.all_input_nodes if n not in seen)
+        seen.update(fresh)
+        if fresh:
+            out[node] = fresh
+    return out

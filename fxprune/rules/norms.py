@@ -57,8 +57,13 @@ def group_norm(op: Op) -> Labels:
 
 @aten("_weight_norm _weight_norm_interface")
 def weight_norm(op: Op) -> Labels | list[Labels]:
-    """w = g v / ||v||, the norm over all axes but `dim`: like a norm's statistics, over what stays."""
+    """w = g v / ||v||, the norm over all axes but `dim`, over what stays."""
     labels = list(op.labels("v"))
     d = op.arg("dim", 0) % len(labels)
     labels[d] = op.tie(labels[d], op.labels("g")[d])
+    v = op.tensor("v")
+    assert v is not None
+    for k in range(len(labels)):
+        if k != d:
+            op.reads(v, k)
     return [tuple(labels), *frozen_like(op.out)[1:]] if isinstance(op.out, (tuple, list)) else tuple(labels)

@@ -1,0 +1,204 @@
+"""The rewritten graph as a model's forward: the last resort where the module's own Python cannot follow a plan.
+
+The model keeps its class, its parameter names and its training mode; only `forward` is replaced, by running the traced
+ATen graph with its shape constants recomputed.  Sizes that the model's Python had read from a tensor (a batch, a
+sequence length) are read again at run time, so other batch sizes work as far as the graph itself allows.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.channels import Bools, ChannelGraph
+from fxprune.errors import InputsError
+from fxprune.plan import Plan
+from fxprune.rules.op import op_name, shape_of
+from fxprune.trace import last_uses
+
+Env: TypeAlias = Mapping[fx.Node, Any]
+_SHAPED = {f"aten::{n}": 1 for n in "view reshape _unsafe_view expand new_zeros new_ones new_full new_empty".split()}
+_SHAPED |= {f"aten::{n}": 0 for n in "zeros ones full empty rand randn".split()}
+
+
+@dataclass(frozen=True)
+class Rewriter:
+    """Recomputes the constants of nodes from the labels that stay."""
+
+    graph: ChannelGraph
+    keep: Bools
+    groups: Mapping[str, int]
+
+    def size(self, node: fx.Node, d: int, old: int) -> int:
+        labels = self.graph.env.get(node)
+        return old if not isinstance(labels, tuple) else self.graph.kept(labels[d], self.keep, old)
+
+    def arguments(self, node: fx.Node) -> list[Any]:
+        """The node's positional arguments after pruning."""
+        args = list(node.args)
+        name = op_name(node.target)
+        if name in _SHAPED:
+            at = _SHAPED[name]
+            args[at] = [s if isinstance(s, fx.Node) or s == -1 else self.size(node, d, s) for d, s in enumerate(args[at])]
+        elif name == "aten::unflatten":
+            start = args[1] % len(shape_of(args[0]))
+            args[2] = [s if s == -1 else self.size(node, start + d, s) for d, s in enumerate(args[2])]
+        elif name in ("aten::layer_norm", "aten::rms_norm"):
+            first = len(shape_of(node)) - len(args[1])
+            args[1] = [self.size(node, first + d, s) for d, s in enumerate(args[1])]
+        elif name == "aten::group_norm":
+            args[1] = self.groups.get(node.name, args[1])
+        elif name == "aten::slice":
+            args = self._slice(node, args)
+        elif node.name in self.groups and len(args) > 6:
+            args[7 if "transpose" in name else 6] = self.groups[node.name]
+        return args
+
+    def _slice(self, node: fx.Node, args: list[Any]) -> list[Any]:
+        dim = args[1] if len(args) > 1 else 0
+        axis = self.graph.env[args[0]][dim]
+        if axis is None:
+            return args
+        n = len(axis)
+
+        def moved(border: Any) -> Any:
+            if not isinstance(border, int) or border >= n:
+                return border
+            return int(self.keep[self.graph.component[axis[: border % n if border < 0 else border]]].sum())
+
+        return [*args[:2], *(moved(b) for b in args[2:4]), *args[4:]]
+
+    def pieces(self, node: fx.Node) -> list[int] | None:
+        """Lengths of the pieces of a split or chunk."""
+        if op_name(node.target) not in ("aten::split", "aten::chunk", "aten::split_with_sizes"):
+            return None
+        labels = self.graph.env[node]
+        rank = len(labels[0])
+        dim = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % rank  # type: ignore[arg-type]
+        sizes = [int(v.shape[dim]) for v in node.meta["val"]]
+        return [self.graph.kept(piece[dim], self.keep, s) for piece, s in zip(labels, sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The rewritten graph: steps in order, ready to run on a model's tensors."""
+
+    nodes: tuple[fx.Node, ...]
+    arguments: Mapping[fx.Node, list[Any]]
+    pieces: Mapping[fx.Node, list[int]]
+    last: Mapping[fx.Node, tuple[fx.Node, ...]]
+    tensors: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    inputs: tuple[str, ...]
+    batch: tuple[str, int] | None
+    outputs: tuple[Any, ...]
+    in_spec: Any
+    out_spec: Any
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        if len(flat) != len(self.inputs):
+            raise InputsError(
+                f"this pruned {type(model).__name__} runs its traced graph, which takes {len(self.inputs)} inputs in the "
+                f"structure {self.in_spec}, not {spec}"
+            )
+        given = dict(zip(self.inputs, flat, strict=True))
+        state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+        times = 1.0 if self.batch is None else given[self.batch[0]].shape[0] / self.batch[1]
+        env: dict[fx.Node, Any] = {}
+        for node in self.nodes:
+            env[node] = self._step(node, env, given, state, times)
+            for n in self.last.get(node, ()):
+                env.pop(n, None)
+        out = [env[o] if isinstance(o, fx.Node) else o for o in self.outputs]
+        return pytree.tree_unflatten(out, self.out_spec)
+
+    def _step(self, node: fx.Node, env: Env, given: Mapping[str, Any], state: Mapping[str, Tensor], times: float) -> Any:
+        if node.op == "placeholder":
+            if node.name in self.tensors:
+                return state[self.tensors[node.name]]
+            return self.constants.get(node.name, given.get(node.name))
+        look: Callable[[Any], Any] = lambda a: fx.node.map_arg(a, lambda n: env[n])  # noqa: E731
+        args, kwargs = list(look(self.arguments[node])), look(dict(node.kwargs))
+        if node in self.pieces:
+            dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+            return list(torch.split(args[0], self.pieces[node], int(dim)))
+        if (at := _SHAPED.get(op_name(node.target))) is not None and times != 1:
+            args[at] = _rebatched(node, args, at, times)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _rebatched(node: fx.Node, args: list[Any], at: int, times: float) -> list[Any]:
+    """The first size of a view, scaled to the batch at hand (-1 does it where the op allows it)."""
+    sizes = list(args[at])
+    if not sizes or not isinstance(sizes[0], int) or sizes[0] < 1:
+        return sizes
+    name = op_name(node.target)
+    if -1 in sizes:
+        return [round(sizes[0] * times), *sizes[1:]]
+    if name == "aten::expand" and args[0].dim() == len(sizes) and args[0].shape[0] != 1:
+        sizes[0] = -1
+    elif name in ("aten::view", "aten::reshape", "aten::_unsafe_view"):
+        rest = 1
+        for s in sizes[1:]:
+            rest *= s
+        if rest > 0:
+            sizes[0] = args[0].numel() // rest
+    elif float(sizes[0] * times).is_integer():
+        sizes[0] = int(sizes[0] * times)
+    return sizes
+
+
+def _graph_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    program: Program = self.__dict__["_fxprune_program"].program
+    return program(self, args, kwargs)
+
+
+class _Shared:
+    """Holds the program; copies of the model share it (it holds no state of the model)."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
+
+
+def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping[str, int]) -> None:
+    """Make the rewritten graph the forward of `small`, whose tensors are already cut.
+
+    Args:
+        groups: new numbers of groups of group norms and grouped convolutions, by node.
+    """
+    keep = plan.keep(graph)
+    traced = graph.traced
+    rewriter = Rewriter(graph, keep, groups)
+    calls = [n for n in traced.graph.nodes if n.op == "call_function"]
+    flat, spec = pytree.tree_flatten(traced.example)
+    first = next(((n, int(v.shape[0])) for n, v in zip(traced.inputs, flat, strict=True) if _batched(v)), None)
+    pieces = {n: p for n in calls if (p := rewriter.pieces(n)) is not None}
+    program = Program(
+        nodes=tuple(traced.graph.nodes),
+        arguments={n: rewriter.arguments(n) for n in calls},
+        pieces=pieces,
+        last=last_uses(traced.graph, traced.outputs),
+        tensors=traced.tensors,
+        constants=traced.constants,
+        inputs=traced.inputs,
+        batch=first,
+        outputs=traced.outputs,
+        in_spec=spec,
+        out_spec=traced.out_spec,
+    )
+    small.__dict__["_fxprune_program"] = _Shared(program)
+    small.__dict__["forward"] = types.MethodType(_graph_forward, small)
+
+
+def _batched(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0

@@ -1,0 +1,98 @@
+"""What a pruning run did: attached to the model it returns, read with `fxprune.report(small)`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from fxprune.channels import ChannelGraph, Held
+from fxprune.errors import PlanError
+from fxprune.plan import Plan
+from fxprune.rewrite import Change
+from fxprune.verify import Check
+
+_KEY = "_fxprune_report"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One reason why tensors could not be pruned: how many axes, the share of parameters they belong to, and where."""
+
+    name: str
+    axes: int
+    share: float
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened.
+
+    Attributes:
+        plan: what went.
+        changes: attributes of modules that changed.
+        checks: proofs that were run, with their errors.
+        forward: "module", or "graph" where the rewritten graph became the model's forward (`reason` says why).
+        held: why the rest could not be pruned.
+        seconds: step -> seconds.
+    """
+
+    plan: Plan
+    changes: tuple[Change, ...]
+    checks: tuple[Check, ...] = ()
+    forward: str = "module"
+    reason: str = ""
+    held: tuple[Cause, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines += [f"  {check}" for check in self.checks]
+        lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
+        return "\n".join(lines)
+
+
+def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:
+    """Frozen parameter axes grouped by cause, the largest share of parameters first.
+
+    A parameter counts to a cause with all its elements if the cause holds any of its axes wholly, else in proportion.
+    """
+    size = {t: 1 for t in graph.parameters}
+    for t in size:
+        for s in graph.shapes[t]:
+            size[t] *= s
+    total = max(1, sum(size.values()))
+    by: dict[str, list[Held]] = defaultdict(list)
+    for h in graph.frozen() if held is None else held:
+        if h.tensor in graph.parameters:
+            by[h.cause].append(h)
+    out = []
+    for name, items in by.items():
+        portion: dict[str, float] = {}
+        for h in items:
+            part = h.positions / graph.shapes[h.tensor][h.axis]
+            portion[h.tensor] = max(portion.get(h.tensor, 0.0), part)
+        share = sum(size[t] * p for t, p in portion.items()) / total
+        where = tuple(f"{h.tensor}[{h.axis}] {h.why} ({h.op or 'no op'}){f' at {h.source}' if h.source else ''}" for h in items[:3])
+        out.append(Cause(name, len(items), share, where))
+    return tuple(sorted(out, key=lambda c: -c.share))
+
+
+def attach(model: nn.Module, made: Report) -> None:
+    """Keep a report beside the model, outside its state."""
+    model.__dict__[_KEY] = made
+
+
+def report(model: nn.Module) -> Report:
+    """The report of a pruned or loaded model.
+
+    Raises:
+        PlanError: where the model was not pruned by fxprune.
+    """
+    made = model.__dict__.get(_KEY)
+    if not isinstance(made, Report):
+        raise PlanError(f"this {type(model).__name__} was not pruned by fxprune; call fxprune.prune(model) first")
+    return made
