@@ -1,0 +1,329 @@
+"""Small networks, one for each way in which channels couple: name -> (module, example inputs, share that must be prunable)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], float]] = {}
+
+
+def case(inputs: Callable[[], Any], share: float = 0.3) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    def register(cls: type[nn.Module]) -> type[nn.Module]:
+        CASES[cls.__name__] = (cls, inputs, share)
+        return cls
+
+    return register
+
+
+def image(c: int = 3, side: int = 8) -> Callable[[], Tensor]:
+    return lambda: torch.randn(2, c, side, side)
+
+
+def tokens(n: int = 6, c: int = 8) -> Callable[[], Tensor]:
+    return lambda: torch.randn(2, n, c)
+
+
+class Seq(nn.Module):
+    """Layers one after the other, by `layers()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*self.layers())
+
+    def layers(self) -> list[nn.Module]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@case(image())
+class Transposed(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 12, 3), nn.PReLU(12), nn.Conv2d(12, 4, 1)]
+
+
+@case(image())
+class TransposedGroups(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 4, 1)]
+
+
+@case(image())
+class TransposedDepthwise(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 16, 3, groups=16), nn.ReLU(), nn.Conv2d(16, 4, 1)]
+
+
+@case(lambda: torch.randn(2, 3, 20))
+class OneDimensional(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv1d(3, 16, 3), nn.InstanceNorm1d(16, affine=True), nn.Conv1d(16, 16, 3, groups=2), nn.GELU(),
+                nn.AvgPool1d(2), nn.ConvTranspose1d(16, 6, 2), nn.Conv1d(6, 4, 1)]  # fmt: skip
+
+
+@case(lambda: torch.randn(2, 3, 4, 6, 6))
+class ThreeDimensional(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv3d(3, 16, 3, padding=1), nn.BatchNorm3d(16), nn.MaxPool3d(2), nn.ConvTranspose3d(16, 8, 2), nn.Conv3d(8, 2, 1)]
+
+
+@case(image())
+class Shuffles(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv2d(3, 16, 3, padding=1), nn.PixelUnshuffle(2), nn.Conv2d(64, 32, 1), nn.PixelShuffle(2), nn.Conv2d(8, 4, 1)]
+
+
+@case(image())
+class Parametrized(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [parametrizations.weight_norm(nn.Conv2d(3, 16, 3)), nn.ReLU(), parametrizations.weight_norm(nn.Conv2d(16, 12, 3)),
+                nn.ReLU(), nn.Conv2d(12, 4, 1)]  # fmt: skip
+
+
+@case(image())
+class Spectral(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv2d(3, 16, 3), nn.ReLU(), parametrizations.spectral_norm(nn.Conv2d(16, 12, 3)), nn.ReLU(), nn.Conv2d(12, 4, 1)]
+
+
+@case(image())
+class ResponseNorm(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv2d(3, 16, 3), nn.LocalResponseNorm(3), nn.Conv2d(16, 24, 1), nn.ReLU(), nn.Conv2d(24, 4, 1)]
+
+
+@case(image())
+class Unflattened(Seq):
+    def layers(self) -> list[nn.Module]:
+        return [nn.Conv2d(3, 16, 8), nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Unflatten(1, (6, 4)), nn.Flatten(), nn.Linear(24, 4)]
+
+
+@case(image())
+class Called(nn.Module):
+    """One module called twice, inside a residual stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.mid(F.relu(self.mid(x))) + x)
+
+
+@case(lambda: torch.randint(0, 11, (2, 5)))
+class Tied(nn.Module):
+    """Embedding and head share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.a, self.b = nn.Embedding(11, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, i: Tensor) -> Tensor:
+        x = self.embed(i)
+        return self.head(self.norm(x + self.b(F.relu(self.a(x)))))
+
+
+@case(tokens())
+class MultiHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.att, self.o = nn.Linear(8, 16), nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        return self.o(x + self.att(x, x, x, need_weights=False)[0])
+
+
+@case(tokens())
+class Gqa(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.kv, self.d = 6, 2, 4
+        self.i, self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(12, 24), nn.Linear(12, 8), nn.Linear(12, 8)
+        self.norm, self.o, self.out = nn.RMSNorm(4), nn.Linear(24, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        b, n, _ = x.shape
+        q = self.norm(self.q(x).view(b, n, self.h, self.d)).transpose(1, 2)
+        k, v = (f(x).view(b, n, self.kv, self.d).transpose(1, 2) for f in (self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(x + self.o(y.transpose(1, 2).flatten(2)))
+
+
+@case(tokens())
+class Biased(nn.Module):
+    """A learned table of biases for each head, looked up by an index buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.o, self.i, self.out = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(8, 16), nn.Linear(16, 3)
+        self.table = nn.Parameter(torch.randn(11, 4))
+        self.register_buffer("index", torch.randint(0, 11, (6, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, 4).permute(2, 0, 3, 1, 4)
+        bias = self.table[self.index.view(-1)].view(n, n, -1).permute(2, 0, 1)
+        a = (q @ k.transpose(-2, -1) * 0.5 + bias[None]).softmax(-1)
+        return self.out(x + self.o((a @ v).transpose(1, 2).flatten(2)))
+
+
+@case(image(side=8))
+class Windows(nn.Module):
+    """Windows and shifts, as in Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.i, self.a, self.b, self.o = 4, nn.Conv2d(3, 12, 1), nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x).permute(0, 2, 3, 1)
+        b, h, w, c = x.shape
+        y = torch.roll(x, (-2, -2), (1, 2))
+        y = y.view(b, h // self.w, self.w, w // self.w, self.w, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, self.w * self.w, c)
+        y = self.b(F.gelu(self.a(y)))
+        y = y.view(b, h // self.w, w // self.w, self.w, self.w, -1).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, -1)
+        return self.o(x + torch.roll(y, (2, 2), (1, 2)))
+
+
+@case(image())
+class Unfolded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.mix, self.o = nn.Conv2d(3, 8, 1), nn.Conv1d(32, 32, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.unfold(F.relu(self.i(x)), 2, stride=2)
+        return self.o(F.fold(self.mix(x), (8, 8), 2, stride=2))
+
+
+@case(image())
+class Written(nn.Module):
+    """In-place writes into a buffer made in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(14, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        out = torch.cat([torch.zeros_like(a), b], 1)
+        out[:, : a.shape[1]] += a
+        return self.o(F.relu(out))
+
+
+@case(image())
+class Regions(nn.Module):
+    """no_grad and autocast regions become higher-order ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        with torch.no_grad():
+            gate = x.sigmoid()
+        with torch.autocast("cpu", enabled=False):
+            y = self.b(x)
+        return self.o(y * gate)
+
+
+@case(tokens())
+class Einsum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 4, 5))
+        self.u = nn.Parameter(torch.randn(4, 5, 12))
+        self.o = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.einsum("bnc,chd->bnhd", x, self.w)
+        return self.o(torch.einsum("...hd,hde->...e", F.relu(h), self.u))
+
+
+@case(tokens())
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.r = nn.Linear(8, 16), nn.GRU(16, 12, 2, batch_first=True, bidirectional=True)
+        self.h, self.o = nn.Linear(24, 20), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(F.relu(self.h(self.r(self.i(x))[0])))
+
+
+@case(lambda: (torch.randn(2, 6), torch.randn(2, 5)))
+class TwoStreams(nn.Module):
+    """Bilinear product of two streams; a view sized by the other stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.m, self.o = nn.Linear(6, 12), nn.Linear(5, 12), nn.Bilinear(12, 12, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b = F.relu(self.a(x)), F.relu(self.b(y))
+        return self.o(F.relu(self.m(a, b.view(-1, a.shape[-1]))))
+
+
+@case(lambda: torch.randint(0, 9, (3, 4)))
+class Bags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.a, self.o = nn.EmbeddingBag(9, 24, mode="mean"), nn.Linear(24, 16), nn.Linear(16, 3)
+
+    def forward(self, i: Tensor) -> Tensor:
+        return self.o(F.relu(self.a(self.bag(i))))
+
+
+@case(tokens())
+class Normalised(nn.Module):
+    """L2-normalised features in an inner product, a hand-written layer norm, stack and unbind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.g = nn.Linear(8, 16), nn.Linear(8, 16), nn.Parameter(torch.rand(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.stack([self.a(x), self.b(x)], 1).unbind(1)
+        a = (a - a.mean(-1, keepdim=True)) / torch.sqrt(a.var(-1, keepdim=True, unbiased=False) + 1e-5) * self.g
+        return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2)
+
+
+@case(image())
+class Padded(nn.Module):
+    """A shortcut padded on the channel axis: the padding stays, the rest may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.o(F.relu(self.b(x) + F.pad(x, (0, 0, 0, 0, 0, 4))))
+
+
+@case(image(), share=0.2)
+class Standardised(nn.Module):
+    """Weights standardised in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.stem, self.o = nn.Parameter(torch.randn(16, 8, 3, 3)), nn.Conv2d(3, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = F.batch_norm(self.w.reshape(1, self.w.shape[0], -1), None, None, training=True).reshape(self.w.shape)
+        return self.o(F.relu(F.conv2d(self.stem(x), w)))
