@@ -124,8 +124,7 @@ def prune(
     """
     if not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
-    if isinstance(criterion, str):
-        criterion = registry.get("criteria", criterion)
+    asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
     registry.get("schedulers", scheduler)
     adapter = find_adapter(model)
     net, back = adapter.unwrap(model)
@@ -133,7 +132,7 @@ def prune(
     with clock("trace"):
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
-        batches, how = _data_and_loss(adapter, model, criterion, data, loss, samples, seed, progress)
+        batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
     limits: dict[str, Any] = dict(round_to=round_to, max_ratio=max_ratio, exact_norms=exact_norms, scope=scope)
     limits["ignore"] = (*ignore, *adapter.protect(net))
 

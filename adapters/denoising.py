@@ -1,0 +1,215 @@
+"""What a denoiser needs to be scored without data: its inputs, batches sampled by itself, the noise-prediction loss.
+
+A batch is a dict, complete and on the CPU or the model's device, so that the loss is a fixed function of the weights:
+
+    images       (n, ...) clean samples (for a latent model: latents)
+    noise        like images
+    timestep     (n,)
+    conditions   {argument of forward: values}, such as class_labels or encoder_hidden_states
+
+Users give less: a tensor of images, a pair (images, class labels), or a dict with the images under "images",
+"pixel_values" or "input" and conditions under the names that forward gives them.  Noise and times are then drawn from a
+generator seeded by the images themselves: the same batch has the same loss, other batches other noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.adapters.noising import Noising, Track
+from fxprune.adapters.tensors import draw, place
+from fxprune.context import Loss
+from fxprune.errors import InputsError
+from fxprune.trace import evaluating
+
+Batch: TypeAlias = dict[str, Any]
+Conditions: TypeAlias = Callable[[int, torch.Generator], dict[str, Any]]
+CHUNK = 4  # samples a calibration batch: gradient criteria keep one batch's activations in memory
+STEPS = 10  # of the sampler
+IMAGES = ("images", "pixel_values", "input", "image")
+LABELS = ("class_labels", "labels", "label")
+
+
+def no_conditions(n: int, generator: torch.Generator) -> dict[str, Any]:
+    """Conditions of an unconditional model: none."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """How to call a model that removes noise.
+
+    Attributes:
+        image: shape of one clean sample, without the batch axis.
+        noising: the forward process, where no pipeline tells another.
+        time: a timestep for example inputs.
+        entry: forward's name for the noisy sample.
+        conditions: random conditions for n samples.
+        made_up: conditions that are no data (positions), which users need not give.
+        beside: input channels beside the noisy ones (inpainting), drawn at random.
+        no_loss: why there is no noise-prediction loss, where there is none.
+    """
+
+    image: tuple[int, ...]
+    noising: Noising
+    time: int | float = 10
+    entry: str = "sample"
+    conditions: Conditions = no_conditions
+    made_up: frozenset[str] = frozenset()
+    beside: int = 0
+    no_loss: str = ""
+
+    def example_inputs(self, model: nn.Module) -> dict[str, Any]:
+        """Keyword arguments for a batch of one."""
+        generator = torch.Generator().manual_seed(0)
+        device, dtype = place(model)
+        kind = torch.int64 if isinstance(self.time, int) else dtype
+        return {
+            self.entry: self._beside(model, draw(model, (1, *self.image), generator), generator),
+            "timestep": torch.tensor([self.time], dtype=kind, device=device),
+            **self.conditions(1, generator),
+        }
+
+    def loss_of(self, noising: Noising, seed: int) -> Loss:
+        """Mean squared error of what the model predicts for noisy samples, in float32."""
+        self._check()
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            full = self.complete(model, batch, noising, seed)
+            clean, noise, times = full["images"], full["noise"], full["timestep"]
+            noisy = noising.noised(clean, noise, times)
+            predicted = self._predict(model, noisy, times, full["conditions"])
+            return nn.functional.mse_loss(predicted.float(), noising.target(clean, noise, times).float())
+
+        return loss
+
+    def calibration(self, model: nn.Module, noising: Noising, n: int, seed: int, progress: bool) -> list[Batch]:
+        """n samples that the model draws itself in a few steps, with noise, times and conditions, in small batches."""
+        self._check()
+        generator = torch.Generator().manual_seed(seed)
+        times = noising.times(n, generator)[torch.randperm(n, generator=generator)]  # early and late in each batch
+        device = place(model)[0]
+        parts = torch.split(times.to(device), CHUNK)
+        with _bar(progress, len(parts) * STEPS) as tick:
+            return [self._drawn(model, noising, part, generator, tick) for part in parts]
+
+    def _drawn(
+        self, model: nn.Module, noising: Noising, times: Tensor, generator: torch.Generator, tick: Track
+    ) -> Batch:
+        n = len(times)
+        conditions = self.conditions(n, generator)
+        start = draw(model, (n, *self.image), generator)
+        with torch.no_grad(), evaluating(model):
+            clean = noising.sample(lambda x, t: self._predict(model, x, t, conditions), start, STEPS, tick)
+        noise = draw(model, (n, *self.image), generator)
+        return {"images": clean, "noise": noise, "timestep": times, "conditions": conditions}
+
+    def complete(self, model: nn.Module, batch: Any, noising: Noising, seed: int = 0) -> Batch:
+        """A user's batch (or ours) with everything that the loss needs, on the model's device.
+
+        Raises:
+            InputsError: no images, images of the wrong shape or kind, or a condition is missing.
+        """
+        device, dtype = place(model)
+        given = _named(batch)
+        images = self._images(given, type(model).__name__).to(device, dtype)
+        n = len(images)
+        generator = torch.Generator().manual_seed(zlib.crc32(images.float().cpu().numpy().tobytes()) ^ seed)
+        noise = given.get("noise")
+        times = given.get("timestep")
+        return {
+            "images": images,
+            "noise": draw(model, tuple(images.shape), generator) if noise is None else noise.to(device, dtype),
+            "timestep": (noising.times(n, generator) if times is None else times).to(device),
+            "conditions": self._conditions(given, n, generator, device, type(model).__name__),
+        }
+
+    def _images(self, given: Mapping[str, Any], model: str) -> Tensor:
+        name = next((k for k in IMAGES if k in given), None)
+        images = given[name] if name else None
+        if not isinstance(images, Tensor):
+            raise InputsError(
+                f"a batch for {model} has no images; give a tensor of shape (n, {', '.join(map(str, self.image))}), or "
+                f"a dict that holds one under one of {', '.join(IMAGES)}"
+            )
+        if not images.is_floating_point():
+            raise InputsError(f"the images of a batch are {images.dtype}; give floats scaled to [-1, 1]")
+        channels = 0 if len(self.image) == 3 else len(self.image) - 1
+        if images.dim() != len(self.image) + 1 or images.shape[channels + 1] != self.image[channels]:
+            raise InputsError(
+                f"the images of a batch have shape {tuple(images.shape)}; {model} takes (n, "
+                f"{', '.join(map(str, self.image))}) (latents, if it works on latents)"
+            )
+        return images
+
+    def _conditions(
+        self, given: Mapping[str, Any], n: int, generator: torch.Generator, device: torch.device, model: str
+    ) -> dict[str, Any]:
+        held = {**given, **given.get("conditions", {})}
+        label = next((k for k in LABELS if k in held), None)
+        out: dict[str, Any] = {}
+        for name, made in self.conditions(n, generator).items():
+            if name in held or (name == "class_labels" and label):
+                value = held[name] if name in held else held[str(label)]
+                out[name] = pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
+            elif name in self.made_up:
+                out[name] = made
+            else:
+                raise InputsError(
+                    f"{model} is conditional and a batch has no {name!r}; give dicts such as "
+                    f"dict(images=..., {name}=...), or leave data= out and the model draws its own"
+                )
+        return out
+
+    def _beside(self, model: nn.Module, noisy: Tensor, generator: torch.Generator) -> Tensor:
+        if not self.beside:
+            return noisy
+        more = draw(model, (len(noisy), self.beside, *noisy.shape[2:]), generator)
+        return torch.cat([noisy, more], 1)
+
+    def _predict(self, model: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+        noisy_in = self._beside(model, noisy, torch.Generator().manual_seed(0))
+        answer = model(**{self.entry: noisy_in, "timestep": times, **conditions})
+        out: Tensor = answer[0] if isinstance(answer, tuple) else answer.sample
+        # Models with a learned variance answer with twice the channels: the mean, then the variance.
+        return out.chunk(2, 1)[0] if out.shape[1] == 2 * noisy.shape[1] else out
+
+    def _check(self) -> None:
+        if self.no_loss:
+            raise InputsError(f"{self.no_loss}: pass data= and loss=")
+
+
+def _named(batch: Any) -> Mapping[str, Any]:
+    """A batch as a mapping: a tensor is images, a pair is images and class labels."""
+    if isinstance(batch, Tensor):
+        return {"images": batch}
+    if isinstance(batch, (tuple, list)) and batch:
+        return dict(zip(("images", "class_labels"), batch, strict=False))
+    return batch if isinstance(batch, Mapping) else {}
+
+
+@contextlib.contextmanager
+def _bar(progress: bool, total: int) -> Iterator[Track]:
+    """Within, an iterator that passes steps on and advances one bar of `total` steps (or shows none)."""
+    if not progress:
+        yield iter
+        return
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        task = bar.add_task("drawing calibration samples", total=total)
+
+        def tick(steps: Iterable[Any]) -> Iterator[Any]:
+            for step in steps:
+                yield step
+                bar.advance(task)
+
+        yield tick

@@ -1,0 +1,58 @@
+"""timm: the model's own image size and input channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.adapter import Adapter, comes_from
+from fxprune.adapters.tensors import draw
+from fxprune.errors import InputsError
+from fxprune.trace import ExampleInputs
+
+MOST_CHANNELS = 16  # a first convolution over more reads patches (space to depth), not the image's own channels
+
+
+class TimmAdapter(Adapter):
+    """Models of `timm.create_model`: one image of `pretrained_cfg["input_size"]`.
+
+    A model made with another `img_size=` or `in_chans=` says so in its patch embedding or first convolution, and that
+    counts.  Knows no loss: timm models serve many tasks.
+    """
+
+    def recognises(self, given: object) -> bool:
+        """A module defined in timm, with a `pretrained_cfg`."""
+        return isinstance(given, nn.Module) and comes_from(given, "timm") and hasattr(given, "pretrained_cfg")
+
+    def example_inputs(self, model: nn.Module) -> ExampleInputs:
+        """One image, (1, C, H, W).
+
+        Raises:
+            InputsError: the model has no `input_size`.
+        """
+        cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+        size = cfg.get("input_size")
+        if not size:
+            raise InputsError(f"{type(model).__name__}.pretrained_cfg has no input_size: pass example_inputs=")
+        channels, height, width = size
+        first = _first_conv(model, cfg.get("first_conv"))
+        if first is not None and first.in_channels < MOST_CHANNELS:
+            channels = first.in_channels
+        made_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        if isinstance(made_for, (tuple, list)) and len(made_for) == 2:
+            height, width = made_for
+        return (draw(model, (1, channels, height, width), torch.Generator().manual_seed(0)),)
+
+
+def _first_conv(model: nn.Module, name: Any) -> nn.Conv2d | None:
+    """The convolution that reads the image, by the name (or the first of several names) in `pretrained_cfg`."""
+    name = name[0] if isinstance(name, (tuple, list)) and name else name
+    if not isinstance(name, str):
+        return None
+    try:
+        found = model.get_submodule(name)
+    except AttributeError:
+        return None
+    return found if isinstance(found, nn.Conv2d) and found.groups == 1 else None

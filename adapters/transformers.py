@@ -1,0 +1,140 @@
+"""transformers: token ids, images or features, as the class's forward and config ask for them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.adapter import Adapter, comes_from
+from fxprune.adapters.tensors import draw, place
+from fxprune.context import Loss
+from fxprune.errors import InputsError, SaveError
+from fxprune.trace import ExampleInputs
+
+TOKENS = 16
+FIRST_TOKEN = 5  # below lie the special tokens of most vocabularies
+SAMPLES = 16_000  # one second of sound
+# forward's argument -> the sub-config that a model which also takes this modality has
+SECOND_INPUTS = {"input_ids": "text_config", "pixel_values": "vision_config", "input_features": "audio_config"}
+
+
+class TransformersAdapter(Adapter):
+    """Models of Hugging Face transformers.
+
+    Example inputs are the model's `main_input_name`, a second modality where the config has one (CLIP), decoder ids for
+    encoder-decoder models, and `use_cache=False`.  The loss is the library's own: `model(**batch).loss`, so batches are
+    dicts with labels.
+    """
+
+    def recognises(self, given: object) -> bool:
+        """A `PreTrainedModel`."""
+        if not (isinstance(given, nn.Module) and comes_from(given, "transformers")):
+            return False
+        from transformers import PreTrainedModel
+
+        return isinstance(given, PreTrainedModel)
+
+    def example_inputs(self, model: nn.Module) -> ExampleInputs:
+        """Keyword arguments for a batch of one.
+
+        Raises:
+            InputsError: forward requires an argument that is not known here.
+        """
+        takes = inspect.signature(model.forward).parameters
+        wanted = [str(getattr(model, "main_input_name", "input_ids"))]
+        wanted += [name for name, part in SECOND_INPUTS.items() if _has_part(model, part) and name not in wanted]
+        wanted += ["decoder_input_ids"] * ("decoder_input_ids" in takes)
+        inputs = {name: _make(model, name) for name in wanted if name in takes}
+        required = [n for n, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        unknown = [n for n in required if n not in inputs] or [n for n, v in inputs.items() if v is None]
+        if unknown or not inputs:
+            name = unknown[0] if unknown else wanted[0]
+            raise InputsError(
+                f"{type(model).__name__}.forward takes {name!r}, unknown to fxprune: pass example_inputs="
+            )
+        return {**inputs, **({"use_cache": False} if "use_cache" in takes else {})}
+
+    def loss_of(self, given: Any, seed: int = 0) -> Loss:
+        """`model(**batch).loss`."""
+        return _own_loss
+
+    def config(self, model: nn.Module) -> dict[str, Any]:
+        """The model's config and class name."""
+        held: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))  # type: ignore[operator, union-attr]
+        return {"_class_name": type(model).__name__, "config": held}
+
+    def build(self, config: dict[str, Any]) -> nn.Module:
+        """The stock model, parameters on the meta device.
+
+        Raises:
+            SaveError: the config names no model class of transformers.
+        """
+        import transformers
+        from accelerate import init_empty_weights
+
+        name = config.get("_class_name")
+        cls: Any = getattr(transformers, str(name), None)
+        known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+        if not known:
+            raise SaveError(f"transformers has no model class called {name!r}; pass model= a stock module")
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = cls(cls.config_class.from_dict(config["config"]))
+        return model
+
+
+def _own_loss(model: nn.Module, batch: Any) -> Tensor:
+    if not hasattr(batch, "keys"):
+        raise InputsError(
+            f"a batch is a {type(batch).__name__}; transformers models take dicts such as "
+            "dict(input_ids=..., labels=...), or pass loss="
+        )
+    device = place(model)[0]
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    loss = getattr(model(**moved), "loss", None)
+    if not isinstance(loss, Tensor):
+        raise InputsError(f"{type(model).__name__} returned no loss; put labels into each batch, or pass loss=")
+    return loss
+
+
+def _has_part(model: nn.Module, part: str) -> bool:
+    """Whether a model takes two modalities separately: it has that sub-config, and no placeholder tokens for images."""
+    config: Any = model.config
+    merges = any(getattr(config, name, None) is not None for name in ("image_token_id", "image_token_index"))
+    return getattr(config, part, None) is not None and not merges
+
+
+def _make(model: nn.Module, name: str) -> Tensor | None:
+    """An input by its name, for a batch of one; None where the name is not known."""
+    generator = torch.Generator().manual_seed(0)
+    config: Any = model.config
+    if name in ("input_ids", "decoder_input_ids"):
+        text = getattr(config, "text_config", None) or config.get_text_config(decoder=name.startswith("decoder"))
+        return _ids(model, text)
+    if name == "pixel_values":
+        vision = getattr(config, "vision_config", None) or config
+        height, width = _pair(getattr(vision, "image_size", None) or 224)
+        return draw(model, (1, getattr(vision, "num_channels", 3), height, width), generator)
+    if name == "input_features":
+        audio = getattr(config, "audio_config", None) or config
+        bins = getattr(audio, "num_mel_bins", None)
+        return draw(model, (1, bins, 2 * audio.max_source_positions), generator) if bins else None
+    if name == "input_values":
+        bins = getattr(config, "num_mel_bins", None)
+        spectrogram = bins and getattr(config, "max_length", None) and not hasattr(config, "conv_dim")
+        return draw(model, (1, config.max_length, int(bins or 0)) if spectrogram else (1, SAMPLES), generator)
+    return None
+
+
+def _ids(model: nn.Module, text: Any) -> Tensor:
+    length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
+    words = int(text.vocab_size)
+    ids = FIRST_TOKEN + torch.arange(length) % max(words - FIRST_TOKEN, 1)
+    return (ids % words)[None].to(place(model)[0])
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])

@@ -1,0 +1,96 @@
+"""What a family of models must be asked, because no graph can show it: example inputs, a loss, data.
+
+find_adapter(model)   the first adapter that recognises it: third parties' first, "generic" last
+"""
+
+from __future__ import annotations
+
+import abc
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
+
+from torch import nn
+
+from fxprune import registry
+from fxprune.context import Loss
+from fxprune.errors import InputsError, PluginError, SaveError
+from fxprune.trace import ExampleInputs
+
+Back: TypeAlias = Callable[[nn.Module], Any]
+LAST = "generic"
+
+
+class Adapter(abc.ABC):
+    """What fxprune asks about a model family.  Two methods must be written, the others have defaults.
+
+    `given` is what the user passed: the module itself, or an object around it that `unwrap` understands.
+    An adapter imports its library inside its methods only, after `comes_from` has said that the model is of it.
+    """
+
+    @abc.abstractmethod
+    def recognises(self, given: object) -> bool:
+        """Whether this adapter knows such an object; imports no library that the object did not come from."""
+
+    @abc.abstractmethod
+    def example_inputs(self, model: nn.Module) -> ExampleInputs:
+        """Inputs that `model` runs on, on its device and in its dtype, deterministic.
+
+        Raises:
+            InputsError: where they cannot be known; says what to pass.
+        """
+
+    def unwrap(self, given: Any) -> tuple[nn.Module, Back]:
+        """The module to prune, and a function from its replacement to what the user gets back."""
+        return given, lambda model: model
+
+    def loss_of(self, given: Any, seed: int = 0) -> Loss | None:
+        """A deterministic `loss(model, batch)` that fits `calibration` and the batches users have, or None."""
+        return None
+
+    def calibration(self, given: Any, n: int = 8, seed: int = 0, progress: bool = False) -> list[Any] | None:
+        """Batches for `loss_of`, `n` samples in all, made without data from the model itself; None if impossible."""
+        return None
+
+    def protect(self, model: nn.Module) -> tuple[str, ...]:
+        """Names of tensors and modules that must stay whole."""
+        return ()
+
+    def config(self, model: nn.Module) -> dict[str, Any] | None:
+        """What `build` needs to make the stock module again, as JSON data; None where that is unknown."""
+        return None
+
+    def build(self, config: dict[str, Any]) -> nn.Module:
+        """The stock module of a `config`, its parameters on the meta device and its buffers real.
+
+        Raises:
+            SaveError: where the config names no class of the library.
+        """
+        raise SaveError(f"{type(self).__name__} cannot build a model from a config; pass model= a stock module")
+
+
+def comes_from(given: object, package: str) -> bool:
+    """Whether an object's class, or one that it inherits from, is defined in a package.  Imports nothing."""
+    names = (c.__module__ for c in type(given).__mro__)
+    return any(name == package or name.startswith(f"{package}.") for name in names)
+
+
+def find_adapter(given: object) -> Adapter:
+    """The first adapter that recognises a model, or an object around one such as a diffusers pipeline.
+
+    An adapter that cannot be imported is skipped with a warning.
+
+    Raises:
+        InputsError: it is no module, and no adapter knows what it is.
+    """
+    for name in sorted(registry.names("adapters"), key=lambda n: n == LAST):
+        try:
+            adapter = cast(Adapter, registry.get("adapters", name)())
+        except PluginError as e:
+            warnings.warn(str(e), stacklevel=2)
+            continue
+        if adapter.recognises(given):
+            return adapter
+    raise InputsError(
+        f"{type(given).__name__} is neither an nn.Module nor a pipeline that fxprune knows; pass the module to prune"
+    )

@@ -1,0 +1,181 @@
+"""From a criterion to one number a channel; low = prune first.
+
+A criterion is any callable `(ctx: Context) -> {name: tensor}`.  It may answer in two ways:
+
+    {tensor name: saliency, of the tensor's shape}     summed into channels by `fxprune.saliency`
+    {group name:  score, one number a channel}         taken as it is
+
+It may declare, as attributes, `reduction`, `normalization` (defaults for `score`'s arguments) and `needs`, a set that
+holds "data" or "loss" where it cannot do without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune import registry
+from fxprune.channels import ChannelGraph
+from fxprune.context import Context, Loss, missing, seed_torch, unchanged
+from fxprune.errors import CriterionError, InputsError
+from fxprune.saliency import (
+    NORMALIZATIONS,
+    REDUCTIONS,
+    Floats,
+    Normalization,
+    Reduction,
+    channel_scores,
+    normalized,
+)
+
+Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One number a channel; the lowest are pruned first.
+
+    Attributes:
+        values: group name -> float64 array, one number a channel, in the order of the group's channels (read-only).
+        criterion: what scored them, for people and for the saved plan.
+    """
+
+    values: Mapping[str, Floats]
+    criterion: str
+
+    def __post_init__(self) -> None:
+        copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
+        for v in copies.values():
+            v.setflags(write=False)
+        object.__setattr__(self, "values", copies)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Scores)
+            and self.criterion == other.criterion
+            and self.values.keys() == other.values.keys()
+            and all(np.array_equal(v, other.values[name]) for name, v in self.values.items())
+        )
+
+    def __repr__(self) -> str:
+        channels = sum(len(v) for v in self.values.values())
+        lines = [f"Scores by {self.criterion}: {len(self.values)} groups, {channels:,} channels"]
+        for name, v in list(self.values.items())[:12]:
+            spread = f"{v.min():.3g} ... {np.median(v):.3g} ... {v.max():.3g}" if len(v) else "-"
+            lines.append(f"  {name}: {len(v)} channels, {spread}")
+        if len(self.values) > 12:
+            lines.append(f"  ... and {len(self.values) - 12} more")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The scores as JSON text; `from_json` gives equal scores."""
+        return json.dumps({"criterion": self.criterion, "values": {k: v.tolist() for k, v in self.values.items()}})
+
+    @classmethod
+    def from_json(cls, text: str) -> Scores:
+        """The scores that `to_json` wrote."""
+        held = json.loads(text)
+        return cls({k: np.array(v, np.float64) for k, v in held["values"].items()}, held["criterion"])
+
+
+def score(
+    graph: ChannelGraph,
+    model: nn.Module,
+    criterion: str | type[Any] | Criterion = "magnitude",
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    reduce: Reduction | None = None,
+    normalize: Normalization | None = None,
+    progress: bool = False,
+) -> Scores:
+    """Score every channel of a graph.
+
+    The model runs in eval mode and is left as it was: weights, gradients, buffers, training and requires_grad flags,
+    and torch's random state.
+
+    Args:
+        graph: from `fxprune.trace`.
+        model: the traced model, or another checkpoint of the same architecture.
+        criterion: a registered name, a criterion, or any callable `(ctx: Context) -> {tensor or group: values}`.
+        data: an iterable of batches, whatever `loss` takes; read once.
+        loss: `loss(model, batch) -> scalar tensor`.
+        seed: for criteria and losses that draw random numbers.
+        reduce: "sum" or "mean" over a channel's elements; None: the criterion's `reduction`, else "sum".
+        normalize: divide a group's scores by their "mean" or "max" size; "none": don't; None: the criterion's
+            `normalization`, else "none".
+        progress: show a bar.
+
+    Raises:
+        CriterionError: the criterion is unknown, changed a weight, or returned something of the wrong shape, of an
+            unknown name, or not finite; or the loss is not finite.
+        InputsError: the criterion needs data or a loss that is missing; the model is not the graph's.
+
+    >>> import torch
+    >>> from fxprune.channels import analyse
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> graph = analyse(net, ((torch.ones(1, 2),), {}))
+    >>> ones = score(graph, net, lambda ctx: {n: torch.ones_like(p) for n, p in ctx.parameters.items()})
+    >>> ones.values["0.weight:0"].tolist()  # two weights, a bias and the reader's weight
+    [4.0, 4.0]
+    """
+    call, name = _resolve(criterion)
+    reduce = _option("reduce", reduce, getattr(call, "reduction", None) or "sum", REDUCTIONS)
+    normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
+    _check_needs(name, call, data, loss)
+    _check_model(graph, model)
+    with unchanged(model, name):
+        seed_torch(model, seed)
+        returned = call(Context(graph, model, name, data, loss, seed, progress))
+    with torch.no_grad():
+        values = channel_scores(graph, name, returned, reduce)
+    return Scores({g: normalized(v, normalize) for g, v in values.items()}, name)
+
+
+def _resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str]:
+    """The callable, and a name for it: the registered name, a dataclass's repr, or a function's own name."""
+    if isinstance(criterion, str):
+        return cast(Criterion, registry.get("criteria", criterion)()), criterion
+    if isinstance(criterion, type):
+        criterion = cast(Criterion, criterion())
+    if not callable(criterion):
+        raise CriterionError(
+            f"criterion is a {type(criterion).__name__}; pass a registered name, an instance, or a callable "
+            "(ctx) -> {name: values}"
+        )
+    is_dataclass = hasattr(criterion, "__dataclass_fields__")
+    return criterion, repr(criterion) if is_dataclass else getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def _option(what: str, asked: Any, default: Any, allowed: tuple[str, ...]) -> Any:
+    chosen = default if asked is None else asked
+    if chosen not in allowed:
+        raise CriterionError(f"{what} is {chosen!r}; use one of {', '.join(map(repr, allowed))}")
+    return chosen
+
+
+def _check_needs(name: str, call: Criterion, data: Any, loss: Any) -> None:
+    needs: frozenset[str] = getattr(call, "needs", frozenset())
+    no_data, no_loss = "data" in needs and data is None, "loss" in needs and loss is None
+    if no_data or no_loss:
+        raise InputsError(missing(name, no_data, no_loss))
+
+
+def _check_model(graph: ChannelGraph, model: nn.Module) -> None:
+    held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, shape in graph.shapes.items():
+        if name not in held or tuple(held[name].shape) != shape:
+            has = f"has shape {tuple(held[name].shape)}" if name in held else "is missing"
+            raise InputsError(
+                f"the graph was traced from another model: {name} {has} in this {type(model).__name__}, the graph "
+                f"has {shape}; trace this model"
+            )
+        if held[name].is_meta:
+            raise InputsError(f"{name} is on the meta device and has no values to score; load the weights first")

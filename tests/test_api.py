@@ -1,0 +1,155 @@
+"""Bad input gets one clear error of the FxPruneError family, and the model stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return y if y.sum() > 0 else -y  # the line to name
+
+
+class Alone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x)
+
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def nan_loss(model: nn.Module, batch: Any) -> Tensor:
+    return model(batch).sum() * float("nan")
+
+
+def nan_scores(ctx: Any) -> dict[str, Tensor]:
+    return {n: torch.full_like(p, float("nan")) for n, p in ctx.parameters.items()}
+
+
+CASES: dict[str, tuple[type[nn.Module], dict[str, Any], type[Exception], str]] = {
+    "ratio above": (Small, {"ratio": 1.0}, fxprune.BudgetError, r"outside \[0, 1\)"),
+    "ratio below": (Small, {"ratio": -0.1}, fxprune.BudgetError, r"outside \[0, 1\)"),
+    "unknown measure": (Small, {"of": "parms"}, fxprune.BudgetError, "choose one of params"),
+    "unknown criterion": (Small, {"criterion": "magnitud"}, fxprune.FxPruneError, "magnitude"),
+    "unknown scheduler": (Small, {"scheduler": "one_shoot"}, fxprune.FxPruneError, "one_shot"),
+    "unknown attention": (Small, {"attention": "head"}, fxprune.InputsError, "heads or head_dim"),
+    "no inputs": (Small, {"example_inputs": None}, fxprune.InputsError, "pass example_inputs="),
+    "wrong inputs": (Small, {"example_inputs": torch.randn(2, 5)}, fxprune.InputsError, "does not run on the example"),
+    "inputs of no form": (Small, {"example_inputs": 3}, fxprune.InputsError, "pass a tensor"),
+    "not exportable": (Branching, {}, fxprune.TraceError, "the line to name"),
+    "nothing prunable": (Alone, {}, fxprune.BudgetError, "nothing"),
+    "too far": (Small, {"ratio": 0.99}, fxprune.BudgetError, "at most"),
+    "no data": (Small, {"criterion": "taylor"}, fxprune.InputsError, "data"),
+    "nan loss": (
+        Small,
+        {"criterion": "taylor", "data": [X], "loss": nan_loss},
+        fxprune.CriterionError,
+        "(?i)nan|finite",
+    ),
+    "nan scores": (Small, {"criterion": nan_scores}, fxprune.CriterionError, "(?i)nan|finite"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_bad_input(name: str) -> None:
+    cls, options, error, text = CASES[name]
+    torch.manual_seed(0)
+    model = cls()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=text) as caught:
+        fxprune.prune(
+            model, **{"criterion": "magnitude", "ratio": 0.4, "example_inputs": X, "progress": False} | options
+        )
+    assert isinstance(caught.value, fxprune.FxPruneError)
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_plan_for_another_model() -> None:
+    model = Small()
+    graph = fxprune.trace(model, X)
+    plan = fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.4)
+    other = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    with pytest.raises(fxprune.PlanError, match="make a new one"):
+        fxprune.rewrite(other, fxprune.trace(other, X), plan)
+    with pytest.raises(fxprune.PlanError, match="trace this model"):
+        fxprune.rewrite(other, graph, plan)
+
+
+def test_plan_is_data() -> None:
+    model = Small()
+    graph = fxprune.trace(model, X)
+    plan = fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.4)
+    assert fxprune.Plan.from_json(plan.to_json()) == plan
+    assert "b.weight:0" in repr(plan)
+    with pytest.raises(fxprune.PlanError, match="not a plan"):
+        fxprune.Plan.from_json('{"format": 1, "model": 3}')
+    with pytest.raises(fxprune.PlanError, match="newer"):
+        fxprune.Plan.from_json(plan.to_json().replace('"format": 1', '"format": 99'))
+
+
+def test_replay_on_another_checkpoint() -> None:
+    torch.manual_seed(0)
+    model, sibling = Small(), Small()
+    graph = fxprune.trace(model, X)
+    plan = fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.4)
+    small = fxprune.rewrite(sibling, graph, plan).model
+    gone = set(plan.removed["a.weight:0"])
+    kept = [i for i in range(16) if i not in gone]
+    assert torch.equal(small.a.weight, sibling.a.weight[kept])
+
+
+def test_ratio_zero_changes_nothing() -> None:
+    model = Small()
+    small = fxprune.prune(model, "magnitude", 0.0, example_inputs=X, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), small.parameters(), strict=True))
+    assert small.training
+
+
+def test_ignore_and_limits() -> None:
+    model = Small()
+    small = fxprune.prune(model, "magnitude", 0.2, example_inputs=X, ignore=["a"], progress=False)
+    assert small.a.out_features == 16
+    small = fxprune.prune(model, "magnitude", 0.4, example_inputs=X, round_to=4, progress=False)
+    assert small.a.out_features % 4 == 0
+    assert small.b.out_features % 4 == 0
+    local = fxprune.report(fxprune.prune(model, "magnitude", 0.5, example_inputs=X, scope="local", progress=False)).plan
+    assert abs(len(local.removed["a.weight:0"]) - len(local.removed["b.weight:0"])) <= 1
+
+
+def test_explain_and_networkx() -> None:
+    graph = fxprune.trace(Small(), X)
+    assert "prunable in a.weight:0" in graph.explain("a")
+    assert "reaches the model's output" in graph.explain("c.weight")
+    assert "cannot change" in graph.explain("a", 1) or "fixed" in graph.explain("a", 1)
+    with pytest.raises(fxprune.PlanError, match="no tensor"):
+        graph.explain("nope")
+    drawn = graph.to_networkx()
+    assert drawn.nodes["a.weight:0"]["channels"] == 16
+    assert "a.bias" in drawn["a.weight:0"]
+    assert "2 groups, 32 channels" in repr(graph)
