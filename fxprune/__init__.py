@@ -24,6 +24,7 @@ from fxprune.planner import plan
 from fxprune.report import Report, report
 from fxprune.rewrite import rewrite
 from fxprune.rules.op import coupling
+from fxprune.save import load, save
 from fxprune.score import Scores, score
 from fxprune.verify import verify
 
@@ -46,10 +47,12 @@ __all__ = [
     "TraceError",
     "VerifyError",
     "coupling",
+    "load",
     "plan",
     "prune",
     "report",
     "rewrite",
+    "save",
     "score",
     "trace",
     "verify",

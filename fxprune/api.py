@@ -43,7 +43,9 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
     if attention not in PREFER:
         raise InputsError(f"attention={attention!r} is unknown; choose heads or head_dim")
     if not isinstance(model, nn.Module):
-        raise InputsError(f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)")
+        raise InputsError(
+            f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
+        )
     inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
     return analyse(model, inputs, PREFER[attention])
 
@@ -133,7 +135,7 @@ def prune(
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
-    limits: dict[str, Any] = dict(round_to=round_to, max_ratio=max_ratio, exact_norms=exact_norms, scope=scope)
+    limits: dict[str, Any] = {"round_to": round_to, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
     limits["ignore"] = (*ignore, *adapter.protect(net))
 
     def planned(graph: ChannelGraph) -> Plan:
@@ -149,7 +151,8 @@ def prune(
     attach(
         small, Report(made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds)
     )
-    return back(small)
+    pruned: M = back(small)
+    return pruned
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ def _data_and_loss(
     progress: bool,
 ) -> tuple[list[Any] | None, Callable[[nn.Module, Any], Any] | None]:
     """What the caller gave, completed by the adapter as far as the criterion needs it."""
-    needs = getattr(criterion, "needs", frozenset())
+    needs: frozenset[str] = getattr(criterion, "needs", frozenset())
     batches = None if data is None else list(data)
     if "data" in needs and batches is None:
         batches = adapter.calibration(model, samples, seed, progress)

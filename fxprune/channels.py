@@ -1,9 +1,9 @@
 """The channel graph: which positions of which tensors form one channel, and what keeps the others from going.
 
-    ChannelGraph
-      groups: Group ...     channels with the same slices
-        channels            one component a channel
-        slices: Slice ...   (tensor, axis, positions of each channel)
+ChannelGraph
+  groups: Group ...     channels with the same slices
+    channels            one component a channel
+    slices: Slice ...   (tensor, axis, positions of each channel)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from fxprune.equations import AxisOf, Equation, call_equations, couple, locate, render
 from fxprune.errors import PlanError
-from fxprune.labels import Bools, Freeze, Ints, LabelSpace, Resolved, resolve
+from fxprune.labels import Axis, Bools, Freeze, Ints, LabelSpace, Resolved, resolve
 from fxprune.provenance import Attr, Size, leaves
 from fxprune.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
 from fxprune.temperature import query_rows
@@ -31,7 +31,7 @@ from fxprune.trace import Inputs, Traced, capture, tensor_names
 
 @dataclass(frozen=True)
 class Slice:
-    """The positions along `axis` of `tensor` that belong to each channel of a group: (channels, positions a channel)."""
+    """The positions along `axis` of `tensor` of each channel of a group: an array (channels, positions a channel)."""
 
     tensor: str
     axis: int

@@ -106,7 +106,8 @@ class Context:
 
     def _call(self, loss: Loss, batch: Any, number: int) -> Any:
         try:
-            return loss(self.model, batch)
+            with torch.enable_grad():
+                return loss(self.model, batch)
         except (FxPruneError, torch.OutOfMemoryError):
             raise
         except Exception as e:

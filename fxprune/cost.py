@@ -71,7 +71,7 @@ def _terms(graph: ChannelGraph, products: Sequence[tuple[float, Sequence[Axis]]]
     for i, axis in enumerate(axes, start=1):
         owner = group_of[graph.component[axis]]
         counts = np.bincount(owner[owner >= 0], minlength=len(sizes)) / np.maximum(sizes, 1)
-        for g in np.flatnonzero(counts):
+        for g in np.flatnonzero(counts).tolist():
             data.append(counts[g])
             at.append(i)
             to.append(g)
@@ -105,8 +105,9 @@ def _mac_products(graph: ChannelGraph) -> list[tuple[float, Sequence[Axis]]]:
             a = inputs[-2] if name in ("aten::addmm", "aten::baddbmm") and len(inputs) > 2 else inputs[0]
             out.append(_product(graph, [(node, range(len(shape_of(node)))), (a, [len(shape_of(a)) - 1])]))
         elif name == "aten::scaled_dot_product_attention":
-            q, k, v = node.args[:3]
-            assert isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)
+            q, k = node.args[:2]
+            assert isinstance(q, fx.Node)
+            assert isinstance(k, fx.Node)
             rank = len(shape_of(q))
             out.append(_product(graph, [(q, range(rank)), (k, [rank - 2])]))
             out.append(_product(graph, [(node, range(rank)), (k, [rank - 2])]))
@@ -126,7 +127,8 @@ def _product(graph: ChannelGraph, parts: Sequence[tuple[fx.Node, Sequence[int]]]
 def _weighted(graph: ChannelGraph, node: fx.Node, name: str) -> tuple[float, Sequence[Axis]]:
     """Each weight is used once an output position (for transposed convolutions: once an input position)."""
     x, w = node.args[0], node.args[1]
-    assert isinstance(x, fx.Node) and isinstance(w, fx.Node)
+    assert isinstance(x, fx.Node)
+    assert isinstance(w, fx.Node)
     rank = len(shape_of(w))
     if name == "aten::linear":
         places: tuple[fx.Node, Sequence[int]] = (x, range(len(shape_of(x)) - 1))

@@ -118,7 +118,9 @@ def _split(given: Any, dim: int, nodes: list[fx.Node], env: dict[fx.Node, Any]) 
 
 def _slices(args: tuple[Any, ...], nodes: list[fx.Node], env: dict[fx.Node, Any]) -> Iterator[Equation]:
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    borders = [b for s in index if isinstance(s, slice) for b in (s.start, s.stop) if isinstance(b, TracedInt) and b > 0]
+    borders = [
+        b for s in index if isinstance(s, slice) for b in (s.start, s.stop) if isinstance(b, TracedInt) and b > 0
+    ]
     for border in borders:
         for n in nodes:
             if op_name(n.target) != "aten::slice" or int(border) not in [a for a in n.args[2:] if isinstance(a, int)]:
@@ -131,7 +133,9 @@ def _slices(args: tuple[Any, ...], nodes: list[fx.Node], env: dict[fx.Node, Any]
                 break
 
 
-def locate(traced: Traced, env: dict[fx.Node, Any], tensors: dict[str, tuple[Axis, ...]], canonical: dict[str, str]) -> AxisOf:
+def locate(
+    traced: Traced, env: dict[fx.Node, Any], tensors: dict[str, tuple[Axis, ...]], canonical: dict[str, str]
+) -> AxisOf:
     """A function from a `Size` leaf to the labels of its axis (None: fixed, or unknown)."""
 
     def axis_of(size: Size) -> Axis:
@@ -211,7 +215,9 @@ def _same_axis(a: Axis, b: Axis) -> bool:
 
 def _factors_of(space: LabelSpace, axis: Axis) -> list[frozenset[tuple[int, ...]]]:
     return [
-        frozenset(tuple(f.tolist()) for f in s.factors if f is not None) for s in space.splits if _same_axis(s.parent, axis)
+        frozenset(tuple(f.tolist()) for f in s.factors if f is not None)
+        for s in space.splits
+        if _same_axis(s.parent, axis)
     ]
 
 
@@ -281,7 +287,9 @@ def solve(equations: list[Equation], new_of: NewOf, axis_of: AxisOf, kept: KeptO
             if len(unknown) == 1 and (found := _invert(eq.expr, unknown[0], new_of(eq), leaf)) is not None:
                 values[unknown[0]] = found
     eq = wrong[0]
-    raise Unsolved(f"{render(eq.expr)} would be {evaluate(eq.expr, leaf)}, but {new_of(eq)} is needed (at {eq.node})", eq)
+    raise Unsolved(
+        f"{render(eq.expr)} would be {evaluate(eq.expr, leaf)}, but {new_of(eq)} is needed (at {eq.node})", eq
+    )
 
 
 def _invert(expr: Expr, unknown: Attr, target: int, leaf: Callable[[Attr | Size], int]) -> int | None:

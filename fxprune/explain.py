@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order
@@ -49,7 +51,7 @@ def _path(graph: ChannelGraph, start: int) -> str:
     while path[-1] != start:
         path.append(int(before[path[-1]]))
     path.reverse()
-    steps = list(dict.fromkeys(s for p, q in zip(path, path[1:], strict=False) if (s := _edge_name(graph, p, q))))
+    steps = list(dict.fromkeys(s for p, q in itertools.pairwise(path) if (s := _edge_name(graph, p, q))))
     last = path[-2]
     reason = next((r for f, r in frozen if last in f), None)
     why = f"{reason.why} at {reason.node}" if reason is not None else "is fixed"

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.channels import Bools, ChannelGraph
+from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError
+from fxprune.labels import Bools
 from fxprune.plan import Plan
 from fxprune.rules.op import op_name, shape_of
 from fxprune.trace import last_uses
 
 Env: TypeAlias = Mapping[fx.Node, Any]
-_SHAPED = {f"aten::{n}": 1 for n in "view reshape _unsafe_view expand new_zeros new_ones new_full new_empty".split()}
-_SHAPED |= {f"aten::{n}": 0 for n in "zeros ones full empty rand randn".split()}
+_SHAPED = {
+    f"aten::{n}": 1
+    for n in ["view", "reshape", "_unsafe_view", "expand", "new_zeros", "new_ones", "new_full", "new_empty"]
+}
+_SHAPED |= {f"aten::{n}": 0 for n in ["zeros", "ones", "full", "empty", "rand", "randn"]}
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class Rewriter:
 
     def arguments(self, node: fx.Node) -> list[Any]:
         """The node's positional arguments after pruning."""
-        args = list(node.args)
+        args: list[Any] = list(node.args)
         name = op_name(node.target)
         if name in _SHAPED:
             at = _SHAPED[name]
-            args[at] = [s if isinstance(s, fx.Node) or s == -1 else self.size(node, d, s) for d, s in enumerate(args[at])]
+            args[at] = [
+                s if isinstance(s, fx.Node) or s == -1 else self.size(node, d, s) for d, s in enumerate(args[at])
+            ]
         elif name == "aten::unflatten":
             start = args[1] % len(shape_of(args[0]))
             args[2] = [s if s == -1 else self.size(node, start + d, s) for d, s in enumerate(args[2])]
@@ -105,8 +111,8 @@ class Program:
         flat, spec = pytree.tree_flatten((args, kwargs))
         if len(flat) != len(self.inputs):
             raise InputsError(
-                f"this pruned {type(model).__name__} runs its traced graph, which takes {len(self.inputs)} inputs in the "
-                f"structure {self.in_spec}, not {spec}"
+                f"this pruned {type(model).__name__} runs its traced graph, which takes {len(self.inputs)} inputs "
+                f"in the structure {self.in_spec}, not {spec}"
             )
         given = dict(zip(self.inputs, flat, strict=True))
         state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
@@ -119,7 +125,9 @@ class Program:
         out = [env[o] if isinstance(o, fx.Node) else o for o in self.outputs]
         return pytree.tree_unflatten(out, self.out_spec)
 
-    def _step(self, node: fx.Node, env: Env, given: Mapping[str, Any], state: Mapping[str, Tensor], times: float) -> Any:
+    def _step(
+        self, node: fx.Node, env: Env, given: Mapping[str, Any], state: Mapping[str, Tensor], times: float
+    ) -> Any:
         if node.op == "placeholder":
             if node.name in self.tensors:
                 return state[self.tensors[node.name]]

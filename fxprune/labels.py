@@ -147,7 +147,8 @@ def _components(size: int, edges: list[tuple[Ints, Ints, str]], frozen: list[Int
     at_zero = component[FROZEN]
     swap = np.arange(component.max() + 1)
     swap[0], swap[at_zero] = at_zero, 0
-    return swap[component]
+    out: Ints = swap[component]
+    return out
 
 
 def _factor_edge(s: Split, j: int) -> tuple[Ints, Ints, str]:
@@ -249,7 +250,7 @@ def resolve(
 ) -> Resolved:
     """Decide every split, then return the components.
 
-    A factor may live if not all of its labels are frozen.  Where several may, one is chosen and the others freeze: first
+    A factor may live if not all of its labels are frozen.  Where several may, one is chosen, the others freeze: first
     by its part in an attention contraction (`prefer`, best first), then the one that owns parameters, then the finer
     one.  A choice may freeze factors elsewhere, so this runs in rounds, the surest decisions first.
 

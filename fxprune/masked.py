@@ -7,6 +7,7 @@ model without these channels, which is what the dense model has to compute.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -144,7 +145,7 @@ def _layer_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: di
     x = args[0]
     dims = tuple(range(x.dim() - len(args[1]), x.dim()))
     m = run.along(_source(node), x, dims)
-    get = lambda name, default=None: _argument(node, args, kwargs, name, default)  # noqa: E731
+    get = functools.partial(_argument, node, args, kwargs)
     rms = "rms" in op_name(node.target)
     eps = get("eps")
     eps = (torch.finfo(x.dtype).eps if rms else 1e-5) if eps is None else eps
@@ -152,12 +153,13 @@ def _layer_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: di
     y = y * torch.rsqrt(_mean(y * y, dims, m) + eps)
     weight, bias = get("weight"), get("bias")
     y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+    out: Tensor = y if bias is None else y + bias
+    return out
 
 
 def _group_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     x, groups = args[0], args[1]
-    get = lambda name, default=None: _argument(node, args, kwargs, name, default)  # noqa: E731
+    get = functools.partial(_argument, node, args, kwargs)
     m = run.axis_mask(run.graph.env[_source(node)][1], x)
     place = torch.arange(len(m), device=x.device) // (len(m) // groups)
     change = run.norms.get(node.name)
@@ -173,7 +175,7 @@ def _group_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: di
         per_group = torch.einsum("bc,cg->bg", v.mean(-1) * m, member) / weights
         return per_group[:, place][:, :, None]
 
-    y = flat - mean(flat)
+    y: Tensor = flat - mean(flat)
     y = y * torch.rsqrt(mean(y * y) + get("eps", 1e-5))
     weight, bias = get("weight"), get("bias")
     y = y if weight is None else y * weight[:, None]
@@ -184,7 +186,7 @@ def _group_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: di
 def _batch_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """With batch statistics: how weight standardisation is written."""
     x = args[0]
-    get = lambda name, default=None: _argument(node, args, kwargs, name, default)  # noqa: E731
+    get = functools.partial(_argument, node, args, kwargs)
     dims = tuple(d for d in range(x.dim()) if d != 1)
     m = run.along(_source(node), x, dims)
     y = x - _mean(x, dims, m)
@@ -192,7 +194,8 @@ def _batch_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: di
     shape = [1, -1] + [1] * (x.dim() - 2)
     weight, bias = get("weight"), get("bias")
     y = y if weight is None else y * weight.view(shape)
-    return y if bias is None else y + bias.view(shape)
+    out: Tensor = y if bias is None else y + bias.view(shape)
+    return out
 
 
 def _reduce(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -223,7 +226,10 @@ _STATISTICS: dict[str, Statistic] = {
     "aten::rms_norm": _layer_norm,
     "aten::group_norm": _group_norm,
     "aten::batch_norm": _batch_norm,
-    **{f"aten::{n}": _reduce for n in "mean sum var std var_mean std_mean linalg_vector_norm norm".split()},
+    **{
+        f"aten::{n}": _reduce
+        for n in ["mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"]
+    },
 }
 
 

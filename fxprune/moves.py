@@ -1,13 +1,14 @@
 """How a group may shrink: nested sequences of moves, each of which leaves every constraint satisfied.
 
-    unconstrained        one channel a move (or `round_to` of them)
-    one norm partition   one channel of every norm group, or a whole norm group, whichever costs less score
-    several partitions   (a group norm over a concatenation) one share of every cell of the common refinement, in lockstep
-    regrouped            as many channels as keep the norm's channel count divisible; group membership is given up
+unconstrained        one channel a move (or `round_to` of them)
+one norm partition   one channel of every norm group, or a whole norm group, whichever costs less score
+several partitions   (a group norm over a concatenation) one share of every cell of the common refinement, in lockstep
+regrouped            as many channels as keep the norm's channel count divisible; group membership is given up
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ def _clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]
     links.add_nodes_from(range(len(graph.groups)))
     norms: dict[int, list[NormGroups]] = {}
     for norm in graph.facts.norm_groups:
-        touched = sorted({graph.channel_of[int(c)][0] for c in graph.component[norm.axis] if int(c) in graph.channel_of})
+        touched = sorted(
+            {graph.channel_of[int(c)][0] for c in graph.component[norm.axis] if int(c) in graph.channel_of}
+        )
         nx.add_path(links, touched)
         if touched:
             norms.setdefault(touched[0], []).append(norm)
@@ -114,7 +117,7 @@ def _free(g: int, score: Floats, quantum: int, limits: Limits) -> list[Move]:
     cuts = list(range(first, len(order) + 1, quantum))
     if first:
         cuts = [0, *cuts]
-    return [_move(score, g, order[a:b]) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [_move(score, g, order[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
 
 
 def _move(score: Floats, g: int, channels: Ints) -> Move:

@@ -60,8 +60,8 @@ class Plan:
         """Raise `PlanError` unless the plan was made for this graph."""
         if self.fingerprint != graph.fingerprint:
             raise PlanError(
-                f"this plan was made for a {self.model} with other tensors or channels (fingerprint {self.fingerprint}) "
-                f"than this {graph.model_class} ({graph.fingerprint}); make a new one with fxprune.plan(graph, scores)"
+                f"this plan was made for a {self.model} with other tensors or channels ({self.fingerprint}) than this "
+                f"{graph.model_class} has ({graph.fingerprint}); make a new one with fxprune.plan(graph, scores)"
             )
         for name, gone in self.removed.items():
             n = len(graph.group(name))
@@ -109,12 +109,16 @@ class Plan:
         return cls(**data)
 
     def __repr__(self) -> str:
-        lines = [f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"]
+        lines = [
+            f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
+        ]
         lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.cost.items()]
         cut = [(n, len(c)) for n, c in self.removed.items() if c]
         lines += [f"  {n}: {self.sizes[n]} -> {self.sizes[n] - k}" for n, k in cut[:16]]
         if len(cut) > 16:
             lines.append(f"  ... and {len(cut) - 16} more groups")
         if self.regrouped:
-            lines.append(f"  regrouped norms: {', '.join(self.regrouped[:6])}{' ...' if len(self.regrouped) > 6 else ''}")
+            lines.append(
+                f"  regrouped norms: {', '.join(self.regrouped[:6])}{' ...' if len(self.regrouped) > 6 else ''}"
+            )
         return "\n".join(lines)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.channels import Bools, ChannelGraph
+from fxprune.channels import ChannelGraph
 from fxprune.cost import MEASURES, CostModel
 from fxprune.errors import BudgetError, CriterionError
+from fxprune.labels import Bools
 from fxprune.moves import Limits, Move, sequences
 from fxprune.plan import NormChange, Plan
 from fxprune.score import Scores
@@ -80,7 +81,9 @@ def plan(
 def _checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Floats]:
     if not graph.groups:
         causes = ", ".join(sorted({h.cause for h in graph.frozen()})[:4])
-        raise BudgetError(f"nothing in this {graph.model_class} can be pruned ({causes}); see graph.frozen()", reachable=0.0)
+        raise BudgetError(
+            f"nothing in this {graph.model_class} can be pruned ({causes}); see graph.frozen()", reachable=0.0
+        )
     out = {}
     for g in graph.groups:
         v = np.asarray(values.get(g.name, ()), float)

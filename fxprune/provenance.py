@@ -119,7 +119,7 @@ class TracedInt(int):
         return self._apply("%", o)
 
     def __eq__(self, o: object) -> bool:
-        same = int.__eq__(self, o)  # type: ignore[operator]
+        same = int.__eq__(self, o)
         if same is True and isinstance(o, TracedInt):
             self.recorder.equal(self.expr, o.expr)
         return same
@@ -227,7 +227,10 @@ class RecordingMode(TorchFunctionMode):
         if origin is None:
             return sizes
         return torch.Size(
-            [TracedInt(s, Size(origin, i, s), self.recorder) if type(s) is int and s > 1 else s for i, s in enumerate(sizes)]
+            [
+                TracedInt(s, Size(origin, i, s), self.recorder) if type(s) is int and s > 1 else s
+                for i, s in enumerate(sizes)
+            ]
         )
 
 
@@ -258,7 +261,12 @@ def traced_attributes(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         for path, module in model.named_modules():
             tag(module.__dict__, path, config=False)
             config = module.__dict__.get("config")
-            if config is not None and hasattr(config, "__dict__") and not isinstance(config, dict) and id(config) not in seen:
+            if (
+                config is not None
+                and hasattr(config, "__dict__")
+                and not isinstance(config, dict)
+                and id(config) not in seen
+            ):
                 seen.add(id(config))
                 tag(config.__dict__, path, config=True)
         yield
@@ -312,7 +320,9 @@ class Recorded(nn.Module):
 
 def _strip(tree: Any) -> Any:
     """Tensors out of recorded arguments, so that nothing outlives the trace."""
-    return pytree.tree_map(lambda x: None if isinstance(x, torch.Tensor) else x, tree, is_leaf=lambda x: isinstance(x, torch.Size))
+    return pytree.tree_map(
+        lambda x: None if isinstance(x, torch.Tensor) else x, tree, is_leaf=lambda x: isinstance(x, torch.Size)
+    )
 
 
 def evaluate(expr: Expr, leaf: Callable[[Attr | Size], int]) -> int:

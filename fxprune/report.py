@@ -60,7 +60,7 @@ def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cau
 
     A parameter counts to a cause with all its elements if the cause holds any of its axes wholly, else in proportion.
     """
-    size = {t: 1 for t in graph.parameters}
+    size = dict.fromkeys(graph.parameters, 1)
     for t in size:
         for s in graph.shapes[t]:
             size[t] *= s
@@ -76,7 +76,10 @@ def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cau
             part = h.positions / graph.shapes[h.tensor][h.axis]
             portion[h.tensor] = max(portion.get(h.tensor, 0.0), part)
         share = sum(size[t] * p for t, p in portion.items()) / total
-        where = tuple(f"{h.tensor}[{h.axis}] {h.why} ({h.op or 'no op'}){f' at {h.source}' if h.source else ''}" for h in items[:3])
+        where = tuple(
+            f"{h.tensor}[{h.axis}] {h.why} ({h.op or 'no op'}){f' at {h.source}' if h.source else ''}"
+            for h in items[:3]
+        )
         out.append(Cause(name, len(items), share, where))
     return tuple(sorted(out, key=lambda c: -c.share))
 

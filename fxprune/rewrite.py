@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.channels import Bools, ChannelGraph
+from fxprune.channels import ChannelGraph
 from fxprune.equations import Equation, Unsolved, solve
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graphforward import use_graph
-from fxprune.labels import Axis
+from fxprune.labels import Axis, Bools
 from fxprune.plan import Plan
 from fxprune.provenance import Attr
 from fxprune.rules.op import op_name, shape_of
@@ -238,19 +238,23 @@ def layer_sizes(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight.shape[0]}  # type: ignore[union-attr]
     if isinstance(module, nn.RNNBase):
-        return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_hh_l0.shape[1]}
+        inputs, hidden = module._parameters["weight_ih_l0"], module._parameters["weight_hh_l0"]
+        return {"input_size": inputs.shape[1], "hidden_size": hidden.shape[1]}  # type: ignore[union-attr]
     if isinstance(module, nn.MultiheadAttention):
         return _mha_sizes(module)
     return {}
 
 
 def _mha_sizes(m: nn.MultiheadAttention) -> dict[str, Any]:
-    first = m.in_proj_weight if m.in_proj_weight is not None else m.q_proj_weight
-    width = first.shape[0] // 3 if m.in_proj_weight is not None else first.shape[0]
-    out: dict[str, Any] = {"embed_dim": first.shape[1], "head_dim": width // max(1, m.num_heads)}
-    if m.in_proj_weight is not None:
-        return {**out, "kdim": first.shape[1], "vdim": first.shape[1]}
-    return {**out, "kdim": m.k_proj_weight.shape[1], "vdim": m.v_proj_weight.shape[1]}
+    weights = m._parameters  # either one fused weight, or one each for query, key and value
+    fused = weights["in_proj_weight"]
+    q, k, v = (fused if fused is not None else weights[f"{n}_proj_weight"] for n in "qkv")
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    width = q.shape[0] // (1 if fused is None else 3)
+    sizes = {"embed_dim": q.shape[1], "kdim": k.shape[1], "vdim": v.shape[1]}
+    return {**sizes, "head_dim": width // max(1, m.num_heads)}
 
 
 # ---- attention temperature -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ would get another temperature; multiplying the query's rows by sqrt(new / old) k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,32 @@ from fxprune.trace import Traced
 
 _MOVES = {
     f"aten::{n}"
-    for n in "view reshape _unsafe_view flatten unflatten transpose permute contiguous clone chunk split split_with_sizes "
-    "unbind select slice squeeze unsqueeze to alias dropout detach swapaxes movedim expand".split()
+    for n in [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "transpose",
+        "permute",
+        "contiguous",
+        "clone",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "select",
+        "slice",
+        "squeeze",
+        "unsqueeze",
+        "to",
+        "alias",
+        "dropout",
+        "detach",
+        "swapaxes",
+        "movedim",
+        "expand",
+    ]
 } | {"python::getitem"}
 
 
@@ -46,8 +71,8 @@ def query_rows(traced: Traced, attention: str) -> QueryRows | None:
     if names[0] is None or (len(node.args) > 2 and node.args[2] is not None and names[1] is None):
         return None
     shape = shape_of(node)
-    value: object = torch.arange(shape[-1]).expand(shape)
-    env = {node: value}
+    value: Any = torch.arange(shape[-1]).expand(shape)
+    env: dict[fx.Node, Any] = {node: value}
     for n in reversed(chain):
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda a: env[a])
         env[n] = n.target(*args, **kwargs)  # type: ignore[operator]

@@ -143,7 +143,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Traced:
         try:
             with traced_attributes(model, recorder), fx_traceback.preserve_node_meta():
                 program = _export(recorded, inputs)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever recording met, plain export has the last word
             recorder, prefix = Recorder(), ""
             try:
                 program = _export(model, inputs)
@@ -152,8 +152,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Traced:
                 first = (str(e).strip().splitlines() or [""])[0]
                 raise TraceError(
                     f"torch.export cannot capture {type(model).__name__}: {type(e).__name__}: {first} "
-                    f"(stopped at {_source_line(e)}); rewrite that line without data-dependent Python, or prune the part "
-                    "of the model that can be captured"
+                    f"(stopped at {_source_line(e)}); rewrite that line without data-dependent Python, or prune the "
+                    "part of the model that can be captured"
                 ) from e
     return _flatten(model, program, inputs, recorder, prefix)
 
@@ -166,12 +166,12 @@ def _flatten(
     constants: dict[str, torch.Tensor] = {}
     users: list[str] = []
     for spec in program.graph_signature.input_specs:
-        name, target = spec.arg.name, spec.target  # type: ignore[union-attr]
+        name, target = spec.arg.name, spec.target
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             own = str(target).removeprefix(prefix)
             tensors[name] = canonical.get(own, own)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
-            constants[name] = program.constants[str(target)]  # type: ignore[assignment]
+            constants[name] = program.constants[str(target)]
         elif spec.kind is InputKind.USER_INPUT:
             users.append(name)
     graph, outputs = _inline(program.graph_module)

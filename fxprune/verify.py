@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.channels import Bools, ChannelGraph
+from fxprune.channels import ChannelGraph
 from fxprune.errors import VerifyError
 from fxprune.masked import run_masked
 from fxprune.plan import Plan
@@ -133,7 +133,9 @@ def check_permutation(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> C
     return Check("permutation", relative_error(outputs(permuted, graph.traced.example), reference), tolerance(model))
 
 
-def verify(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, *, seed: int = 0) -> tuple[Check, Check]:
+def verify(
+    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, *, seed: int = 0
+) -> tuple[Check, Check]:
     """Both proofs: the permutation certificate of the graph, and masked = dense for the plan.
 
     Raises:

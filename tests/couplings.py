@@ -1,4 +1,4 @@
-"""Small networks, one for each way in which channels couple: name -> (module, example inputs, share that must be prunable)."""
+"""Small networks, one for each way in which channels couple: name -> (module, example inputs, share to prune)."""
 
 from __future__ import annotations
 
@@ -71,26 +71,45 @@ class OneDimensional(Seq):
 @case(lambda: torch.randn(2, 3, 4, 6, 6))
 class ThreeDimensional(Seq):
     def layers(self) -> list[nn.Module]:
-        return [nn.Conv3d(3, 16, 3, padding=1), nn.BatchNorm3d(16), nn.MaxPool3d(2), nn.ConvTranspose3d(16, 8, 2), nn.Conv3d(8, 2, 1)]
+        return [
+            nn.Conv3d(3, 16, 3, padding=1),
+            nn.BatchNorm3d(16),
+            nn.MaxPool3d(2),
+            nn.ConvTranspose3d(16, 8, 2),
+            nn.Conv3d(8, 2, 1),
+        ]
 
 
 @case(image())
 class Shuffles(Seq):
     def layers(self) -> list[nn.Module]:
-        return [nn.Conv2d(3, 16, 3, padding=1), nn.PixelUnshuffle(2), nn.Conv2d(64, 32, 1), nn.PixelShuffle(2), nn.Conv2d(8, 4, 1)]
+        return [
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(64, 32, 1),
+            nn.PixelShuffle(2),
+            nn.Conv2d(8, 4, 1),
+        ]
 
 
 @case(image())
 class Parametrized(Seq):
     def layers(self) -> list[nn.Module]:
-        return [parametrizations.weight_norm(nn.Conv2d(3, 16, 3)), nn.ReLU(), parametrizations.weight_norm(nn.Conv2d(16, 12, 3)),
-                nn.ReLU(), nn.Conv2d(12, 4, 1)]  # fmt: skip
+        first, second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 12, 3)
+        norm = parametrizations.weight_norm
+        return [norm(first), nn.ReLU(), norm(second), nn.ReLU(), nn.Conv2d(12, 4, 1)]
 
 
 @case(image())
 class Spectral(Seq):
     def layers(self) -> list[nn.Module]:
-        return [nn.Conv2d(3, 16, 3), nn.ReLU(), parametrizations.spectral_norm(nn.Conv2d(16, 12, 3)), nn.ReLU(), nn.Conv2d(12, 4, 1)]
+        return [
+            nn.Conv2d(3, 16, 3),
+            nn.ReLU(),
+            parametrizations.spectral_norm(nn.Conv2d(16, 12, 3)),
+            nn.ReLU(),
+            nn.Conv2d(12, 4, 1),
+        ]
 
 
 @case(image())
@@ -102,7 +121,15 @@ class ResponseNorm(Seq):
 @case(image())
 class Unflattened(Seq):
     def layers(self) -> list[nn.Module]:
-        return [nn.Conv2d(3, 16, 8), nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Unflatten(1, (6, 4)), nn.Flatten(), nn.Linear(24, 4)]
+        return [
+            nn.Conv2d(3, 16, 8),
+            nn.Flatten(),
+            nn.Linear(16, 24),
+            nn.ReLU(),
+            nn.Unflatten(1, (6, 4)),
+            nn.Flatten(),
+            nn.Linear(24, 4),
+        ]
 
 
 @case(image())
@@ -187,13 +214,23 @@ class Windows(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.w, self.i, self.a, self.b, self.o = 4, nn.Conv2d(3, 12, 1), nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 3)
+        self.w, self.i, self.a, self.b, self.o = (
+            4,
+            nn.Conv2d(3, 12, 1),
+            nn.Linear(12, 20),
+            nn.Linear(20, 12),
+            nn.Linear(12, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.i(x).permute(0, 2, 3, 1)
         b, h, w, c = x.shape
         y = torch.roll(x, (-2, -2), (1, 2))
-        y = y.view(b, h // self.w, self.w, w // self.w, self.w, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, self.w * self.w, c)
+        y = (
+            y.view(b, h // self.w, self.w, w // self.w, self.w, c)
+            .permute(0, 1, 3, 2, 4, 5)
+            .reshape(-1, self.w * self.w, c)
+        )
         y = self.b(F.gelu(self.a(y)))
         y = y.view(b, h // self.w, w // self.w, self.w, self.w, -1).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, -1)
         return self.o(x + torch.roll(y, (2, 2), (1, 2)))

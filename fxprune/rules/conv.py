@@ -1,14 +1,14 @@
 """Convolutions of every rank, plain, transposed, grouped, depthwise and with channel multipliers.
 
-    plain       w (O, I, k...)      in[i] = w[:, i], out[o] = w[o]
-    transposed  w (I, O, k...)
-    g groups    in = (g, I/g), out = (g, O/g): either whole groups go, or the same position in every group
+plain       w (O, I, k...)      in[i] = w[:, i], out[o] = w[o]
+transposed  w (I, O, k...)
+g groups    in = (g, I/g), out = (g, O/g): either whole groups go, or the same position in every group
 """
 
 from __future__ import annotations
 
-from fxprune.rules.op import Labels, Op, aten
 from fxprune.labels import Axis
+from fxprune.rules.op import Labels, Op, aten
 
 
 def _convolve(op: Op, rows: Axis, columns: Axis, n_rows: int, transposed: bool, groups: int) -> Axis:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fxprune.rules.op import Labels, Op, aten, is_tensor
 from fxprune.labels import Axis
+from fxprune.rules.op import Labels, Op, aten, is_tensor
 
 
 def broadcast(op: Op, operands: list[Labels], shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> Labels:
@@ -22,10 +22,10 @@ def broadcast(op: Op, operands: list[Labels], shapes: list[tuple[int, ...]], out
 
 # Ops that PyTorch leaves without the pointwise tag, although they are.
 @aten(
-    "add sub mul div rsub where masked_fill dropout feature_dropout alpha_dropout native_dropout relu6 selu celu mish "
-    "hardswish hardsigmoid hardtanh leaky_relu log_sigmoid softplus threshold addcmul addcdiv lerp clamp clamp_min "
-    "clamp_max bernoulli rrelu nan_to_num floor_divide true_divide fmod remainder logical_and logical_or logical_not "
-    "__and__ __or__ __xor__ square pow maximum minimum max.other min.other"
+    "add sub mul div rsub where masked_fill dropout feature_dropout alpha_dropout native_dropout relu6 selu celu "
+    "mish hardswish hardsigmoid hardtanh leaky_relu log_sigmoid softplus threshold addcmul addcdiv lerp clamp "
+    "clamp_min clamp_max bernoulli rrelu nan_to_num floor_divide true_divide fmod remainder logical_and logical_or "
+    "logical_not __and__ __or__ __xor__ square pow maximum minimum max.other min.other"
 )
 def elementwise(op: Op) -> Labels:
     if not isinstance(op.out, torch.Tensor):  # where(condition) lists positions
@@ -35,9 +35,9 @@ def elementwise(op: Op) -> Labels:
 
 
 @aten(
-    "alias clone contiguous detach to _to_copy type_as lift_fresh_copy lift_fresh view_as_real_copy zeros_like ones_like "
-    "full_like empty_like rand_like randn_like fill zero fill_ positive resolve_conj resolve_neg requires_grad "
-    "_conj float half double bernoulli_ uniform normal exponential conj identity cudnn_is_acceptable"
+    "alias clone contiguous detach to _to_copy type_as lift_fresh_copy lift_fresh view_as_real_copy zeros_like "
+    "ones_like full_like empty_like rand_like randn_like fill zero fill_ positive resolve_conj resolve_neg "
+    "requires_grad _conj float half double bernoulli_ uniform normal exponential conj identity cudnn_is_acceptable"
 )
 def same(op: Op) -> Labels:
     """The output has the first argument's axes; other arguments only lend a type or a value."""

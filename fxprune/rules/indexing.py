@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from fxprune.labels import Axis, Ints
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.op import Labels, Op, aten, coupling, is_tensor
-from fxprune.labels import Axis, Ints
 
 
 def _cut(op: Op, labels: Labels, d: int, pieces: list[tuple[int, int, int]]) -> list[Labels]:
@@ -44,7 +44,7 @@ def slice_(op: Op) -> Labels:
 @aten("chunk unsafe_chunk")
 def chunk(op: Op) -> list[Labels]:
     """Equal pieces; Python will cut what stays into equal pieces again, so the pieces shrink alike."""
-    pieces = split(op)
+    pieces: list[Labels] = split(op)
     d = int(op.arg("dim", 0)) % len(pieces[0])
     for piece in pieces[1:]:
         if piece[d] is None or pieces[0][d] is None or len(piece[d]) != len(pieces[0][d]):
@@ -161,7 +161,10 @@ def index_select(op: Op) -> Labels:
     return (*labels[:d], op.labels("index")[0] if op.labels("index") else None, *labels[d + 1 :])
 
 
-@aten("gather take_along_dim scatter scatter_add scatter_reduce index_add index_copy index_fill topk kthvalue mode unique masked_select")
+@aten(
+    "gather take_along_dim scatter scatter_add scatter_reduce index_add index_copy index_fill topk kthvalue mode "
+    "unique masked_select"
+)
 def by_value(op: Op) -> Any:
     return op.freeze_all("is indexed by value", cause="indexed by value")
 
@@ -229,5 +232,5 @@ def roi(op: Op) -> Any:
 def getitem(op: Op) -> Any:
     source, k = op.node.args
     assert isinstance(source, fx.Node)
-    value = op.env[source]
-    return value[k] if isinstance(value, list) else None
+    value: Any = op.env[source]
+    return value[int(k)] if isinstance(value, list) and isinstance(k, int) else None

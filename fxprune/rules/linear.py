@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import fx
 
+from fxprune.labels import Axis
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.op import Labels, Op, aten, coupling, frozen_like, is_tensor, op_name
-from fxprune.labels import Axis
 
 
 @aten("linear")
@@ -169,11 +171,12 @@ _GATES = {"aten::lstm": 4, "aten::gru": 3, "aten::rnn_tanh": 1, "aten::rnn_relu"
 
 @aten("lstm gru rnn_tanh rnn_relu")
 def recurrent(op: Op) -> list[Labels]:
-    """Weights (gates x hidden, input) and (gates x hidden, hidden) a layer and direction; all share one hidden width."""
-    x, states, params = op.node.args[:3]
-    states = list(states) if isinstance(states, (tuple, list)) else [states]
+    """Weights (gates x hidden, input), (gates x hidden, hidden) a layer and direction; all share one hidden width."""
+    x, given, params = op.node.args[:3]
+    states: list[Any] = list(given) if isinstance(given, (tuple, list)) else [given]
     biases, directions = bool(op.arg("has_biases", True)), 2 if op.arg("bidirectional", False) else 1
-    assert isinstance(x, fx.Node) and isinstance(params, (tuple, list))
+    assert isinstance(x, fx.Node)
+    assert isinstance(params, (tuple, list))
     step = 4 if biases else 2
     if len(params) != step * directions * int(op.arg("num_layers", 1)):
         return op.freeze_all("is a projected recurrent layer", cause="recurrent width")  # type: ignore[no-any-return]
@@ -184,7 +187,8 @@ def recurrent(op: Op) -> list[Labels]:
     op.reads(x, -1)
     for layer in range(0, len(params), step * directions):
         for start in range(layer, layer + step * directions, step):
-            _cell(op, list(params[start : start + step]), below, hidden, read_input=layer > 0)
+            cell: list[Any] = list(params[start : start + step])
+            _cell(op, cell, below, hidden, read_input=layer > 0)
         below = None if hidden is None else np.tile(hidden, directions)
     out = frozen_like(op.out)
     out[0] = (*out[0][:-1], below)

@@ -9,10 +9,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.rules.op import Labels, Op, aten, is_tensor, op_name
 from fxprune.labels import Axis
+from fxprune.rules.op import Labels, Op, aten, is_tensor, op_name
 
-_CASTS = {"aten::to", "aten::_to_copy", "aten::type_as", "aten::alias", "aten::detach", "aten::contiguous", "aten::clone"}
+_CASTS = {
+    "aten::to",
+    "aten::_to_copy",
+    "aten::type_as",
+    "aten::alias",
+    "aten::detach",
+    "aten::contiguous",
+    "aten::clone",
+}
 _EXPANDS = {"aten::expand", "aten::expand_as", "aten::unsqueeze", "aten::squeeze", "aten::view", "aten::reshape"}
 _SCALES = {"aten::div", "aten::rsqrt", "aten::sub", "aten::reciprocal", "aten::rsub"}
 _REDUCES = {"aten::mean", "aten::sum", "aten::var", "aten::std", "aten::linalg_vector_norm", "aten::norm"}
@@ -22,12 +30,15 @@ def _pointwise(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     name = op_name(node.target)
-    return name in _CASTS or (isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags)
+    return name in _CASTS or (
+        isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    )
 
 
 def _origins(node: fx.Node, limit: int = 24) -> set[fx.Node]:
     """The node and what it was made from by element-wise ops."""
-    seen, todo = set(), [node]
+    seen: set[fx.Node] = set()
+    todo = [node]
     while todo and len(seen) < limit:
         n = todo.pop()
         if n in seen or not is_tensor(n):
@@ -79,7 +90,9 @@ def _reduced(op: Op, labels: Labels, dims: list[int]) -> Labels:
     return tuple(out)
 
 
-@aten("mean sum var std var_mean std_mean linalg_vector_norm norm amax amin logsumexp prod any all max min median nansum")
+@aten(
+    "mean sum var std var_mean std_mean linalg_vector_norm norm amax amin logsumexp prod any all max min median nansum"
+)
 def reduce(op: Op) -> Any:
     node = op.node.all_input_nodes[0]
     if len(op.node.all_input_nodes) > 1:  # max(a, b)
@@ -103,10 +116,10 @@ def reduce(op: Op) -> Any:
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
     "max_pool2d_with_indices max_pool3d_with_indices lp_pool2d upsample_nearest1d upsample_nearest2d "
-    "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d "
-    "upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-    "max_unpool2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-    "replication_pad3d grid_sampler grid_sampler_2d"
+    "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+    "upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa max_unpool2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+    "replication_pad2d replication_pad3d grid_sampler grid_sampler_2d"
 )
 def spatial(op: Op) -> Any:
     """Pools, resizes and pads of space: batch and channel axes pass, the others stay."""

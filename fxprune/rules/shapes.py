@@ -6,12 +6,13 @@ product of some.  (C) -> (heads, head_dim) is a split; which factor lives is set
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 
-from fxprune.rules.op import Labels, Op, aten
 from fxprune.labels import Axis
+from fxprune.rules.op import Labels, Op, aten
 
 
 def _cuts(shape: tuple[int, ...]) -> list[int]:
@@ -29,13 +30,13 @@ def reshape_labels(op: Op, labels: Labels, old: tuple[int, ...], new: tuple[int,
     if -1 in old or -1 in new:
         return _uneven(op, labels, old, new)
     cuts = sorted(set(_cuts(old)) | set(_cuts(new)))
-    if any(b % a for a, b in zip(cuts, cuts[1:], strict=False)):
+    if any(b % a for a, b in itertools.pairwise(cuts)):
         return _uneven(op, labels, old, new)
     atoms: dict[int, Axis] = {}  # by the suffix product at the atom's right border
     right = 1
     for axis, size in zip(reversed(labels), reversed(old), strict=True):
         borders = [c for c in cuts if right <= c <= right * size]
-        sizes = tuple(b // a for a, b in zip(borders, borders[1:], strict=False))[::-1]
+        sizes = tuple(b // a for a, b in itertools.pairwise(borders))[::-1]
         if sizes:
             for border, factor in zip(reversed(borders[:-1]), op.space.split(axis, sizes, op.name), strict=True):
                 atoms[border] = factor

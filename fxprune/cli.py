@@ -1,0 +1,297 @@
+"""The command line: `fxprune prune`, `inspect`, `list` and `demo`.
+
+A folder is a diffusers pipeline (model_index.json), a diffusers model (config.json) or what `fxprune prune` wrote.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fxprune.errors import FxPruneError, InputsError, SaveError
+
+if TYPE_CHECKING:
+    from fxprune.channels import ChannelGraph, Group
+    from fxprune.plan import Plan
+    from fxprune.saved import Header
+
+SHOWN = 20  # rows of a table without --all
+
+app = typer.Typer(
+    name="fxprune",
+    help="Make a trained network smaller: whole channels, heads and blocks go, a dense model of the same class stays.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A diffusers pipeline or model, or a folder that fxprune wrote.")
+]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """An error of ours as one paragraph, not as a traceback."""
+    try:
+        yield
+    except FxPruneError as e:
+        err.print(f"[bold red]{type(e).__name__}:[/] [red]{escape(str(e))}[/]", soft_wrap=True)
+        raise typer.Exit(1) from e
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from fxprune import __version__
+
+        out.print(f"fxprune {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Only `--version`; the rest are commands."""
+
+
+# ---- prune ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def prune(
+    directory: Folder,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="OUT", help="Folder for the result; an earlier result is replaced."),
+    ],
+    ratio: Annotated[float, typer.Option(help="Share of --of to remove, at least 0 and below 1.")] = 0.4,
+    criterion: Annotated[str, typer.Option(help="How channels are ranked; see `fxprune list`.")] = "gradflow",
+    of: Annotated[str, typer.Option(help="What --ratio counts: params, macs or channels.")] = "params",
+    scheduler: Annotated[str, typer.Option(help="When how much goes; see `fxprune list`.")] = "one_shot",
+    attention: Annotated[str, typer.Option(help="What an attention loses: heads, or head_dim of all heads.")] = "heads",
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
+    ] = None,
+    round_to: Annotated[int, typer.Option(help="Keep widths multiples of this.")] = 1,
+    max_ratio: Annotated[float, typer.Option(help="Largest share that one group of channels may lose.")] = 0.9,
+    exact_norms: Annotated[bool, typer.Option("--exact-norms", help="Never regroup a group norm.")] = False,
+    scope: Annotated[
+        str, typer.Option(help="Rank all channels together (global), or each group alone (local).")
+    ] = "global",
+    samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
+    seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the result is right.")] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail rather than return a traced graph as forward.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Prune the model in DIR, or the backbone of the pipeline in DIR, and save the result in OUT.
+
+    Read the result with fxprune.load(OUT): a model or pipeline of the same class.
+
+    Example: fxprune prune ddpm-cifar10-32 --ratio 0.4 --criterion gradflow -o small
+    """
+    with _told():
+        from fxprune.api import prune as prune_
+        from fxprune.folder import claim
+        from fxprune.save import save
+
+        claim(output)  # before the work, not after it
+        small = prune_(
+            _on(_open(directory), device),
+            criterion,
+            ratio,
+            of=of,
+            scheduler=scheduler,
+            attention=attention,
+            ignore=tuple(ignore or ()),
+            round_to=round_to,
+            max_ratio=max_ratio,
+            exact_norms=exact_norms,
+            scope=scope,
+            samples=samples,
+            seed=seed,
+            verify=verify,
+            strict=strict,
+            progress=not quiet,
+        )
+        _print_pruned(small)
+        save(small, output)
+        out.print(f"saved in {escape(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _open(directory: Path) -> Any:
+    """The model or pipeline in a folder."""
+    from fxprune import stock
+    from fxprune.save import load
+    from fxprune.saved import HEADER
+
+    if (directory / HEADER).is_file() or not directory.is_dir():
+        return load(directory)
+    if stock.is_stock_folder(directory):
+        return stock.read_folder(directory)
+    raise SaveError(
+        f"{directory} is neither a diffusers pipeline ({stock.INDEX}), nor a diffusers model ({stock.CONFIG}), nor a "
+        f"folder that fxprune wrote ({HEADER})"
+    )
+
+
+def _on(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as e:  # torch's, for a device that is not there
+        raise InputsError(f"--device {device} cannot be used: {e}") from e
+
+
+def _print_pruned(small: Any) -> None:
+    from fxprune.adapter import find_adapter
+    from fxprune.report import report
+
+    made = report(find_adapter(small).unwrap(small)[0])
+    _print_plan(made.plan)
+    for check in made.checks:
+        out.print(escape(str(check)), highlight=False)
+    if made.forward != "module":
+        out.print(f"forward: {made.forward} ({escape(made.reason)})", highlight=False)
+
+
+def _print_plan(plan: Plan) -> None:
+    """What goes, measure by measure."""
+    title = f"{plan.model}: {plan.achieved:.1%} of {plan.of} go (asked {plan.ratio:.1%}, by {plan.criterion})"
+    rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in plan.cost.items()]
+    _print_table(title, {"": "left", "dense": "right", "pruned": "right", "change": "right"}, rows)
+    if plan.regrouped:
+        out.print(escape(f"regrouped norms: {', '.join(plan.regrouped)}"), highlight=False)
+
+
+# ---- inspect -------------------------------------------------------------------------------------
+
+
+@app.command()
+def inspect(
+    directory: Folder,
+    every: Annotated[bool, typer.Option("--all", help="Every group, not only the largest ones.")] = False,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Why this tensor or module is frozen, or what it goes with; repeatable."),
+    ] = None,
+    attention: Annotated[str, typer.Option(help="What an attention would lose: heads or head_dim.")] = "heads",
+) -> None:
+    """Show what can be pruned in the model in DIR, what cannot and why, and how it was pruned if it was."""
+    with _told():
+        from fxprune.adapter import find_adapter
+        from fxprune.api import trace
+        from fxprune.saved import HEADER, Saved, read
+
+        saved = read(directory) if (directory / HEADER).is_file() else None
+        if saved is not None:
+            _print_saved(saved, directory)
+        if isinstance(saved, Saved) and saved.config is None:
+            out.print("Its class cannot be built from the folder, so its channels are not shown: load it in Python.")
+            return
+        given = _open(directory)
+        graph = trace(find_adapter(given).unwrap(given)[0], attention=attention)
+        _print_graph(graph, None if every else SHOWN)
+        for name in explain or ():
+            out.print(escape(graph.explain(name)), highlight=False, soft_wrap=True)
+
+
+def _print_saved(saved: Header, directory: Path) -> None:
+    """What a folder of ours says of itself."""
+    from fxprune.saved import Saved, read
+
+    versions = ", ".join(f"{k} {v}" for k, v in saved.versions.items())
+    out.print(escape(f"{saved.name}, saved by {versions}"), highlight=False, soft_wrap=True)
+    if saved.metrics:
+        _print_table("metrics", {"": "left", "value": "right"}, [(k, str(v)) for k, v in saved.metrics.items()])
+    if not isinstance(saved, Saved):
+        for name in saved.components:
+            _print_saved(read(directory / name), directory / name)
+    elif saved.plan is None:
+        out.print("not pruned")
+    else:
+        _print_plan(saved.plan)
+
+
+def _print_graph(graph: ChannelGraph, most: int | None) -> None:
+    from fxprune.report import causes
+
+    total = sum(math.prod(graph.shapes[name]) for name in graph.parameters) + graph.outside
+    channels = sum(map(len, graph.groups))
+    title = f"{graph.model_class}: {total:,} parameters, {len(graph.groups)} groups of {channels:,} channels"
+    costs = sorted(((_per_channel(graph, g), g) for g in graph.groups), key=lambda x: -x[0] * len(x[1]))
+    rows = [(g.name, g.kind, f"{len(g):,}", f"{len(g.slices)}", f"{cost:,.0f}") for cost, g in costs]
+    columns = {
+        "group": "left",
+        "unit": "left",
+        "channels": "right",
+        "tensors": "right",
+        "parameters each": "right",
+    }
+    _print_table(title, columns, rows[:most], left_out=len(rows) - len(rows[:most]))
+    held = [(c.name, f"{c.axes:,}", f"{c.share:.1%}", c.examples[0] if c.examples else "") for c in causes(graph)]
+    columns = {"held back by": "left", "axes": "right", "of parameters": "right", "for example": "left"}
+    _print_table("What cannot be pruned, or only in part", columns, held)
+
+
+def _per_channel(graph: ChannelGraph, group: Group) -> float:
+    """Parameters that go with one channel of a group, while all others stay."""
+    return sum(
+        math.prod(graph.shapes[s.tensor]) / graph.shapes[s.tensor][s.axis] * int(s.positions.shape[1])
+        for s in group.slices
+        if s.tensor in graph.parameters
+    )
+
+
+# ---- list, demo ----------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_() -> None:
+    """List criteria, schedulers and adapters: the built-in ones and those of other installed packages."""
+    from fxprune import registry
+
+    for kind in registry.KINDS:
+        rows = [(p.name, p.package, p.summary) for p in registry.names_with_origin(kind)]
+        _print_table(kind, {"name": "left", "package": "left", "": "left"}, rows)
+
+
+@app.command()
+def demo() -> None:
+    """Prune a small diffusion model of handwritten digits that ships with the package; takes a few minutes."""
+    with _told():
+        try:
+            from fxprune.demo.run import main as run
+        except ModuleNotFoundError as e:
+            if (e.name or "").startswith("fxprune"):
+                raise
+            raise SaveError(f'the demo needs {e.name}: pip install "fxprune[demo]"') from e
+        run()
+
+
+def _print_table(title: str, columns: Mapping[str, Any], rows: Iterable[Sequence[str]], left_out: int = 0) -> None:
+    out.print(f"[bold]{escape(title)}[/]", highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, justify in columns.items():
+        table.add_column(name, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+    if left_out:
+        out.print(f"... and {left_out} more; --all shows them")

@@ -1,0 +1,114 @@
+"""What will be said of a model in its `fxprune.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune import stock
+from fxprune.errors import PlanError, SaveError
+from fxprune.report import Report, report
+from fxprune.restore import all_tensors, channels_last
+from fxprune.rewrite import Change
+from fxprune.saved import DTYPES, Saved, TensorInfo
+from fxprune.trace import tensor_names
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Saved:
+    """What `fxprune.json` will say of a model.
+
+    Raises:
+        SaveError: where the model holds what cannot be written as dense tensors and integers.
+    """
+    made = report_of(model)
+    if made is not None and made.forward != "module":
+        raise SaveError(
+            f"this {type(model).__name__} runs its rewritten graph, since its own forward cannot follow the plan "
+            f"({made.reason}); that cannot be saved yet. Keep fxprune.report(model).plan.to_json(), or prune again "
+            "with ignore= what is in the way"
+        )
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise SaveError(f"{path or 'the model'} ({type(module).__name__}) holds extra state beside its tensors")
+    first = tensor_names(model)
+    adapter, config = stock.recipe_of(model, () if made is None else made.changes)
+    named = all_tensors(model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    own = {name: t for name, t in named.items() if first[name] == name}
+    return Saved(
+        module=type(model).__module__,
+        name=type(model).__qualname__,
+        tensors={name: _info(name, t, name in parameters) for name, t in own.items()},
+        tied={name: f for name, f in first.items() if name != f},
+        adapter=adapter,
+        config=config,
+        plan=None if made is None else made.plan,
+        changes=() if made is None else tuple(_plain(c) for c in made.changes),
+        checks=() if made is None else made.checks,
+        held=() if made is None else made.held,
+        seed=getattr(made, "seed", None),
+        versions=versions(model),
+        metrics=metrics,
+    )
+
+
+def report_of(model: nn.Module) -> Report | None:
+    """The report of a pruned model; None for any other."""
+    try:
+        return report(model)
+    except PlanError:
+        return None
+
+
+def _info(name: str, tensor: torch.Tensor, parameter: bool) -> TensorInfo:
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
+        kind = "a tensor without values (meta)" if tensor.is_meta else f"a {type(tensor).__name__} ({tensor.layout})"
+        raise SaveError(f"{name} is {kind}; only dense tensors with values can be saved")
+    if tensor.dtype not in DTYPE_NAMES:
+        raise SaveError(
+            f"{name} is of {tensor.dtype}, which safetensors cannot hold; convert it, model.to(torch.float32)"
+        )
+    return TensorInfo(
+        kind="parameter" if parameter else "buffer",
+        shape=tuple(tensor.shape),
+        dtype=DTYPE_NAMES[tensor.dtype],
+        requires_grad=parameter and tensor.requires_grad,
+        channels_last=_is_channels_last(tensor),
+    )
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    if tensor.dim() not in (4, 5) or tensor.is_contiguous():
+        return False
+    return tensor.is_contiguous(memory_format=channels_last(tensor))
+
+
+def _plain(change: Change) -> Change:
+    """A change with plain integers, or tuples of them."""
+
+    def plain(value: Any) -> int | tuple[int, ...]:
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+            raise SaveError(f"{change.path}.{change.name} became {value!r:.60}; only integers can be saved")
+        whole = tuple(int(v) for v in values)
+        return whole if isinstance(value, (tuple, list)) else whole[0]
+
+    return Change(change.path, change.name, plain(change.before), plain(change.after))
+
+
+def versions(model: object) -> dict[str, str]:
+    """Versions of fxprune, of what it writes with, and of the package that the model's class is of."""
+    library = type(model).__module__.partition(".")[0]
+    found = {}
+    for name in dict.fromkeys(("fxprune", "torch", "safetensors", library)):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,93 @@
+"""Folders that are written whole or not at all.
+
+A new folder is filled beside the one that it replaces.  Two renames put it there:
+
+    DIR -> .DIR.<token>.old        .DIR.<token>.new -> DIR        then the old one goes
+
+An error in between puts the old folder back.  A kill in between leaves both whole, under these names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from fxprune.errors import SaveError
+from fxprune.saved import HEADER, WEIGHTS, SavedPipeline, read
+
+
+def claim(directory: str | os.PathLike[str]) -> Path:
+    """The real path of a folder that may be written: it is new, empty, or a previous save and nothing else.
+
+    Raises:
+        SaveError: where something would be lost.
+    """
+    try:
+        path = Path(directory).resolve()
+        if path.exists() and not path.is_dir():
+            raise SaveError(f"{path} is a file; name a new folder")
+        foreign = _foreign(path) if path.exists() else []
+    except OSError as e:
+        raise SaveError(f"{directory} cannot be written: {type(e).__name__}: {e}") from e
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise SaveError(
+            f"{path} holds files that fxprune did not write ({', '.join(foreign[:3])}{more}), and they would be lost; "
+            "name a new folder, or move them away first"
+        )
+    return path
+
+
+def _foreign(path: Path) -> list[str]:
+    """What a folder holds beside a previous save."""
+    try:
+        header = read(path)
+    except SaveError:
+        return sorted(entry.name for entry in path.iterdir())
+    own = {HEADER, *header.files} if isinstance(header, SavedPipeline) else {HEADER, WEIGHTS}
+    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
+    return sorted(found - own)
+
+
+@contextlib.contextmanager
+def replacing(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `directory` when the block ends without an error.
+
+    Raises:
+        SaveError: see `claim`; or the disk refuses.
+    """
+    path = claim(directory)
+    token = uuid.uuid4().hex[:8]
+    new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _swap(path, new, old)
+    except OSError as e:
+        raise SaveError(f"{path} cannot be written: {type(e).__name__}: {e}; what was there is as it was") from e
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(path: Path, new: Path, old: Path) -> None:
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        if old.exists():
+            os.rename(old, path)
+        raise
+
+
+def interrupted(directory: Path) -> Path | None:
+    """The folder that a kill between the two renames left in place of `directory`."""
+    path = directory.resolve()
+    left = [] if path.exists() else sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
+    return left[-1] if left else None
