@@ -180,7 +180,13 @@ class Denoiser:
         answer = model(**{self.entry: noisy_in, "timestep": times, **conditions})
         out: Tensor = answer[0] if isinstance(answer, tuple) else answer.sample
         # Models with a learned variance answer with twice the channels: the mean, then the variance.
-        return out.chunk(2, 1)[0] if out.shape[1] == 2 * noisy.shape[1] else out
+        out = out.chunk(2, 1)[0] if out.shape[1] == 2 * noisy.shape[1] else out
+        if out.shape != noisy.shape:
+            raise InputsError(
+                f"{type(model).__name__} answers {tuple(noisy.shape)} with {tuple(out.shape)}, so its loss is not that "
+                "of noise prediction: pass data= and loss="
+            )
+        return out
 
     def _check(self) -> None:
         if self.no_loss:

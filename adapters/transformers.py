@@ -83,6 +83,7 @@ class TransformersAdapter(Adapter):
             raise SaveError(f"transformers has no model class called {name!r}; pass model= a stock module")
         with init_empty_weights(include_buffers=False):
             model: nn.Module = cls(cls.config_class.from_dict(config["config"]))
+        model.tie_weights()  # type: ignore[operator]  # each went to the meta device on its own
         return model
 
 

@@ -176,7 +176,7 @@ def _once_differentiable(loss: Tensor) -> str:
         function = getattr(node, "_forward_cls", None)
         # The decorator returns a wrapper that lives in torch.autograd.function, whatever its name pretends.
         if getattr(getattr(function, "backward", None), "__globals__", {}).get("__name__") == once.__name__:
-            return str(function.__name__)
+            return str(getattr(function, "__name__", function))
         for following, _ in node.next_functions if node is not None else ():
             if following not in seen:
                 seen.add(following)

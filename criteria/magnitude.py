@@ -49,4 +49,7 @@ class Magnitude:
     @torch.no_grad()
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
         """Saliency |w|^p of every parameter and weight-like buffer."""
-        return {name: w.abs().pow(self.p) for name, w in {**ctx.parameters, **ctx.buffers}.items()}
+        return {name: self._power(w) for name, w in {**ctx.parameters, **ctx.buffers}.items()}
+
+    def _power(self, w: Tensor) -> Tensor:
+        return w * w if self.p == 2 else w.abs().pow(self.p)

@@ -6,10 +6,7 @@ python examples/train_digits.py --evaluate          prints the figures of the sh
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,25 +15,11 @@ import typer
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from diffusers.optimization import get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-from fxprune.demo import digits
+from fxprune.demo import digits, training
+from fxprune.demo.training import TrainOptions
 
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """The recipe; the defaults are those of the shipped weights."""
-
-    steps: int = 7_000
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    warmup: int = 300
-    ema_decay: float = 0.999
-    seed: int = 0
-    report_every: int = 500
+REPORT_EVERY = 500
 
 
 def build_unet() -> UNet2DModel:
@@ -60,60 +43,22 @@ def build_scheduler() -> DDPMScheduler:
     return DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", clip_sample=True)
 
 
-def training_step(unet: torch.nn.Module, scheduler: DDPMScheduler, clean: Tensor) -> Tensor:
-    """Return the noise-prediction loss of one batch."""
-    noise = torch.randn_like(clean)
-    steps = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
-    predicted = unet(scheduler.add_noise(clean, noise, steps), steps).sample
-    return torch.nn.functional.mse_loss(predicted, noise)
-
-
-def endless(loader: DataLoader[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-    """Yield batches of images epoch after epoch."""
-    while True:
-        for (images,) in loader:
-            yield images
-
-
-def averaged(unet: UNet2DModel, ema: EMAModel) -> UNet2DModel:
-    """Return a copy of the U-Net with the averaged weights."""
-    copy = deepcopy(unet)
-    ema.copy_to(copy.parameters())
-    return copy.eval()
-
-
 def save(unet: UNet2DModel, scheduler: DDPMScheduler, out: Path) -> None:
     """Write a diffusers pipeline folder with half-precision weights."""
     DDPMPipeline(unet=deepcopy(unet).half(), scheduler=scheduler).save_pretrained(out)
 
 
-def train(options: TrainOptions, out: Path) -> None:
+def train(options: TrainOptions, seed: int, out: Path) -> None:
     """Train, and save the averaged weights at each report."""
-    set_seed(options.seed)
-    accelerator = Accelerator()
-    split = digits.load_digits_split()
+    set_seed(seed)
+    accelerator, split = Accelerator(), digits.load_digits_split()
     scheduler, unet = build_scheduler(), build_unet()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=options.learning_rate)
-    schedule = get_cosine_schedule_with_warmup(optimizer, options.warmup, options.steps)
-    loader = DataLoader(TensorDataset(split.train_images), options.batch_size, shuffle=True, drop_last=True)
-    unet, optimizer, loader, schedule = accelerator.prepare(unet, optimizer, loader, schedule)
-    ema = EMAModel(unet.parameters(), decay=options.ema_decay, use_ema_warmup=True, power=0.75)
-    ema.to(accelerator.device)
-    running = math.nan
-    for step, clean in zip(range(1, options.steps + 1), endless(loader), strict=False):
-        loss = training_step(unet, scheduler, clean)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        ema.step(unet.parameters())
-        running = loss.item() if math.isnan(running) else 0.99 * running + 0.01 * loss.item()
-        if (step % options.report_every == 0 or step == options.steps) and accelerator.is_main_process:
-            model = averaged(accelerator.unwrap_model(unet), ema)
+    for step in training.train(unet, scheduler, split.train_images, options, accelerator):
+        if (step.number % REPORT_EVERY == 0 or step.number == options.steps) and accelerator.is_main_process:
+            model = step.averaged()
             save(model, scheduler, out)
             held_out = digits.noise_loss(model, scheduler, split.held_out_images)
-            typer.echo(f"step {step}: training loss {running:.4f}, held-out loss {held_out:.4f}")
+            typer.echo(f"step {step.number}: training loss {step.loss:.4f}, held-out loss {held_out:.4f}")
 
 
 def evaluate(folder: Path, grid: Path | None) -> None:
@@ -138,7 +83,7 @@ def main(
         Path | None, typer.Option(help="Pipeline folder; without it, --evaluate takes the shipped one.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = TrainOptions.steps,
-    seed: Annotated[int, typer.Option(help="Seed of the training.")] = TrainOptions.seed,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     only_evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Evaluate the saved weights, train nothing.")
     ] = False,
@@ -148,7 +93,7 @@ def main(
     if not only_evaluate:
         if out is None:  # no default: training must not overwrite the shipped weights
             raise typer.BadParameter("name the folder to save into with --out")
-        train(TrainOptions(steps=steps, seed=seed), out)
+        train(TrainOptions(steps=steps), seed, out)
     evaluate(out or digits.CHECKPOINT, grid)
 
 

@@ -397,6 +397,7 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
         np.minimum.at(first, c, base + np.arange(len(c)))
         base += len(c)
     owned &= made | ~buffered  # what only a buffer makes is an input of the model in all but name
+    owned &= _read_components(graph, n)  # what is cut off unread (a table's tail) may be read for other inputs
     owned[0] = False
     members = np.flatnonzero(owned)
     members = members[np.argsort(first[members], kind="stable")]
@@ -435,6 +436,15 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
         kind = "heads" if heads[comps].all() else "channels"
         groups.append(Group(name, np.array(comps, np.int64), tuple(cut), kind))
     return tuple(groups)
+
+
+def _read_components(graph: ChannelGraph, n: int) -> Bools:
+    """Which components some op contracts over: every channel that has a part in an output is read so somewhere."""
+    out = np.zeros(n, bool)
+    for pairs in graph.facts.reads.values():
+        for node, axis in pairs:
+            out[graph.component[graph.env[node][axis]]] = True
+    return out
 
 
 def _of_kind(graph: ChannelGraph, kind: str) -> Bools:

@@ -273,8 +273,17 @@ def list_() -> None:
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Folder for pictures, table and model.")
+    ] = None,
+    ratio: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
+    criterion: Annotated[str | None, typer.Option(help="How channels are ranked; see `fxprune list`.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of fine-tuning.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For everything drawn at random.")] = None,
+) -> None:
     """Prune a small diffusion model of handwritten digits that ships with the package; takes a few minutes."""
+    given = {"output": output, "ratio": ratio, "criterion": criterion, "steps": steps, "seed": seed}
     with _told():
         try:
             from fxprune.demo.run import main as run
@@ -282,7 +291,7 @@ def demo() -> None:
             if (e.name or "").startswith("fxprune"):
                 raise
             raise SaveError(f'the demo needs {e.name}: pip install "fxprune[demo]"') from e
-        run()
+        run(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def _print_table(title: str, columns: Mapping[str, Any], rows: Iterable[Sequence[str]], left_out: int = 0) -> None:

@@ -113,6 +113,9 @@ def _quantum(graph: ChannelGraph, g: int, limits: Limits) -> int:
 
 def _free(g: int, score: Floats, quantum: int, limits: Limits) -> list[Move]:
     order = np.argsort(score, kind="stable")[: limits.most(len(score))]
+    if quantum == 1:
+        pairs = zip(score[order].tolist(), order.tolist(), strict=True)
+        return [Move(value, ((g, (channel,)),)) for value, channel in pairs]
     first = len(score) % quantum
     cuts = list(range(first, len(order) + 1, quantum))
     if first:

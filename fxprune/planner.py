@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -108,12 +107,12 @@ def _ignored(graph: ChannelGraph, g: int, patterns: Sequence[str]) -> bool:
 
 def _order(parts: list[list[Move]]) -> list[tuple[int, Move]]:
     """All moves by score; within a part in its own order (a later move waits for an earlier, dearer one)."""
-    keyed = []
-    for p, seq in enumerate(parts):
-        waits = itertools.accumulate((m.score for m in seq), max)
-        keyed += [(w, p, k, m) for k, (w, m) in enumerate(zip(waits, seq, strict=True))]
-    keyed.sort(key=lambda x: x[:3])
-    return [(p, m) for _, p, _, m in keyed]
+    if not parts:
+        return []
+    waits = np.concatenate([np.maximum.accumulate([m.score for m in seq]) for seq in parts])
+    part = np.repeat(np.arange(len(parts)), [len(seq) for seq in parts])
+    moves = [m for seq in parts for m in seq]
+    return [(int(part[i]), moves[i]) for i in np.argsort(waits, kind="stable").tolist()]
 
 
 @dataclass(frozen=True)

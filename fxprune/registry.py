@@ -12,7 +12,9 @@ asked for, and does no harm to the others.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -60,12 +62,18 @@ def names_with_origin(kind: Kind) -> list[Plugin]:
     return [Plugin(point.name, _package(point), _summary(kind, point)) for point in _points(kind)]
 
 
+@functools.cache
+def _scan(group: str, path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Entry points of a group; a scan reads every distribution on `path` (sys.path), so it is done once."""
+    return tuple(importlib.metadata.entry_points(group=group))
+
+
 def _points(kind: Kind) -> list[importlib.metadata.EntryPoint]:
     """The entry points of a kind; an exact repetition (an installation seen twice) counts once."""
     if kind not in KINDS:
         raise PluginError(f"there are no plugins of kind {kind!r}; use one of {', '.join(KINDS)}")
     unique: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=f"{OWN}.{kind}"):
+    for point in _scan(f"{OWN}.{kind}", tuple(sys.path)):
         unique.setdefault((point.name, point.value), point)
     return sorted(unique.values(), key=lambda point: (_package(point) == OWN, point.name))
 

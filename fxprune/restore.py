@@ -37,8 +37,9 @@ def fit(net: nn.Module, saved: Saved) -> None:
         have = "the stock module lacks" if unknown[0] not in named else "the folder lacks"
         raise SaveError(f"{have} {unknown[0]!r:.80}{more}: they are not of the same architecture ({saved.name})")
     parameters = {name for name, _ in net.named_parameters(remove_duplicate=False)}
-    for name, info in saved.tensors.items():
-        shape = tuple(named[name].shape)
+    for name, tensor in named.items():
+        info = saved.tensors[saved.tied.get(name, name)]
+        shape = tuple(tensor.shape)
         smaller = len(shape) == len(info.shape) and all(map(int.__le__, info.shape, shape))
         if not smaller or (saved.plan is None and info.shape != shape):
             raise SaveError(f"{name} is of shape {info.shape}, which cannot come of the stock module's {shape}")

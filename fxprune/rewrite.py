@@ -25,7 +25,6 @@ from fxprune.plan import Plan
 from fxprune.provenance import Attr
 from fxprune.rules.op import op_name, shape_of
 from fxprune.temperature import query_rows
-from fxprune.trace import tensor_names
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
         attributes = _solve(graph, plan, keep) if forward == "module" else {}
     except Unsolved as e:
         raise UnsolvedError(f"the forward of {type(model).__name__} cannot follow the plan: {e}", e.equation) from e
-    small = copy.deepcopy(model)
-    slice_tensors(small, graph, keep)
+    small = copy.deepcopy(model, {id(old): new for old, new in _cut_tensors(model, graph, keep)})
     for fold in _folds(graph, keep):
         fold.apply(small)
     changes = [c for attr, new in attributes.items() for c in _set(small, attr, new)]
@@ -118,21 +116,15 @@ def kept_positions(graph: ChannelGraph, name: str, keep: Bools) -> list[torch.Te
     return out
 
 
-def slice_tensors(model: nn.Module, graph: ChannelGraph, keep: Bools) -> None:
-    """Cut every parameter and buffer, where it lives; names that shared a tensor share the new one."""
-    aliases: dict[str, list[str]] = {}
-    for name, first in tensor_names(model).items():
-        aliases.setdefault(first, []).append(name)
-    for first, names in aliases.items():
-        if first not in graph.tensors:
-            continue
-        positions = kept_positions(graph, first, keep)
-        if all(p is None for p in positions):
-            continue
-        new = _cut(_get(model, first), positions)
-        for name in names:
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, new)
+def _cut_tensors(model: nn.Module, graph: ChannelGraph, keep: Bools) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every parameter and buffer that loses positions, with what replaces it (a copy of the model takes these)."""
+    out = []
+    for name in graph.tensors:
+        positions = kept_positions(graph, name, keep)
+        if any(p is not None for p in positions):
+            old = _get(model, name)
+            out.append((old, _cut(old, positions)))
+    return out
 
 
 def _get(model: nn.Module, name: str) -> torch.Tensor:

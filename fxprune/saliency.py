@@ -55,7 +55,8 @@ def channel_scores(graph: ChannelGraph, criterion: str, returned: Any, reduce: R
         raise CriterionError(
             f"criterion {criterion!r} returned scores of groups ({mixed}) beside saliencies of tensors; return one kind"
         )
-    summed = _Summed({n: _saliency(graph, criterion, n, v) for n, v in returned.items()})
+    cut = {s.tensor for g in graph.groups for s in g.slices}
+    summed = _Summed({n: _saliency(graph, criterion, n, v) for n, v in returned.items() if n in cut})
     return {g.name: _reduced(g, criterion, summed, reduce) for g in graph.groups}
 
 
@@ -90,10 +91,10 @@ def _saliency(graph: ChannelGraph, criterion: str, name: str, given: Any) -> Ten
             f"criterion {criterion!r} returned shape {tuple(value.shape)} for {name}; return a saliency of the "
             f"tensor's own shape {graph.shapes[name]}"
         )
-    if not bool(torch.isfinite(value).all()):
+    if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
         kind = "NaN" if bool(torch.isnan(value).any()) else "an infinite value"
         raise CriterionError(_not_finite(criterion, f"the saliency of {name}", kind))
-    return value.cpu()
+    return value.cpu() if value.dtype in (torch.float32, torch.float64) else value.cpu().double()
 
 
 def _not_finite(criterion: str, what: str, kind: str) -> str:
@@ -114,12 +115,11 @@ class _Summed:
         self._cache: dict[tuple[str, tuple[int, ...]], Floats] = {}
 
     def over_all_but(self, tensor: str, axes: tuple[int, ...]) -> Floats:
-        """Σ over the other axes in float64, with the axes in the given (ascending) order."""
+        """Σ over the other axes, with the axes in the given (ascending) order."""
         if (tensor, axes) not in self._cache:
             value = self.saliency[tensor]
             others = [d for d in range(value.dim()) if d not in axes]
-            total = value.sum(others, dtype=torch.float64) if others else value.double()
-            self._cache[tensor, axes] = total.numpy()
+            self._cache[tensor, axes] = (value.sum(others) if others else value).double().numpy()
         return self._cache[tensor, axes]
 
 

@@ -117,7 +117,7 @@ def _write_pipeline(pipeline: Any, folder: Path, metrics: Mapping[str, Any] | No
         module=type(pipeline).__module__,
         name=type(pipeline).__qualname__,
         components=tuple(pruned),
-        dtypes={name: d for name, m in modules.items() if name not in pruned and (d := _dtype_of(m))},
+        dtypes={name: d for name, m in modules.items() if name not in pruned and (d := _dtype_of(name, m))},
         files=(*sorted(files), HEADER),
         versions=versions(pipeline),
         metrics=metrics,
@@ -126,9 +126,13 @@ def _write_pipeline(pipeline: Any, folder: Path, metrics: Mapping[str, Any] | No
     (folder / HEADER).write_text(to_json(saved), encoding="utf-8")
 
 
-def _dtype_of(module: nn.Module) -> str | None:
-    """The one floating dtype of a module, if it has one."""
+def _dtype_of(name: str, module: nn.Module) -> str | None:
+    """The one floating dtype of a pipeline's module, if it has one."""
     found = {t.dtype for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()}
+    if torch.float64 in found:
+        raise SaveError(
+            f"{name} is in float64, which diffusers does not read back exactly; pipeline.{name}.float() first"
+        )
     return DTYPE_NAMES.get(found.pop()) if len(found) == 1 else None
 
 
@@ -162,7 +166,8 @@ def load(
     if isinstance(saved, SavedPipeline):
         if model is not None:
             raise SaveError(f"{path} holds a {saved.name} whole: load it without model=")
-        return _load_pipeline(saved, path).to(device)
+        pipeline = _load_pipeline(saved, path)
+        return pipeline if torch.device(device).type == "cpu" else pipeline.to(device)
     return _load_model(saved, path, model).to(device)
 
 

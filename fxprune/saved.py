@@ -282,8 +282,8 @@ def _number(value: Any, where: str) -> float:
 
 
 def _size(value: Any, where: str) -> int:
-    if not _is(value, int) or value < 0:
-        raise _Bad(f"{where} is {value!r:.60}, not an integer of at least 0")
+    if not _is(value, int) or not 0 <= value < 2**63:
+        raise _Bad(f"{where} is {value!r:.60}, not an integer of at least 0 (and of 63 bits)")
     return int(value)
 
 

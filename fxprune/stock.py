@@ -217,10 +217,11 @@ def read_pipeline(
         SaveError: where the folder is damaged.
     """
     cls = _pipeline_class(directory, read_index(directory).get("_class_name"))
-    options: dict[str, Any] = {**given, "local_files_only": True, "use_safetensors": safe}
-    if set(dtypes.values()) - {"float32"}:
-        options["torch_dtype"] = {name: DTYPES[d] for name, d in dtypes.items()} | {"default": torch.float32}
-    return _read(cls, directory, options)
+    pipeline = _read(cls, directory, {**given, "local_files_only": True, "use_safetensors": safe})
+    for name, module in modules_of(pipeline).items():
+        if name in dtypes:
+            nn.Module.to(module, DTYPES[dtypes[name]])  # diffusers reads float32, which holds every value exactly
+    return pipeline
 
 
 def _pipeline_class(directory: Path, name: Any) -> Any:

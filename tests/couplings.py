@@ -364,3 +364,31 @@ class Standardised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         w = F.batch_norm(self.w.reshape(1, self.w.shape[0], -1), None, None, training=True).reshape(self.w.shape)
         return self.o(F.relu(F.conv2d(self.stem(x), w)))
+
+
+@case(tokens())
+class Gathered(nn.Module):
+    """Class tokens of two streams are mixed by a convolution over the stream axis: its kernel steps over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.mix = nn.Linear(8, 16), nn.Linear(8, 16), nn.Conv1d(2, 1, 1)
+        self.u, self.o = nn.Linear(16, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([self.a(x)[:, 0], self.b(x)[:, 0]], 1)
+        return self.o(F.relu(self.u(self.mix(both).squeeze(1))))
+
+
+@case(image())
+class Tiled(nn.Module):
+    """A table for one window, repeated over the image by a `tile` that names the last axes only; its tail is unread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.o = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 3, 1)
+        self.window, self.table = nn.Parameter(torch.randn(1, 16, 4, 4)), nn.Parameter(torch.randn(99, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x) + self.window.tile((2, 2)) + self.table[: x.shape[2]].t()[None, :, None]
+        return self.o(F.relu(x))

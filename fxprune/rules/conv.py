@@ -56,9 +56,23 @@ def conv(op: Op) -> Labels:
     out = _convolve(op, w[0], w[1], op.shape("weight")[0], transposed, int(op.arg("groups", 1)))
     if op.tensor("bias") is not None:
         op.tie(out, op.labels("bias")[0])
-    for axis in (*x[at + 1 :], *w[2:]):
+    space = tuple(_pointwise(op, x[at + 1 + k], k) for k in range(rank))
+    for axis in (*(a for a, b in zip(x[at + 1 :], space, strict=True) if b is None), *w[2:]):
         op.freeze(axis, "is a spatial axis of a convolution", cause="spatial axis")
-    return (*x[:at], out, *(None for _ in range(rank)))
+    return (*x[:at], out, *space)
+
+
+def _pointwise(op: Op, axis: Axis, k: int) -> Axis:
+    """The labels of spatial axis `k` of the output: those of the input where the kernel has size one and step one."""
+    if op.shape("weight")[2 + k] != 1 or not isinstance(op.arg("padding", 0), (int, list, tuple)):
+        return None
+
+    def at(name: str, default: int) -> int:
+        value = op.arg(name, default)
+        return int(value[k if len(value) > 1 else 0]) if isinstance(value, (tuple, list)) and value else int(value or 0)
+
+    still = at("stride", 1) == 1 and at("padding", 0) == 0 and at("output_padding", 0) == 0
+    return axis if still else None
 
 
 @aten("deform_conv2d")

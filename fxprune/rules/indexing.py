@@ -46,12 +46,14 @@ def chunk(op: Op) -> list[Labels]:
     """Equal pieces; Python will cut what stays into equal pieces again, so the pieces shrink alike."""
     pieces: list[Labels] = split(op)
     d = int(op.arg("dim", 0)) % len(pieces[0])
+    first = pieces[0][d]
     for piece in pieces[1:]:
-        if piece[d] is None or pieces[0][d] is None or len(piece[d]) != len(pieces[0][d]):
-            for axis in (piece[d], pieces[0][d]):
-                op.freeze(axis, "is cut into unequal pieces", cause="indexed by value")
+        other = piece[d]
+        if first is not None and other is not None and len(first) == len(other):
+            op.tie(other, first)
         else:
-            op.tie(piece[d], pieces[0][d])
+            for axis in (first, other):
+                op.freeze(axis, "is cut into unequal pieces", cause="indexed by value")
     return pieces
 
 
@@ -174,6 +176,7 @@ def repeat(op: Op) -> Labels:
     """The axis' labels, again and again."""
     labels = op.labels("self")
     reps = list(op.arg("repeats", op.arg("dims")))
+    reps = [1] * (len(labels) - len(reps)) + reps  # tile may name fewer axes than there are
     labels = (None,) * (len(reps) - len(labels)) + labels
     shape = (1,) * (len(reps) - len(op.shape("self"))) + op.shape("self")
     out: list[Axis] = []

@@ -1,0 +1,123 @@
+"""How long planning takes, beside Torch-Pruning, both in one run on one machine.
+
+    python benchmarks/planning.py [--only NAME]
+
+fxprune: trace, analysis, magnitude scores, plan and rewrite, without verification.  Torch-Pruning: building its graph
+and pruning with `GroupMagnitudeImportance`, output layer ignored, head counts given where its documents ask for them.
+Every pair runs in one process of its own, alternately, the best of `--repeats` counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+NETS = {
+    "resnet18": 128,
+    "mobilenetv3_small_100": 128,
+    "vit_tiny_patch16_224": 224,
+    "resnet50": 224,
+    "convnext_tiny": 224,
+    "vit_base_patch16_224": 224,
+    "convnext_large": 224,
+    "vit_large_patch16_224": 224,
+}
+
+
+def _head(model: Any) -> list[Any]:
+    return [model.get_classifier()]
+
+
+def _heads(model: Any) -> dict[Any, int]:
+    """Fused qkv layers and their head counts, as Torch-Pruning's timm example passes them."""
+    return {m.qkv: m.num_heads for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
+
+
+def run_fxprune(model: Any, x: Any) -> None:
+    """Plan and rewrite in place of `model`, nothing run afterwards."""
+    import fxprune
+
+    fxprune.prune(model, "magnitude", 0.5, example_inputs=x, verify=False, progress=False)
+
+
+def run_torch_pruning(model: Any, x: Any) -> None:
+    """Build the dependency graph and prune."""
+    import torch_pruning as tp
+
+    for p in model.parameters():
+        p.requires_grad_(True)
+    pruner = tp.pruner.BasePruner(
+        model,
+        x,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.3,
+        ignored_layers=_head(model),
+        num_heads=_heads(model),
+    )
+    pruner.step()
+
+
+def _best(call: Callable[[Any, Any], None], model: Any, x: Any, repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        fresh = copy.deepcopy(model)
+        start = time.perf_counter()
+        call(fresh, x)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def measure(name: str, repeats: int) -> dict[str, float]:
+    """Seconds of both on one timm network; the first fxprune call pays for importing torch.export's machinery."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False).eval()
+    x = torch.randn(1, 3, NETS[name], NETS[name])
+    ours, theirs = [], []
+    for _ in range(repeats):
+        ours += _best(run_fxprune, model, x, 1)
+        theirs += _best(run_torch_pruning, model, x, 1)
+    return {
+        "params": float(sum(p.numel() for p in model.parameters())),
+        "first": ours[0],
+        "fxprune": min(ours),
+        "torch_pruning": min(theirs),
+    }
+
+
+def main() -> None:
+    """Measure every network and print a markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(NETS))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--one", choices=list(NETS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(options.one, options.repeats)))
+        return
+    print("| network | parameters | fxprune first call s | fxprune s | Torch-Pruning s | ratio |\n|---|---|---|---|---|---|")
+    for name in [options.only] if options.only else NETS:
+        command = [sys.executable, __file__, "--one", name, "--repeats", str(options.repeats)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"| {name} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1]} |")
+            continue
+        r = json.loads(done.stdout.strip().splitlines()[-1])
+        print(
+            f"| {name} | {r['params'] / 1e6:.0f} M | {r['first']:.1f} | {r['fxprune']:.2f} | {r['torch_pruning']:.2f} "
+            f"| {r['fxprune'] / r['torch_pruning']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
