@@ -8,7 +8,6 @@ regrouped            as many channels as keep the norm's channel count divisible
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +24,27 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Move:
-    """Channels that go together: (group index, channel indices) pairs, and their mean score."""
+class Moves:
+    """A sequence of moves, to be taken in order: move k takes channel[i] of group[i] for ends[k] <= i < ends[k + 1].
 
-    score: float
-    channels: tuple[tuple[int, tuple[int, ...]], ...]
+    `score[k]` is the mean score of what move k takes.
+    """
+
+    score: Floats
+    group: Ints
+    channel: Ints
+    ends: Ints
 
     def __len__(self) -> int:
-        return sum(len(c) for _, c in self.channels)
+        return len(self.score)
+
+
+def _stacked(moves: Sequence[tuple[float, Sequence[tuple[int, Sequence[int]]]]]) -> Moves:
+    """`Moves` from (score, [(group, channels), ...]) items."""
+    pairs = [(g, c) for _, parts in moves for g, channels in parts for c in channels]
+    ends = np.cumsum([0] + [sum(len(c) for _, c in parts) for _, parts in moves])
+    both = np.array(pairs, np.int64).reshape(-1, 2)
+    return Moves(np.array([score for score, _ in moves]), both[:, 0], both[:, 1], ends)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ def sequences(
     limits: Limits,
     allowed: Sequence[bool],
     exact: bool,
-) -> list[list[Move]]:
+) -> list[Moves]:
     """For every independent part of the model its nested moves, in the order in which they must be taken.
 
     Args:
@@ -83,17 +95,17 @@ def sequences(
         allowed: whether a group may be pruned at all, by index.
         exact: keep the members of every norm group together.
     """
-    out: list[list[Move]] = []
+    out: list[Moves] = []
     for members, norms in _clusters(graph):
         live = [g for g in members if allowed[g]]
         values = {g: scores[graph.groups[g].name] for g in members}
         if not norms:
             out += [_free(g, values[g], _quantum(graph, g, limits), limits) for g in live]
         elif exact:
-            out.append(_exact(graph, members, norms, values, limits) if len(live) == len(members) else [])
+            out.append(_exact(graph, members, norms, values, limits) if len(live) == len(members) else _stacked([]))
         else:
             out += [_regrouped(graph, g, norms, values[g], limits) for g in live]
-    return [seq for seq in out if seq]
+    return [seq for seq in out if len(seq)]
 
 
 def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:
@@ -111,23 +123,24 @@ def _quantum(graph: ChannelGraph, g: int, limits: Limits) -> int:
     return q
 
 
-def _free(g: int, score: Floats, quantum: int, limits: Limits) -> list[Move]:
+def _free(g: int, score: Floats, quantum: int, limits: Limits) -> Moves:
+    """`quantum` channels a move, the lowest first; the first move makes the width a multiple."""
     order = np.argsort(score, kind="stable")[: limits.most(len(score))]
-    if quantum == 1:
-        pairs = zip(score[order].tolist(), order.tolist(), strict=True)
-        return [Move(value, ((g, (channel,)),)) for value, channel in pairs]
     first = len(score) % quantum
-    cuts = list(range(first, len(order) + 1, quantum))
-    if first:
-        cuts = [0, *cuts]
-    return [_move(score, g, order[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
+    ends = np.arange(first, len(order) + 1, quantum)
+    return _in_order(g, score, order, np.concatenate([[0], ends]) if first else ends)
 
 
-def _move(score: Floats, g: int, channels: Ints) -> Move:
-    return Move(float(score[channels].mean()), ((g, tuple(int(c) for c in channels)),))
+def _in_order(g: int, score: Floats, order: Ints, ends: Ints) -> Moves:
+    """Moves of one group: `order` cut at `ends`."""
+    if len(ends) < 2:
+        return _stacked([])
+    total = np.concatenate([[0.0], np.cumsum(score[order])])[ends]
+    order = order[: ends[-1]]
+    return Moves(np.diff(total) / np.diff(ends), np.full(len(order), g), order, ends)
 
 
-def _regrouped(graph: ChannelGraph, g: int, norms: list[NormGroups], score: Floats, limits: Limits) -> list[Move]:
+def _regrouped(graph: ChannelGraph, g: int, norms: list[NormGroups], score: Floats, limits: Limits) -> Moves:
     """Moves of q channels, such that every norm's channel count stays a multiple of about a quarter of its groups."""
     q = _quantum(graph, g, limits)
     for norm in norms:
@@ -135,16 +148,16 @@ def _regrouped(graph: ChannelGraph, g: int, norms: list[NormGroups], score: Floa
             base = max(d for d in range(1, max(1, norm.groups // 4) + 1) if norm.groups % d == 0)
             q = math.lcm(q, base // math.gcd(base, times))
     order = np.argsort(score, kind="stable")[: limits.most(len(score))]
-    return [_move(score, g, order[a : a + q]) for a in range(0, len(order) - q + 1, q)]
+    return _in_order(g, score, order, np.arange(0, len(order) + 1, q))
 
 
 def _exact(
     graph: ChannelGraph, members: list[int], norms: list[NormGroups], values: dict[int, Floats], limits: Limits
-) -> list[Move]:
+) -> Moves:
     cells: dict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = {}
     places = [_places(graph, norm) for norm in norms]
     if any(0 in p for p in places):  # a frozen position sits in a norm group
-        return []
+        return _stacked([])
     for g in members:
         for k, c in enumerate(graph.groups[g].components.tolist()):
             cells.setdefault((g, tuple(p.get(c, ()) for p in places)), []).append(k)
@@ -169,11 +182,11 @@ def _one_partition(cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[
     return single and alike and len({len(c) for c in cells.values()}) == 1
 
 
-def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) -> list[Move]:
+def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) -> Moves:
     """Greedy: the worst member of every block, or the worst block whole, whichever has the lower mean score."""
     left = [sorted(b, key=lambda c: (score[c], c)) for b in blocks]
     budget = limits.most(len(score))
-    moves: list[Move] = []
+    moves: list[tuple[float, list[tuple[int, list[int]]]]] = []
     while True:
         options = []
         if len(left[0]) > 1:
@@ -182,9 +195,9 @@ def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) ->
             options.append(min(left, key=lambda b: (float(score[b].mean()), b)))
         options = [o for o in options if len(o) <= budget]
         if not options:
-            return moves
+            return _stacked(moves)
         gone = min(options, key=lambda o: (float(score[o].mean()), len(o)))
-        moves.append(_move(score, g, np.array(sorted(gone))))
+        moves.append((float(score[gone].mean()), [(g, gone)]))
         budget -= len(gone)
         dead = set(gone)
         left = [[c for c in b if c not in dead] for b in left]
@@ -193,7 +206,7 @@ def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) ->
 
 def _lockstep(
     cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[int]], values: dict[int, Floats], limits: Limits
-) -> list[Move]:
+) -> Moves:
     """Every cell loses the same share a move."""
     share = math.gcd(*(len(c) for c in cells.values()))
     ordered = {key: sorted(c, key=lambda k: (values[key[0]][k], k)) for key, c in cells.items()}
@@ -204,5 +217,5 @@ def _lockstep(
             n = len(c) // share
             gone.setdefault(g, []).extend(c[step * n : (step + 1) * n])
         total = sum(float(values[g][c].sum()) for g, c in gone.items()) / sum(map(len, gone.values()))
-        moves.append(Move(total, tuple((g, tuple(sorted(c))) for g, c in sorted(gone.items()))))
-    return moves
+        moves.append((total, list(gone.items())))
+    return _stacked(moves)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.cost import MEASURES, CostModel
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
-from fxprune.moves import Limits, Move, sequences
+from fxprune.moves import Limits, Moves, sequences
 from fxprune.plan import NormChange, Plan
 from fxprune.score import Scores
 
@@ -105,85 +105,99 @@ def _ignored(graph: ChannelGraph, g: int, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(n, p) for n in prefixes for p in patterns)
 
 
-def _order(parts: list[list[Move]]) -> list[tuple[int, Move]]:
+@dataclass(frozen=True)
+class _Queue:
+    """All moves of all parts in the order in which they are tried; `part[k]` is the part that move k belongs to."""
+
+    part: npt.NDArray[np.int64]
+    moves: Moves
+    groups: int
+
+    def loss(self, first: int, last: int) -> Floats:
+        """Channels that each group loses by moves first, ..., last - 1."""
+        taken = self.moves.group[self.moves.ends[first] : self.moves.ends[last]]
+        return np.bincount(taken, minlength=self.groups).astype(float)
+
+
+def _queue(parts: list[Moves], groups: int) -> _Queue:
     """All moves by score; within a part in its own order (a later move waits for an earlier, dearer one)."""
     if not parts:
-        return []
-    waits = np.concatenate([np.maximum.accumulate([m.score for m in seq]) for seq in parts])
-    part = np.repeat(np.arange(len(parts)), [len(seq) for seq in parts])
-    moves = [m for seq in parts for m in seq]
-    return [(int(part[i]), moves[i]) for i in np.argsort(waits, kind="stable").tolist()]
+        none = np.zeros(0, np.int64)
+        return _Queue(none, Moves(np.zeros(0), none, none, np.zeros(1, np.int64)), groups)
+    order = np.argsort(np.concatenate([np.maximum.accumulate(seq.score) for seq in parts]), kind="stable")
+    part = np.repeat(np.arange(len(parts)), [len(seq) for seq in parts])[order]
+    sizes = np.concatenate([np.diff(seq.ends) for seq in parts])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[order]
+    ends = np.concatenate([[0], np.cumsum(sizes[order])])
+    slots = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], sizes[order])
+    score = np.concatenate([seq.score for seq in parts])[order]
+    group = np.concatenate([seq.group for seq in parts])[slots]
+    return _Queue(part, Moves(score, group, np.concatenate([seq.channel for seq in parts])[slots], ends), groups)
 
 
 @dataclass(frozen=True)
 class _Met:
-    """Moves taken, channels each group loses by them, the share of the cost that goes, and that of all moves."""
+    """Channels taken (group and index), channels each group loses, the share of the cost that goes, and can go."""
 
-    moves: list[Move]
+    group: npt.NDArray[np.int64]
+    channel: npt.NDArray[np.int64]
     removed: Floats
     share: float
     reachable: float
 
 
-def _loss(move: Move, n: int) -> Floats:
-    out = np.zeros(n)
-    for g, c in move.channels:
-        out[g] += len(c)
-    return out
-
-
-def _meet(cost: CostModel, parts: list[list[Move]], ratio: float, of: str) -> _Met:
+def _meet(cost: CostModel, parts: list[Moves], ratio: float, of: str) -> _Met:
     """The longest prefix of all moves that does not overshoot, then smaller moves into what is left of the budget."""
-    order = _order(parts)
-    n = len(cost.graph.groups)
-    total = cost.of(of, np.zeros(n))
+    queue = _queue(parts, len(cost.graph.groups))
+    total = cost.of(of, np.zeros(queue.groups))
 
     def share(removed: Floats) -> float:
         return 1 - cost.of(of, removed) / total
 
-    at, removed, everything = _prefix(order, lambda r: share(r) <= ratio + 1e-9, n)
-    taken = [m for _, m in order[:at]]
-    skipped: dict[int, Move] = {}
-    tries = 0
-    for p, m in order[at:]:
-        if p in skipped or tries >= TRIES:
-            continue
-        tries += 1
-        if share(removed + _loss(m, n)) <= ratio + 1e-9:
-            removed = removed + _loss(m, n)
-            taken.append(m)
-        else:
-            skipped[p] = m
-    over = [(share(removed + _loss(m, n)) - ratio, k) for k, m in enumerate(skipped.values())]
-    if over and min(over)[0] < ratio - share(removed):
-        last = list(skipped.values())[min(over)[1]]
-        taken.append(last)
-        removed = removed + _loss(last, n)
-    return _Met(taken, removed, share(removed), share(everything))
-
-
-def _prefix(order: list[tuple[int, Move]], fits: Callable[[Floats], bool], n: int) -> tuple[int, Floats, Floats]:
-    """Length of the longest prefix whose loss still fits (the cost falls with every move), its loss, that of all."""
-    groups = np.array([g for _, m in order for g, _ in m.channels], np.int64)
-    counts = np.array([len(c) for _, m in order for _, c in m.channels], float)
-    ends = np.cumsum([0] + [len(m.channels) for _, m in order])
-
-    def loss(k: int) -> Floats:
-        return np.bincount(groups[: ends[k]], counts[: ends[k]], minlength=n).astype(float)
-
-    low, high = 0, len(order)
+    low, high = 0, len(queue.part)
     while low < high:
-        mid = (low + high + 1) // 2
-        low, high = (mid, high) if fits(loss(mid)) else (low, mid - 1)
-    return low, loss(low), loss(len(order))
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if share(queue.loss(0, middle)) <= ratio + 1e-9 else (low, middle - 1)
+    taken, removed = list(range(low)), queue.loss(0, low)
+    stuck: set[int] = set()
+    tries = 0
+    for k in range(low, len(queue.part)):
+        if queue.part[k] in stuck:
+            continue
+        more = removed + queue.loss(k, k + 1)
+        if share(more) <= ratio + 1e-9:
+            removed = more
+            taken.append(k)
+        else:
+            stuck.add(int(queue.part[k]))
+        tries += 1
+        if tries == TRIES or len(stuck) == len(parts):
+            break
+    if ratio - share(removed) > NEAR:  # steps are coarse here: take one more where that is nearer
+        more = {k: share(removed + queue.loss(k, k + 1)) for k in _next(queue, set(taken))}
+        best = min(more, key=lambda k: more[k], default=None)
+        if best is not None and more[best] - ratio < ratio - share(removed):
+            taken.append(best)
+            removed = removed + queue.loss(best, best + 1)
+    ends = queue.moves.ends
+    slots = np.concatenate([np.arange(ends[k], ends[k + 1]) for k in taken]) if taken else np.zeros(0, np.int64)
+    everything = share(queue.loss(0, len(queue.part)))
+    return _Met(queue.moves.group[slots], queue.moves.channel[slots], removed, share(removed), everything)
+
+
+def _next(queue: _Queue, taken: set[int]) -> list[int]:
+    """The first move of every part that is not taken yet."""
+    first: dict[int, int] = {}
+    for k, part in enumerate(queue.part.tolist()):
+        if k not in taken:
+            first.setdefault(part, k)
+    return list(first.values())
 
 
 def _as_plan(graph: ChannelGraph, cost: CostModel, met: _Met, ratio: float, of: str, criterion: str) -> Plan:
-    gone: dict[str, list[int]] = {}
-    for m in met.moves:
-        for g, c in m.channels:
-            gone.setdefault(graph.groups[g].name, []).extend(c)
-    removed = {g.name: tuple(sorted(gone[g.name])) for g in graph.groups if g.name in gone}
+    removed = {}
+    for g in np.flatnonzero(met.removed).tolist():
+        removed[graph.groups[g].name] = tuple(sorted(met.channel[met.group == g].tolist()))
     nothing = np.zeros(len(graph.groups))
     made = Plan(
         model=graph.model_class,
