@@ -392,3 +392,21 @@ class Tiled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.i(x) + self.window.tile((2, 2)) + self.table[: x.shape[2]].t()[None, :, None]
         return self.o(F.relu(x))
+
+
+@case(tokens())
+class Disentangled(nn.Module):
+    """Scores of relative positions are looked up by `gather`: heads pass, positions stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.q, self.v, self.o = 4, nn.Linear(8, 32), nn.Linear(8, 32), nn.Linear(32, 3)
+        self.p, self.table = nn.Linear(8, 32), nn.Parameter(torch.randn(11, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.v))
+        p = self.p(self.table).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        n = x.shape[1]
+        far = torch.arange(n)[:, None] - torch.arange(n)[None] + n - 1
+        scores = torch.gather(q @ p.transpose(-1, -2), -1, far.expand(x.shape[0], q.shape[1], n, n))
+        return self.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))

@@ -655,7 +655,9 @@ def test_a_class_that_moved_is_found_by_name() -> None:
     assert stock.model_class("diffusers.models.somewhere_else", "UNet2DModel") is UNet2DModel
 
 
-def test_a_stock_module_of_another_kind_is_refused(folders: Path, plain: Plain) -> None:
+def test_a_stock_module_of_another_kind_is_refused(tmp_path: Path, folders: Path, plain: Plain) -> None:
+    with pytest.raises(SaveError, match=r"scale is of shape \(8,\), which cannot come of|embed.weight is of shape"):
+        load(save(Plain(width=8), tmp_path / "not_pruned"), Plain(width=16))
     with pytest.raises(SaveError, match="the folder holds a Plain, model= is a Linear"):
         load(folders / "plain", nn.Linear(2, 2))
     with pytest.raises(SaveError, match="model= gave a int"):
