@@ -78,7 +78,7 @@ def prune(
     attention: str = "heads",
     ignore: Sequence[str] = (),
     round_to: int = 1,
-    max_ratio: float = 0.9,
+    max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
     inplace: bool = False,

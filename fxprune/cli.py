@@ -87,7 +87,9 @@ def prune(
         list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
     ] = None,
     round_to: Annotated[int, typer.Option(help="Keep widths multiples of this.")] = 1,
-    max_ratio: Annotated[float, typer.Option(help="Largest share that one group of channels may lose.")] = 0.9,
+    max_ratio: Annotated[
+        float | None, typer.Option(help="Largest share that one group of channels may lose (0.9, or all but one).")
+    ] = None,
     exact_norms: Annotated[bool, typer.Option("--exact-norms", help="Never regroup a group norm.")] = False,
     scope: Annotated[
         str, typer.Option(help="Rank all channels together (global), or each group alone (local).")

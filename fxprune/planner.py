@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from fxprune.score import Scores
 
 Floats = npt.NDArray[np.float64]
 TRIES = 2000  # moves tried after the prefix
+MOST = 0.9  # share of its channels that a group may lose, unless asked otherwise
 NEAR = 0.005  # how far from the asked ratio an exact plan may be before norms are regrouped
 
 
@@ -30,7 +32,7 @@ def plan(
     *,
     ignore: Sequence[str] = (),
     round_to: int = 1,
-    max_ratio: float = 0.9,
+    max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
 ) -> Plan:
@@ -42,7 +44,8 @@ def plan(
         of: "params", "macs" (multiply-accumulates of one forward on the example inputs) or "channels".
         ignore: tensor or module names, or globs of these, that stay as they are.
         round_to: widths of groups without a norm constraint are kept multiples of this.
-        max_ratio: largest share of its channels that one group may lose.
+        max_ratio: largest share of its channels that one group may lose; None: 0.9, or all but one channel where the
+            ratio cannot be reached otherwise.
         exact_norms: never regroup a group norm.
         scope: "global" ranks all channels together, "local" each group by itself.
 
@@ -54,7 +57,7 @@ def plan(
         raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
     if of not in MEASURES:
         raise BudgetError(f"of={of!r} is unknown; choose one of {', '.join(MEASURES)}")
-    if not 0 < max_ratio <= 1 or round_to < 1:
+    if not 0 < (1 if max_ratio is None else max_ratio) <= 1 or round_to < 1:
         raise BudgetError(f"max_ratio={max_ratio} must be in (0, 1], round_to={round_to} at least 1")
     if scope not in ("global", "local"):
         raise BudgetError(f"scope={scope!r} is unknown; choose global or local")
@@ -62,18 +65,18 @@ def plan(
     name = scores.criterion if isinstance(scores, Scores) else "given scores"
     cost = CostModel(graph)
     allowed = [not _ignored(graph, g, ignore) for g in range(len(graph.groups))]
-    limits = Limits(max_ratio, round_to)
     if scope == "local":
         values = {k: _ranks(v) for k, v in values.items()}
     met = []
-    for exact in (True,) if exact_norms else (True, False):
-        met.append(_meet(cost, sequences(graph, values, limits, allowed, exact), ratio, of))
+    caps = (MOST, 1.0) if max_ratio is None else (max_ratio,)
+    for cap, exact in itertools.product(caps, (True,) if exact_norms else (True, False)):
+        met.append(_meet(cost, sequences(graph, values, Limits(cap, round_to), allowed, exact), ratio, of))
         if abs(met[-1].share - ratio) <= NEAR:
             break
     best = min(met, key=lambda m: abs(m.share - ratio))
     reachable = max(m.reachable for m in met)
     if reachable < ratio - 1e-9 and best.share < ratio - NEAR:
-        raise BudgetError(_too_far(graph, reachable, ratio, of, ignore, max_ratio, exact_norms), reachable=reachable)
+        raise BudgetError(_too_far(graph, reachable, ratio, of, ignore, caps[-1], exact_norms), reachable=reachable)
     return _as_plan(graph, cost, best, ratio, of, name)
 
 
@@ -174,9 +177,9 @@ def _meet(cost: CostModel, parts: list[Moves], ratio: float, of: str) -> _Met:
         if tries == TRIES or len(stuck) == len(parts):
             break
     if ratio - share(removed) > NEAR:  # steps are coarse here: take one more where that is nearer
-        more = {k: share(removed + queue.loss(k, k + 1)) for k in _next(queue, set(taken))}
-        best = min(more, key=lambda k: more[k], default=None)
-        if best is not None and more[best] - ratio < ratio - share(removed):
+        after = {k: share(removed + queue.loss(k, k + 1)) for k in _next(queue, set(taken))}
+        best = min(after, key=lambda k: after[k], default=None)
+        if best is not None and after[best] - ratio < ratio - share(removed):
             taken.append(best)
             removed = removed + queue.loss(best, best + 1)
     ends = queue.moves.ends
