@@ -16,7 +16,7 @@ from fxprune.channels import ChannelGraph, analyse
 from fxprune.errors import BudgetError, InputsError, RewriteError, VerifyError
 from fxprune.plan import Plan
 from fxprune.planner import plan as make_plan
-from fxprune.report import Report, attach, causes
+from fxprune.report import Report, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.score import Criterion, score
 from fxprune.trace import ExampleInputs, as_inputs
@@ -41,7 +41,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
         TraceError: where `torch.export` cannot capture the model.
     """
     if attention not in PREFER:
-        raise InputsError(f"attention={attention!r} is unknown; choose heads or head_dim")
+        raise InputsError(f"attention={attention!r} is unknown; choose heads or head_dim (or both, in prune())")
     if not isinstance(model, nn.Module):
         raise InputsError(
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
@@ -101,7 +101,7 @@ def prune(
             itself).
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
         scheduler: "one_shot".
-        attention: prune whole "heads", or the "head_dim" of all heads.
+        attention: prune whole "heads", the "head_dim" of all heads, or "both", one after the other.
         ignore: names or globs of tensors or modules that stay as they are.
         round_to, max_ratio, exact_norms, scope: see `plan`.
         inplace: change `model` itself.
@@ -126,6 +126,9 @@ def prune(
     """
     if not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
+    if attention == "both":
+        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "attention")}
+        return _prune_both(model, ratio, same)
     asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
     registry.get("schedulers", scheduler)
     adapter = find_adapter(model)
@@ -148,11 +151,18 @@ def prune(
     small = transplant(net, made.done.model) if inplace else made.done.model
     seconds = dict(clock.seconds)
     checks = () if made.check is None else (made.check,)
-    attach(
-        small, Report(made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds)
-    )
+    told = Report(made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds)
+    attach(small, told.after(report(net)) if is_pruned(net) else told)
     pruned: M = back(small)
     return pruned
+
+
+def _prune_both(model: M, ratio: float, options: dict[str, Any]) -> M:
+    """Whole heads first, then dimensions of those that stay, an equal share each time."""
+    each = 1 - (1 - ratio) ** 0.5
+    once = prune(model, ratio=each, attention="heads", **options)
+    first = report(find_adapter(once).unwrap(once)[0]).plan.achieved
+    return prune(once, ratio=max(0.0, 1 - (1 - ratio) / (1 - first)), attention="head_dim", **options)
 
 
 @dataclass(frozen=True)

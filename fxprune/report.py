@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -32,7 +32,7 @@ class Report:
     """What happened.
 
     Attributes:
-        plan: what went.
+        plan: what went (the last time, where the model was pruned several times; `earlier` holds the plans before).
         changes: attributes of modules that changed.
         checks: proofs that were run, with their errors.
         forward: "module", or "graph" where the rewritten graph became the model's forward (`reason` says why).
@@ -47,6 +47,14 @@ class Report:
     reason: str = ""
     held: tuple[Cause, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    earlier: tuple[Plan, ...] = ()
+
+    def after(self, before: Report) -> Report:
+        """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
+        old = {(c.path, c.name): c for c in before.changes}
+        new = {(c.path, c.name): c for c in self.changes}
+        both = [Change(*key, (old.get(key) or new[key]).before, (new.get(key) or old[key]).after) for key in old | new]
+        return replace(self, changes=tuple(both), earlier=(*before.earlier, before.plan))
 
     def __repr__(self) -> str:
         lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
@@ -87,6 +95,11 @@ def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cau
 def attach(model: nn.Module, made: Report) -> None:
     """Keep a report beside the model, outside its state."""
     model.__dict__[_KEY] = made
+
+
+def is_pruned(model: nn.Module) -> bool:
+    """Whether fxprune has pruned the model."""
+    return isinstance(model.__dict__.get(_KEY), Report)
 
 
 def report(model: nn.Module) -> Report:

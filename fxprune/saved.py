@@ -315,7 +315,7 @@ def _tensor(value: Any, where: str) -> TensorInfo:
 def _change(value: Any, where: str) -> Change:
     """An integer attribute, or a row of integers: nothing else may be set on a module."""
     name = _get(value, "name", str)
-    if not is_identifier(name.removeprefix("config.")) or "__" in name or name == "training":
+    if not is_identifier(name.removeprefix("config.")) or name == "training":
         raise _Bad(f"{where} changes {name!r:.60}, which is no attribute that pruning changes")
 
     def integers(key: str) -> int | tuple[int, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.adapters import denoising
+from fxprune.adapters.ddpm import DDPMAdapter
 from fxprune.adapters.noising import Flow, Noising, VariancePreserving, noising_of
 from fxprune.channels import analyse
 from fxprune.errors import InputsError, SaveError
@@ -397,6 +398,26 @@ def test_users_batches_of_every_form_have_the_same_loss() -> None:
     assert seeded(model, images()).item() not in values
 
 
+def test_noise_and_times_are_drawn_by_the_images_themselves() -> None:
+    adapter, model = adapter_and_model(ALL["ddpm"])
+    assert isinstance(adapter, DDPMAdapter)
+    task = adapter.task(model)
+    one, same, other = (task.complete(model, x, task.noising) for x in (images(), images(), -images()))
+    for key in ("noise", "timestep"):
+        assert torch.equal(one[key], same[key])
+        assert not torch.equal(one[key], other[key])
+
+
+def test_a_learned_variance_is_no_part_of_the_prediction() -> None:
+    adapter, model = adapter_and_model(Row("ddpm", lambda: diffusers.UNet2DModel(**{**UNET, "out_channels": 6}), {}))
+    assert isinstance(adapter, DDPMAdapter)
+    task = adapter.task(model)
+    full = task.complete(model, images(), task.noising)
+    noisy = task.noising.noised(full["images"], full["noise"], full["timestep"])
+    mean = model(noisy, full["timestep"]).sample[:, :3]
+    assert torch.equal(adapter.loss_of(model)(model, images()), (mean - full["noise"]).square().mean())
+
+
 def test_labels_come_with_the_images() -> None:
     adapter, model = adapter_and_model(ALL["ddpm-classes"])
     loss = adapter.loss_of(model)
@@ -513,14 +534,37 @@ def test_a_perfect_model_samples_the_data(name: str) -> None:
     """All mass at one image: the target is then known exactly, and the sampler must land on the image."""
     process, clean = PROCESSES[name], torch.randn(2, 1, 4, 4, dtype=torch.float64)
 
+    noises: list[Tensor] = []
+
     def predict(x: Tensor, times: Tensor) -> Tensor:
         zero, one = torch.zeros_like(x), torch.ones_like(x)
         share = process.noised(zero, one, times)  # √(1 − ᾱ), or σ
-        noise = (x - process.noised(clean, zero, times)) / share
-        return process.target(clean, noise, times)
+        noises.append((x - process.noised(clean, zero, times)) / share)
+        return process.target(clean, noises[-1], times)
 
     drawn = process.sample(predict, torch.randn_like(clean), 10, iter)
+    assert len(noises) == 10
+    for noise in noises:  # a deterministic sampler keeps the noise that it started from, all the way
+        torch.testing.assert_close(noise, noises[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(drawn, clean, atol=2e-2 if name != "flow" else 1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_noise_and_target_by_their_formulas(name: str) -> None:
+    process = PROCESSES[name]
+    clean, noise = torch.randn(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
+    if isinstance(process, Flow):
+        times = torch.tensor([0.1, 0.5, 0.9]) * process.unit
+        sigma = torch.tensor([0.1, 0.5, 0.9]).reshape(3, 1, 1, 1)
+        noisy, target = (1 - sigma) * clean + sigma * noise, noise - clean
+    else:
+        times = torch.tensor([10, 500, 990])
+        kept = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)[times].reshape(3, 1, 1, 1)
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        velocity = kept.sqrt() * noise - (1 - kept).sqrt() * clean
+        target = {"epsilon": noise, "sample": clean, "v": velocity}[name]
+    torch.testing.assert_close(process.noised(clean, noise, times), noisy)
+    torch.testing.assert_close(process.target(clean, noise, times), target)
 
 
 @pytest.mark.parametrize("name", PROCESSES)

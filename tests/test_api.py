@@ -153,3 +153,34 @@ def test_explain_and_networkx() -> None:
     assert drawn.nodes["a.weight:0"]["channels"] == 16
     assert "a.bias" in drawn["a.weight:0"]
     assert "2 groups, 32 channels" in repr(graph)
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.dim = 4, 8
+        self.i, self.o, self.proj = nn.Linear(6, 32), nn.Linear(32, 3), nn.Linear(32, 32)
+        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(x + self.proj(y.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize(
+    ("attention", "heads", "dim"), [("heads", True, False), ("head_dim", False, True), ("both", True, True)]
+)
+def test_attention_gives_heads_or_dimensions(attention: str, heads: bool, dim: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Heads(), torch.randn(2, 5, 6)
+    options: dict[str, Any] = {"example_inputs": x, "attention": attention, "ignore": ["i"], "progress": False}
+    small = fxprune.prune(model, "magnitude", 0.5, **options)
+    assert (small.heads < 4) is heads
+    assert (small.dim < 8) is dim
+    report = fxprune.report(small)
+    assert {(c.name, c.before) for c in report.changes if not c.path} == set(
+        [("heads", 4)] * heads + [("dim", 8)] * dim
+    )
+    assert len(report.earlier) == (attention == "both")

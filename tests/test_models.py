@@ -129,3 +129,16 @@ def test_inplace_keeps_references() -> None:
     assert model.layer1[0].conv1 is layer
     assert layer.weight.shape[0] == layer.out_channels < 64
     assert abs(sum(p.numel() for p in model.parameters()) / before - 0.5) < 0.01
+
+
+def test_pruned_twice_saves_and_loads(tmp_path: Path) -> None:
+    """Attribute changes are told from the stock class on, so a second pruning is not lost on the way."""
+    model = digits()
+    small = fxprune.prune(fxprune.prune(model, "magnitude", 0.3, progress=False), "magnitude", 0.3, progress=False)
+    now, before = (sum(p.numel() for p in m.parameters()) for m in (small, model))
+    assert abs(now / before - 0.49) <= 0.01
+    fxprune.save(small, tmp_path / "twice")
+    again = fxprune.load(tmp_path / "twice")
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(7)
+    with torch.no_grad():
+        assert torch.equal(again(x, t).sample, small.eval()(x, t).sample)

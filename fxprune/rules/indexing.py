@@ -163,8 +163,28 @@ def index_select(op: Op) -> Labels:
     return (*labels[:d], op.labels("index")[0] if op.labels("index") else None, *labels[d + 1 :])
 
 
+@aten("gather")
+def gather(op: Op) -> Labels:
+    """out[i, j, k] = x[i, index[i, j, k], k]: the axis `dim` is looked up, the others are equal to the index's.
+
+    Of an axis that the index covers in part, only the first positions are read: it stays.
+    """
+    x, index = op.labels("self"), op.labels("index")
+    d = int(op.arg("dim")) % max(1, len(x))
+    out: list[Axis] = []
+    for k, (a, b) in enumerate(zip(x, index, strict=True)):
+        if k != d and op.shape("self")[k] == op.shape("index")[k]:
+            out.append(op.tie(a, b))
+            continue
+        op.freeze(a, "is indexed by value", cause="indexed by value")
+        if k != d:
+            op.freeze(b, "covers an axis in part", cause="indexed by value")
+        out.append(b if k == d else None)
+    return tuple(out)
+
+
 @aten(
-    "gather take_along_dim scatter scatter_add scatter_reduce index_add index_copy index_fill topk kthvalue mode "
+    "take_along_dim scatter scatter_add scatter_reduce index_add index_copy index_fill topk kthvalue mode "
     "unique masked_select"
 )
 def by_value(op: Op) -> Any:
