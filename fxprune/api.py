@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from fxprune import registry
@@ -141,9 +142,11 @@ def prune(
     limits: dict[str, Any] = {"round_to": round_to, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
     limits["ignore"] = (*ignore, *adapter.protect(net))
 
+    known: dict[str, Any] = {}
+
     def planned(graph: ChannelGraph) -> Plan:
         with clock("score"):
-            scores = score(graph, net, criterion, data=batches, loss=how, seed=seed, progress=progress)
+            scores = score(graph, net, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known)
         with clock("plan"):
             return make_plan(graph, scores, ratio, of, **limits)
 
@@ -233,10 +236,11 @@ def _data_and_loss(
     samples: int,
     seed: int,
     progress: bool,
-) -> tuple[list[Any] | None, Callable[[nn.Module, Any], Any] | None]:
+) -> tuple[Iterable[Any] | None, Callable[[nn.Module, Any], Any] | None]:
     """What the caller gave, completed by the adapter as far as the criterion needs it."""
     needs: frozenset[str] = getattr(criterion, "needs", frozenset())
-    batches = None if data is None else list(data)
+    one = isinstance(data, (torch.Tensor, Mapping, str))  # no batches but one of them: score() says so
+    batches: Any = data if data is None or one else list(data)
     if "data" in needs and batches is None:
         batches = adapter.calibration(model, samples, seed, progress)
     if "loss" in needs and loss is None:

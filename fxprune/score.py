@@ -95,6 +95,7 @@ def score(
     reduce: Reduction | None = None,
     normalize: Normalization | None = None,
     progress: bool = False,
+    reuse: dict[str, Any] | None = None,
 ) -> Scores:
     """Score every channel of a graph.
 
@@ -112,6 +113,7 @@ def score(
         normalize: divide a group's scores by their "mean" or "max" size; "none": don't; None: the criterion's
             `normalization`, else "none".
         progress: show a bar.
+        reuse: a dict that keeps the saliencies of tensors from one call to the next, on graphs of the same weights.
 
     Raises:
         CriterionError: the criterion is unknown, changed a weight, or returned something of the wrong shape, of an
@@ -131,9 +133,13 @@ def score(
     normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
     _check_needs(name, call, data, loss)
     _check_model(graph, model)
-    with unchanged(model, name):
-        seed_torch(model, seed)
-        returned = call(Context(graph, model, name, data, loss, seed, progress))
+    returned: Any = reuse
+    if not reuse or any(n not in graph.shapes for n in reuse):
+        with unchanged(model, name):
+            seed_torch(model, seed)
+            returned = call(Context(graph, model, name, data, loss, seed, progress))
+        if reuse is not None and isinstance(returned, Mapping):
+            reuse.update(returned)
     with torch.no_grad():
         values = channel_scores(graph, name, returned, reduce)
     return Scores({g: normalized(v, normalize) for g, v in values.items()}, name)

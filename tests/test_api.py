@@ -65,6 +65,12 @@ CASES: dict[str, tuple[type[nn.Module], dict[str, Any], type[Exception], str]] =
     "nothing prunable": (Alone, {}, fxprune.BudgetError, "nothing"),
     "too far": (Small, {"ratio": 0.99}, fxprune.BudgetError, "at most"),
     "no data": (Small, {"criterion": "taylor"}, fxprune.InputsError, "data"),
+    "a batch for batches": (
+        Small,
+        {"criterion": "taylor", "data": X, "loss": lambda m, b: m(b).sum()},
+        fxprune.InputsError,
+        "iterable|batches",
+    ),
     "nan loss": (
         Small,
         {"criterion": "taylor", "data": [X], "loss": nan_loss},
@@ -184,3 +190,24 @@ def test_attention_gives_heads_or_dimensions(attention: str, heads: bool, dim: b
         [("heads", 4)] * heads + [("dim", 8)] * dim
     )
     assert len(report.earlier) == (attention == "both")
+
+
+def test_planning_anew_does_not_score_anew() -> None:
+    """A literal in the forward makes prune() plan twice; the criterion runs once."""
+    calls = []
+
+    class Literal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 64), nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(self.b(self.a(x).view(-1, 8))))
+
+    def counted(ctx: Any) -> dict[str, Tensor]:
+        calls.append(1)
+        return {n: p.abs() for n, p in ctx.parameters.items()}
+
+    small = fxprune.prune(Literal(), counted, 0.4, example_inputs=X, progress=False)
+    assert small.a.out_features == 8
+    assert len(calls) == 1
