@@ -105,7 +105,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         print(json.dumps(measure(options.one, options.repeats)))
         return
-    print("| network | parameters | fxprune first call s | fxprune s | Torch-Pruning s | ratio |\n|---|---|---|---|---|---|")
+    print("| network | parameters | first call s | fxprune s | Torch-Pruning s | ratio |\n|---|---|---|---|---|---|")
     for name in [options.only] if options.only else NETS:
         command = [sys.executable, __file__, "--one", name, "--repeats", str(options.repeats)]
         done = subprocess.run(command, capture_output=True, text=True)
