@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.equations import AxisOf, Equation, call_equations, couple, locate, render
+from fxprune.equations import AxisOf, Equation, call_equations, couple, is_factor, locate, render
 from fxprune.errors import PlanError
 from fxprune.labels import Axis, Bools, Freeze, Ints, LabelSpace, Resolved, resolve
-from fxprune.provenance import Attr, Size, leaves
+from fxprune.provenance import Attr, Expr, Size, leaves
 from fxprune.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
 from fxprune.temperature import query_rows
 from fxprune.trace import Inputs, Traced, capture, tensor_names
@@ -312,12 +312,13 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
     axis_of = locate(traced, env, tensors, tensor_names(model))
     calls = list(call_equations(traced, env))
     couple(space, _read_labels(space, facts, env), calls, traced.recorder.equalities, axis_of)
+    numbers = list(_numbers(space, calls, traced.recorder.numbers, axis_of))
     owned = [a for labels in tensors.values() for a in labels if a is not None]
     has_tensor = np.concatenate(owned) if owned else np.zeros(0, np.int64)
     stated = len(space.freezes)
     resolved = resolve(space, has_tensor, prefer)
     equations = [eq for call in calls for eq in call if not isinstance(eq.expr, int)]
-    literals = [eq for call in calls for eq in call if isinstance(eq.expr, int)]
+    literals = [*numbers, *(eq for call in calls for eq in call if isinstance(eq.expr, int))]
     for a, b in traced.recorder.equalities:
         equations += _equality_equations(a, b, axis_of)
     return ChannelGraph(
@@ -347,6 +348,26 @@ def _read_labels(space: LabelSpace, facts: Facts, env: Mapping[fx.Node, Any]) ->
         for node, axis in pairs:
             out[env[node][axis]] = True
     return out
+
+
+def _numbers(
+    space: LabelSpace, calls: list[list[Equation]], numbers: list[Expr], axis_of: AxisOf
+) -> Iterator[Equation]:
+    """Hold what the model's Python computes with as a number: with less head_dim 1/sqrt(head_dim) is another one.
+
+    A factor of a split is held at once, since another factor may live instead.  Other axes that a number comes from (it
+    need not reach a value) are given back as literals, to be held if the proof fails.
+    """
+    for expr in dict.fromkeys(numbers):
+        for leaf in leaves(expr):
+            axes = [axis_of(leaf)] if isinstance(leaf, Size) else [q.axis for c in calls for q in c if q.expr == leaf]
+            for axis in axes:
+                if axis is None:
+                    continue
+                if leaf == expr and is_factor(space, axis):
+                    space.freeze(axis, Freeze("used as a number", "", f"{render(expr)} is used as a number"))
+                else:
+                    yield Equation(len(axis), axis, len(axis), "")
 
 
 def _equality_equations(a: Any, b: Any, axis_of: AxisOf) -> Iterator[Equation]:

@@ -82,7 +82,7 @@ def prune(
     criterion: Annotated[str, typer.Option(help="How channels are ranked; see `fxprune list`.")] = "gradflow",
     of: Annotated[str, typer.Option(help="What --ratio counts: params, macs or channels.")] = "params",
     scheduler: Annotated[str, typer.Option(help="When how much goes; see `fxprune list`.")] = "one_shot",
-    attention: Annotated[str, typer.Option(help="What an attention loses: heads, or head_dim of all heads.")] = "heads",
+    attention: Annotated[str, typer.Option(help="What an attention loses: heads, head_dim, or both.")] = "heads",
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
     ] = None,

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fxprune import stock
-from fxprune.errors import PlanError, SaveError
-from fxprune.report import Report, report
+from fxprune.errors import SaveError
+from fxprune.report import Report, is_pruned, report
 from fxprune.restore import all_tensors, channels_last
 from fxprune.rewrite import Change
 from fxprune.saved import DTYPES, Saved, TensorInfo
@@ -49,6 +49,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
         adapter=adapter,
         config=config,
         plan=None if made is None else made.plan,
+        earlier=() if made is None else made.earlier,
         changes=() if made is None else tuple(_plain(c) for c in made.changes),
         checks=() if made is None else made.checks,
         held=() if made is None else made.held,
@@ -60,10 +61,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
 
 def report_of(model: nn.Module) -> Report | None:
     """The report of a pruned model; None for any other."""
-    try:
-        return report(model)
-    except PlanError:
-        return None
+    return report(model) if is_pruned(model) else None
 
 
 def _info(name: str, tensor: torch.Tensor, parameter: bool) -> TensorInfo:

@@ -83,6 +83,9 @@ class TracedInt(int):
         return self
 
     def _apply(self, op: str, other: Any, swap: bool = False) -> Any:
+        if isinstance(other, torch.SymInt):  # a size that depends on data: no expression to keep
+            pair: Any = (other, int(self)) if swap else (int(self), other)
+            return _OPS[op](*pair)
         if type(other) is not int and not isinstance(other, TracedInt):
             return NotImplemented
         a, b = (other, self) if swap else (self, other)
@@ -118,7 +121,41 @@ class TracedInt(int):
     def __mod__(self, o: Any) -> Any:
         return self._apply("%", o)
 
+    def _number(self, value: Any) -> Any:
+        """`value`, computed from this integer as a number: it can no more be a size."""
+        self.recorder.number(self.expr)
+        return value
+
+    def __float__(self) -> float:
+        return float(self._number(int(self)))
+
+    def __truediv__(self, o: Any) -> Any:
+        return self._number(int(self) / o)
+
+    def __rtruediv__(self, o: Any) -> Any:
+        return self._number(o / int(self))
+
+    def __pow__(self, o: Any, modulus: Any = None) -> Any:
+        return self._number(pow(int(self), o, modulus))
+
+    def __rpow__(self, o: Any, modulus: Any = None) -> Any:
+        return self._number(pow(o, int(self), modulus))
+
+    def __lt__(self, o: Any) -> Any:
+        return int(self) < (int(o) if isinstance(o, TracedInt) else o)
+
+    def __le__(self, o: Any) -> Any:
+        return int(self) <= (int(o) if isinstance(o, TracedInt) else o)
+
+    def __gt__(self, o: Any) -> Any:
+        return int(self) > (int(o) if isinstance(o, TracedInt) else o)
+
+    def __ge__(self, o: Any) -> Any:
+        return int(self) >= (int(o) if isinstance(o, TracedInt) else o)
+
     def __eq__(self, o: object) -> bool:
+        if isinstance(o, torch.SymInt):
+            return bool(o == int(self))
         same = int.__eq__(self, o)
         if same is True and isinstance(o, TracedInt):
             self.recorder.equal(self.expr, o.expr)
@@ -168,13 +205,15 @@ class Call:
 
 @dataclass
 class Recorder:
-    """What was seen while the model ran: calls by number, and pairs of expressions found equal.
+    """What was seen while the model ran: calls by number, pairs of expressions found equal, and expressions whose value
+    went into a computation as a number (a temperature, say).
 
     The origin of a tensor is `("param", name)`, `("input", k)` or `("call", (number, output index, shape))`.
     """
 
     calls: dict[int, Call] = field(default_factory=dict)
     equalities: list[tuple[Expr, Expr]] = field(default_factory=list)
+    numbers: list[Expr] = field(default_factory=list)
     count: int = 0
     active: bool = False
 
@@ -182,9 +221,19 @@ class Recorder:
         if self.active and a != b:
             self.equalities.append((a, b))
 
+    def number(self, expr: Expr) -> None:
+        if self.active:
+            self.numbers.append(expr)
+
 
 def _origin(x: torch.Tensor) -> tuple[str, Any] | None:
     return getattr(x, "_fxprune_origin", None)
+
+
+_ARITHMETIC = {
+    *(f"{kind}{op}" for kind in ("", "r", "i") for op in ("add", "sub", "mul", "div", "truediv", "pow")),
+    *("subtract", "multiply", "divide", "true_divide", "float_power", "tensor", "as_tensor", "scalar_tensor"),
+}
 
 
 class RecordingMode(TorchFunctionMode):
@@ -212,6 +261,10 @@ class RecordingMode(TorchFunctionMode):
         self.recorder.count += 1
         flat = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, (torch.Size, slice)))
         if any(isinstance(x, (int, torch.Size, slice)) for x in flat):
+            if name.strip("_") in _ARITHMETIC:
+                for x in flat:
+                    if isinstance(x, TracedInt):
+                        self.recorder.number(x.expr)
             self.recorder.calls[number] = Call(name, args, kwargs)
             args, kwargs = plain(args), plain(kwargs)
         with fx_traceback.annotate({MARK: number}):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import SaveError
+from fxprune.plan import Plan
 from fxprune.rewrite import Change
 from fxprune.saved import DTYPES, HEADER, Saved, TensorInfo
 
@@ -45,7 +46,9 @@ def fit(net: nn.Module, saved: Saved) -> None:
             raise SaveError(f"{name} is of shape {info.shape}, which cannot come of the stock module's {shape}")
         if (name in parameters) != (info.kind == "parameter"):
             raise SaveError(f"{name} is a {info.kind} in the folder, but not in the stock module")
-    _plan_fits(saved, {name: tuple(t.shape) for name, t in named.items()})
+    shapes = {name: tuple(t.shape) for name, t in named.items()}
+    for plan in (*saved.earlier, *([saved.plan] if saved.plan else [])):
+        _plan_fits(plan, saved, shapes)
     modules = dict(net.named_modules(remove_duplicate=False))
     for change in saved.changes:
         _apply(modules, change)
@@ -75,11 +78,9 @@ def same_integers(net: nn.Module, model: nn.Module) -> None:
                 )
 
 
-def _plan_fits(saved: Saved, before: Mapping[str, tuple[int, ...]]) -> None:
+def _plan_fits(plan: Plan, saved: Saved, before: Mapping[str, tuple[int, ...]]) -> None:
     """Each group `tensor:axis` must have cut that axis at least by the channels that it lost."""
-    if saved.plan is None:
-        return
-    for group in saved.plan.sizes:
+    for group in plan.sizes:
         lead = group.rpartition("#")[0] or group
         tensor, _, axis = lead.rpartition(":")
         shape = before.get(tensor, ())
@@ -89,9 +90,9 @@ def _plan_fits(saved: Saved, before: Mapping[str, tuple[int, ...]]) -> None:
                 f"the plan's group {group!r:.80} names no axis of this {saved.name}: it is of another model"
             )
         cut = shape[int(axis)] - info.shape[int(axis)]
-        if cut < len(saved.plan.removed.get(group, ())):
+        if cut < len(plan.removed.get(group, ())):
             raise SaveError(
-                f"the plan takes {len(saved.plan.removed[group])} channels from {tensor}, which lost {cut} of "
+                f"the plan takes {len(plan.removed[group])} channels from {tensor}, which lost {cut} of "
                 f"{shape[int(axis)]} positions: it is the plan of another model"
             )
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
         attributes = _solve(graph, plan, keep) if forward == "module" else {}
     except Unsolved as e:
         raise UnsolvedError(f"the forward of {type(model).__name__} cannot follow the plan: {e}", e.equation) from e
-    small = copy.deepcopy(model, {id(old): new for old, new in _cut_tensors(model, graph, keep)})
+    small = deep_copy(model, _cut_tensors(model, graph, keep))
     for fold in _folds(graph, keep):
         fold.apply(small)
     changes = [c for attr, new in attributes.items() for c in _set(small, attr, new)]
@@ -125,6 +126,16 @@ def _cut_tensors(model: nn.Module, graph: ChannelGraph, keep: Bools) -> list[tup
             old = _get(model, name)
             out.append((old, _cut(old, positions)))
     return out
+
+
+def deep_copy(model: nn.Module, instead: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()) -> nn.Module:
+    """A copy of a model with some tensors replaced.
+
+    Tensors that a module keeps from a forward with gradients (old weight norms do) are copied detached.
+    """
+    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
+    return copy.deepcopy(model, memo | {id(old): new for old, new in instead})
 
 
 def _get(model: nn.Module, name: str) -> torch.Tensor:

@@ -178,7 +178,8 @@ def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Mo
     fit(net, saved)
     fill(net, saved, path / WEIGHTS)
     if saved.plan is not None:
-        attach(net, Report(saved.plan, saved.changes, saved.checks, saved.forward, held=saved.held))
+        told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, earlier=saved.earlier)
+        attach(net, told)
     return net.eval()
 
 

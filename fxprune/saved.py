@@ -10,6 +10,7 @@ of a model                                              of a pipeline
     config      what the stock module was made with         components  the pruned ones
     adapter     which builds it from that (null: diffusers' own class)
     plan, criterion, budget, seed                           dtypes      of the other modules
+    earlier     plans, where it was pruned several times
     tensors     name -> {kind, shape, dtype, ...}           files       all files in the folder
     tied        name -> name of the tensor it shares
     changes     attributes: {path, name, before, after}
@@ -65,6 +66,7 @@ class Saved:
     adapter: str | None = None
     config: Mapping[str, Any] | None = None
     plan: Plan | None = None
+    earlier: tuple[Plan, ...] = ()
     changes: tuple[Change, ...] = ()
     forward: str = "module"
     checks: tuple[Check, ...] = ()
@@ -139,6 +141,7 @@ def _model_data(saved: Saved) -> dict[str, Any]:
         "adapter": saved.adapter,
         "config": None if saved.config is None else dict(saved.config),
         "plan": None if plan is None else json.loads(plan.to_json()),
+        "earlier": [json.loads(p.to_json()) for p in saved.earlier],
         "criterion": None if plan is None else plan.criterion,
         "budget": None if plan is None else {"ratio": plan.ratio, "of": plan.of, "achieved": plan.achieved},
         "seed": saved.seed,
@@ -207,7 +210,8 @@ def _saved(data: dict[str, Any]) -> Saved:
         tied=_table(data, "tied", _text),
         adapter=_maybe(data, "adapter", str),
         config=_maybe(data, "config", dict),
-        plan=_plan(_maybe(data, "plan", dict)),
+        plan=None if (plan := _maybe(data, "plan", dict)) is None else _plan(plan, "plan"),
+        earlier=_row(data, "earlier", _plan),
         changes=_row(data, "changes", _change),
         forward=forward,
         checks=_row(data, "checks", _check),
@@ -219,10 +223,11 @@ def _saved(data: dict[str, Any]) -> Saved:
     for alias, first in saved.tied.items():
         if first not in saved.tensors or alias in saved.tensors:
             raise _Bad(f"{alias!r} is tied to {first!r}, which is no tensor of its own")
-    if saved.plan is None and saved.changes:
+    if saved.plan is None and (saved.changes or saved.earlier):
         raise _Bad("it has changed attributes but no plan")
-    if saved.plan is not None and saved.plan.model != saved.name.rpartition(".")[2]:
-        raise _Bad(f"the plan is of a {saved.plan.model}, the model is a {saved.name}")
+    for made in (saved.plan, *saved.earlier):
+        if made is not None and made.model != saved.name.rpartition(".")[2]:
+            raise _Bad(f"the plan is of a {made.model}, the model is a {saved.name}")
     return saved
 
 
@@ -342,14 +347,12 @@ def _cause(value: Any, where: str) -> Cause:
     return Cause(_get(value, "name", str), _get(value, "axes", int), _number(value.get("share"), f"{where}.share"), ())
 
 
-def _plan(data: dict[str, Any] | None) -> Plan | None:
+def _plan(data: Any, where: str) -> Plan:
     """A plan whose every field has its type."""
-    if data is None:
-        return None
     for key in ("model", "fingerprint", "of", "criterion"):
         _get(data, key, str)
     for key in ("ratio", "achieved"):
-        _number(data.get(key), f"plan.{key}")
+        _number(data.get(key), f"{where}.{key}")
     for key in ("removed", "sizes", "norms", "cost"):
         _get(data, key, dict)
     plan = Plan.from_json(json.dumps(data))
@@ -358,7 +361,7 @@ def _plan(data: dict[str, Any] | None) -> Plan | None:
         if list(gone) != sorted(set(gone)) or any(not 0 <= c < n for c in gone) or len(gone) >= n > 0:
             raise _Bad(f"the plan removes channels {list(gone)[:4]}... of group {name!r}, which has {n}")
     for name, norm in plan.norms.items():
-        _norm(norm, f"plan.norms[{name!r}]")
+        _norm(norm, f"{where}.norms[{name!r}]")
     return plan
 
 

@@ -85,6 +85,18 @@ class Traced:
 
 
 @contextlib.contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module has the attributes it had: what the forward keeps of fake tensors is let go."""
+    was = [(m, dict(m.__dict__)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for m, held in was:
+            m.__dict__.clear()
+            m.__dict__.update(held)
+
+
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within, every module of the model is in eval mode; afterwards each is as it was."""
     was = [(m, m.training) for m in model.modules()]
@@ -139,7 +151,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Traced:
     recorder = Recorder()
     recorded = Recorded(model, recorder)
     prefix = "model."
-    with evaluating(model):
+    with evaluating(model), _untouched(model):
         try:
             with traced_attributes(model, recorder), fx_traceback.preserve_node_meta():
                 program = _export(recorded, inputs)

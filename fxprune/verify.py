@@ -6,7 +6,6 @@ permutation certificate   permuting a group's channels, in every slice, leaves t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import VerifyError
 from fxprune.masked import run_masked
 from fxprune.plan import Plan
+from fxprune.rewrite import deep_copy
 from fxprune.trace import Inputs, evaluating
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -129,7 +129,7 @@ def permute_(model: nn.Module, graph: ChannelGraph, orders: dict[int, np.ndarray
 def check_permutation(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> Check:
     """The permutation certificate: needs no data, catches a missed coupling, a wrong offset, a wrong head split."""
     reference = outputs(model, graph.traced.example)
-    permuted = permute_(copy.deepcopy(model), graph, permutation(graph, seed))
+    permuted = permute_(deep_copy(model), graph, permutation(graph, seed))
     return Check("permutation", relative_error(outputs(permuted, graph.traced.example), reference), tolerance(model))
 
 

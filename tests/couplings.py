@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -410,3 +411,31 @@ class Disentangled(nn.Module):
         far = torch.arange(n)[:, None] - torch.arange(n)[None] + n - 1
         scores = torch.gather(q @ p.transpose(-1, -2), -1, far.expand(x.shape[0], q.shape[1], n, n))
         return self.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@case(tokens())
+class Temperature(nn.Module):
+    """The temperature is computed from a size in the forward: heads go, their dimensions stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.o = 4, nn.Linear(8, 96), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        weights = (4 * q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        return self.o((weights @ v).transpose(1, 2).flatten(2))
+
+
+@case(image())
+class Keeping(nn.Module):
+    """Keeps a table that it makes in its first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.kept = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.arange(x.shape[-1]).float()
+        return self.b(torch.relu(self.a(x) * self.kept))

@@ -180,3 +180,17 @@ def test_literal_in_the_forward_is_held_or_run_as_a_graph() -> None:
     assert copy.deepcopy(forced)(inputs).shape == (2, 3)
     with pytest.raises(fxprune.RewriteError, match="strict"):
         fxprune.prune(Literal(4), "magnitude", 0.7, example_inputs=inputs, strict=True, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_old_weight_norm() -> None:
+    """It keeps a computed weight on the module, which copy.deepcopy refuses after a forward with gradients."""
+    norm = nn.utils.weight_norm
+    model = nn.Sequential(norm(nn.Conv2d(3, 16, 3)), nn.ReLU(), norm(nn.Conv2d(16, 12, 3)), nn.Conv2d(12, 4, 1)).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    model(inputs)
+    graph = analyse(model, as_inputs(inputs))
+    assert check_permutation(model, graph).ok
+    planned = plan(graph, scores_of(graph), 0.4)
+    small = rewrite(model, graph, planned).model
+    assert check_dense(model, small, graph, planned).ok

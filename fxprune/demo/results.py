@@ -106,7 +106,7 @@ _ROWS: Sequence[tuple[str, Callable[[Column, Column], str]]] = (
 
 def draw(columns: Sequence[Column], images: Sequence[Tensor], path: Path) -> None:
     """Write a PNG of the first samples of each model, drawn from the same noise, side by side."""
-    figure = Figure(figsize=(4 * len(columns), 4.5), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = Figure(figsize=(4 * len(columns), 4.6), layout=ConstrainedLayoutEngine(h_pad=0.1, wspace=0.06))
     for axes, column, drawn in zip(figure.subplots(1, len(columns)), columns, images, strict=True):
         axes.imshow(_grid(drawn).numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
         axes.set_title(f"{column.name}\n{column.parameters:,} parameters")

@@ -33,7 +33,7 @@ from fxprune.demo.results import Results, column, draw
 from fxprune.demo.training import TrainOptions, train
 
 NAMES = ("dense", "pruned", "fine-tuned")
-FINE_TUNING = TrainOptions(steps=800, warmup=50)
+FINE_TUNING = TrainOptions(steps=800, learning_rate=2e-3, warmup=50)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _compare(output: Path, options: DemoOptions, console: Console) -> tuple[Resu
     drawing = SampleOptions(options.samples, options.sampler_steps, options.seed)
     dense = digits.load_pipeline()
     console.print(f"Pruning {options.ratio:.0%} of the parameters with {options.criterion}")
-    pruned = fxprune.prune(dense, options.criterion, options.ratio, seed=options.seed)
+    pruned = fxprune.prune(dense, options.criterion, options.ratio, seed=options.seed, progress=not console.quiet)
     tuned = DDPMPipeline(unet=_fine_tune(pruned.unet, pruned.scheduler, options, console), scheduler=pruned.scheduler)
     unets = [p.unet.eval() for p in (dense, pruned, tuned)]
     with console.status(f"Drawing {options.samples} digits with each model"):

@@ -226,7 +226,7 @@ def repeat_interleave(op: Op) -> Labels:
 def pad(op: Op) -> Labels:
     """Padding adds positions that stay; a live axis that is padded keeps its labels in the middle."""
     labels = list(op.labels("self"))
-    amounts = [int(p) for p in op.arg("pad")]
+    amounts = list(op.arg("pad"))
     mode = op.arg("mode", "constant")
     for k in range(len(amounts) // 2):
         before, after = amounts[2 * k], amounts[2 * k + 1]
@@ -234,8 +234,10 @@ def pad(op: Op) -> Labels:
         axis = labels[d]
         if axis is None or (before == 0 and after == 0):
             continue
-        if mode != "constant" or before < 0 or after < 0:
-            op.freeze(axis, "is padded from its own values", cause="mixes along the axis")
+        known = isinstance(before, int) and isinstance(after, int)
+        if mode != "constant" or not known or before < 0 or after < 0:
+            why = "is padded from its own values" if known else "is padded by a computed amount"
+            op.freeze(axis, why, cause="mixes along the axis")
             labels[d] = None
             continue
         zero = [np.zeros(before, np.int64), axis, np.zeros(after, np.int64)]
