@@ -154,7 +154,9 @@ def prune(
     small = transplant(net, made.done.model) if inplace else made.done.model
     seconds = dict(clock.seconds)
     checks = () if made.check is None else (made.check,)
-    told = Report(made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds)
+    told = Report(
+        made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds, seed=seed
+    )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     pruned: M = back(small)
     return pruned
@@ -164,7 +166,7 @@ def _prune_both(model: M, ratio: float, options: dict[str, Any]) -> M:
     """Whole heads first, then dimensions of those that stay, an equal share each time."""
     each = 1 - (1 - ratio) ** 0.5
     once = prune(model, ratio=each, attention="heads", **options)
-    first = report(find_adapter(once).unwrap(once)[0]).plan.achieved
+    first = report(once).plan.achieved
     return prune(once, ratio=max(0.0, 1 - (1 - ratio) / (1 - first)), attention="head_dim", **options)
 
 

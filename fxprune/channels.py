@@ -259,7 +259,8 @@ def _source(node: fx.Node | None) -> str:
     trace = (node.meta.get("stack_trace") or "") if node is not None else ""
     lines = [x.strip() for x in trace.strip().splitlines()]
     files = [x for x in lines if x.startswith("File") and "/fxprune/" not in x]
-    return files[-1] if files else ""
+    own = [x for x in files if "/torch/" not in x]
+    return (own or files or [""])[-1]
 
 
 def _label_tensors(

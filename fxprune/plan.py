@@ -16,6 +16,13 @@ from fxprune.errors import PlanError
 FORMAT = 1
 
 
+def _count(value: Any) -> int:
+    """A number of channels, or the index of one."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no index or number of channels")
+    return value
+
+
 @dataclass(frozen=True)
 class NormChange:
     """A group norm's number of groups before and after; `exact` if every group kept its own members."""
@@ -84,7 +91,7 @@ class Plan:
         """The plan as JSON text."""
         data = asdict(self)
         data["format"] = FORMAT
-        return json.dumps(data, indent=1, sort_keys=True)
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -102,8 +109,14 @@ class Plan:
     def _from_dict(cls, data: dict[str, Any]) -> Plan:
         if int(data.pop("format")) > FORMAT:
             raise PlanError("the plan is of a newer format; update fxprune")
-        data["removed"] = {str(k): tuple(int(c) for c in v) for k, v in data["removed"].items()}
-        data["sizes"] = {str(k): int(v) for k, v in data["sizes"].items()}
+        data["sizes"] = {str(k): _count(v) for k, v in data["sizes"].items()}
+        data["removed"] = {str(k): tuple(_count(c) for c in v) for k, v in data["removed"].items()}
+        if unknown := set(data["removed"]) - set(data["sizes"]):
+            raise ValueError(f"it removes channels of {min(unknown)!r}, whose size it does not give")
+        data["ratio"], data["achieved"] = float(data["ratio"]), float(data["achieved"])
+        for key in ("model", "fingerprint", "of", "criterion"):
+            if not isinstance(data[key], str):
+                raise TypeError(f"{key} is a {type(data[key]).__name__}, not text")
         data["norms"] = {str(k): NormChange(**v) for k, v in data["norms"].items()}
         data["cost"] = {str(k): (float(v[0]), float(v[1])) for k, v in data["cost"].items()}
         return cls(**data)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
+from fxprune.adapter import find_adapter
 from fxprune.channels import ChannelGraph, Held
 from fxprune.errors import PlanError
 from fxprune.plan import Plan
@@ -38,6 +40,7 @@ class Report:
         forward: "module", or "graph" where the rewritten graph became the model's forward (`reason` says why).
         held: why the rest could not be pruned.
         seconds: step -> seconds.
+        seed: what everything drawn at random came from.
     """
 
     plan: Plan
@@ -48,6 +51,7 @@ class Report:
     held: tuple[Cause, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     earlier: tuple[Plan, ...] = ()
+    seed: int | None = None
 
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
@@ -64,7 +68,7 @@ class Report:
 
 
 def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:
-    """Frozen parameter axes grouped by cause, the largest share of parameters first.
+    """Frozen parameter axes grouped by cause, the largest share of parameters first; kernels' spatial axes left out.
 
     A parameter counts to a cause with all its elements if the cause holds any of its axes wholly, else in proportion.
     """
@@ -75,7 +79,7 @@ def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cau
     total = max(1, sum(size.values()))
     by: dict[str, list[Held]] = defaultdict(list)
     for h in graph.frozen() if held is None else held:
-        if h.tensor in graph.parameters:
+        if h.tensor in graph.parameters and not (h.cause == "spatial axis" and h.axis >= 2):
             by[h.cause].append(h)
     out = []
     for name, items in by.items():
@@ -102,13 +106,14 @@ def is_pruned(model: nn.Module) -> bool:
     return isinstance(model.__dict__.get(_KEY), Report)
 
 
-def report(model: nn.Module) -> Report:
-    """The report of a pruned or loaded model.
+def report(model: Any) -> Report:
+    """The report of a pruned or loaded model, or of the pruned part of a pipeline.
 
     Raises:
         PlanError: where the model was not pruned by fxprune.
     """
-    made = model.__dict__.get(_KEY)
+    net = model if isinstance(model, nn.Module) else find_adapter(model).unwrap(model)[0]
+    made = net.__dict__.get(_KEY)
     if not isinstance(made, Report):
         raise PlanError(f"this {type(model).__name__} was not pruned by fxprune; call fxprune.prune(model) first")
     return made

@@ -178,7 +178,7 @@ def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Mo
     fit(net, saved)
     fill(net, saved, path / WEIGHTS)
     if saved.plan is not None:
-        told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, earlier=saved.earlier)
+        told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, seed=saved.seed, earlier=saved.earlier)
         attach(net, told)
     return net.eval()
 

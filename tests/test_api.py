@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -115,6 +116,12 @@ def test_plan_is_data() -> None:
     assert "b.weight:0" in repr(plan)
     with pytest.raises(fxprune.PlanError, match="not a plan"):
         fxprune.Plan.from_json('{"format": 1, "model": 3}')
+    for bad in ('"model": ["a"]', '"ratio": "x"', '"removed": {"a.weight:0": [1.5]}', '"removed": {"nope": [1]}'):
+        key = bad.split(":")[0]
+        data = json.loads(plan.to_json()) | json.loads("{" + bad + "}")
+        assert key.strip('"') in data
+        with pytest.raises(fxprune.PlanError, match="not a plan"):
+            fxprune.Plan.from_json(json.dumps(data))
     with pytest.raises(fxprune.PlanError, match="newer"):
         fxprune.Plan.from_json(plan.to_json().replace('"format": 1', '"format": 99'))
 
