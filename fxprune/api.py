@@ -127,6 +127,8 @@ def prune(
     """
     if not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
+    if data is not None and not isinstance(data, (torch.Tensor, Mapping, str)):  # these are no batches: score() says so
+        data = list(data)
     if attention == "both":
         same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "attention")}
         return _prune_both(model, ratio, same)
@@ -241,10 +243,8 @@ def _data_and_loss(
 ) -> tuple[Iterable[Any] | None, Callable[[nn.Module, Any], Any] | None]:
     """What the caller gave, completed by the adapter as far as the criterion needs it."""
     needs: frozenset[str] = getattr(criterion, "needs", frozenset())
-    one = isinstance(data, (torch.Tensor, Mapping, str))  # no batches but one of them: score() says so
-    batches: Any = data if data is None or one else list(data)
-    if "data" in needs and batches is None:
-        batches = adapter.calibration(model, samples, seed, progress)
+    if "data" in needs and data is None:
+        data = adapter.calibration(model, samples, seed, progress)
     if "loss" in needs and loss is None:
         loss = adapter.loss_of(model, seed)
-    return batches, loss
+    return data, loss

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,8 @@ def transplant(model: nn.Module, small: nn.Module) -> nn.Module:
         target.clear()
         target.update(module.__dict__)
         target["_modules"] = keep
+        if isinstance(forward := target.get("forward"), types.MethodType):
+            target["forward"] = types.MethodType(forward.__func__, own[path])
     return model
 
 

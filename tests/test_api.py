@@ -192,6 +192,8 @@ def test_attention_gives_heads_or_dimensions(attention: str, heads: bool, dim: b
     small = fxprune.prune(model, "magnitude", 0.5, **options)
     assert (small.heads < 4) is heads
     assert (small.dim < 8) is dim
+    batches = (x for _ in range(2))  # read once, though "both" scores twice
+    fxprune.prune(model, "taylor", 0.3, data=batches, loss=lambda m, b: m(b).pow(2).mean(), **options)
     report = fxprune.report(small)
     assert {(c.name, c.before) for c in report.changes if not c.path} == set(
         [("heads", 4)] * heads + [("dim", 8)] * dim

@@ -178,6 +178,10 @@ def test_literal_in_the_forward_is_held_or_run_as_a_graph() -> None:
     assert fxprune.report(forced).forward == "graph"
     assert forced(torch.randn(5, 4)).shape == (5, 3)
     assert copy.deepcopy(forced)(inputs).shape == (2, 3)
+    given = Literal(4)
+    inplace = fxprune.prune(given, "magnitude", 0.7, example_inputs=inputs, inplace=True, progress=False)
+    assert inplace is given
+    assert given.forward.__self__ is given
     with pytest.raises(fxprune.RewriteError, match="strict"):
         fxprune.prune(Literal(4), "magnitude", 0.7, example_inputs=inputs, strict=True, progress=False)
 
