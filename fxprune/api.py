@@ -104,7 +104,10 @@ def prune(
         scheduler: "one_shot".
         attention: prune whole "heads", the "head_dim" of all heads, or "both", one after the other.
         ignore: names or globs of tensors or modules that stay as they are.
-        round_to, max_ratio, exact_norms, scope: see `plan`.
+        round_to: see `plan`.
+        max_ratio: see `plan`.
+        exact_norms: see `plan`.
+        scope: see `plan`.
         inplace: change `model` itself.
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
         strict: raise rather than run the rewritten graph as the forward.

@@ -137,6 +137,8 @@ class Program:
         if node in self.pieces:
             dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
             return list(torch.split(args[0], self.pieces[node], int(dim)))
+        if op_name(node.target) == "aten::repeat_interleave":
+            kwargs.pop("output_size", None)  # a hint, true for the traced batch only
         if (at := _SHAPED.get(op_name(node.target))) is not None and times != 1:
             args[at] = _rebatched(node, args, at, times)
         return node.target(*args, **kwargs)  # type: ignore[operator]

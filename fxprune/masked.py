@@ -21,7 +21,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError
 from fxprune.plan import NormChange
 from fxprune.rules.op import op_name, shape_of
-from fxprune.trace import Inputs, last_uses
+from fxprune.trace import Inputs, last_uses, same_draws
 
 Statistic: TypeAlias = "Callable[[MaskedRun, fx.Node, tuple[Any, ...], dict[str, Any]], Any]"
 
@@ -242,7 +242,7 @@ def run_masked(
 ) -> list[Any]:
     """Flat outputs of the traced model, with the channels outside `keep` (by component) masked."""
     mask = None if keep is None else torch.as_tensor(np.asarray(keep), dtype=torch.float32)
-    with torch.no_grad():
+    with torch.no_grad(), same_draws():
         return MaskedRun(graph, model, mask, norms)(inputs)
 
 

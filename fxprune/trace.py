@@ -97,6 +97,14 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """Within, torch's random numbers start from one seed, so that a forward that samples can be compared."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within, every module of the model is in eval mode; afterwards each is as it was."""
     was = [(m, m.training) for m in model.modules()]

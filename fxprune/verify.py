@@ -20,7 +20,7 @@ from fxprune.errors import VerifyError
 from fxprune.masked import run_masked
 from fxprune.plan import Plan
 from fxprune.rewrite import deep_copy
-from fxprune.trace import Inputs, evaluating
+from fxprune.trace import Inputs, evaluating, same_draws
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
@@ -64,7 +64,7 @@ def relative_error(a: Sequence[Any], b: Sequence[Any]) -> float:
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
     """Flat outputs of a model in eval mode."""
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), same_draws():
         return pytree.tree_leaves(model(*_cloned(inputs[0]), **_cloned(inputs[1])))
 
 

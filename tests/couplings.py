@@ -439,3 +439,21 @@ class Keeping(nn.Module):
         if self.kept is None:
             self.kept = torch.arange(x.shape[-1]).float()
         return self.b(torch.relu(self.a(x) * self.kept))
+
+
+@case(image())
+class Sampling(nn.Module):
+    """A forward that draws noise, as a variational autoencoder's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.o = (
+            nn.Conv2d(3, 12, 1),
+            nn.Conv2d(12, 8, 1),
+            nn.Conv2d(4, 12, 1),
+            nn.Conv2d(12, 3, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, scale = self.b(torch.relu(self.a(x))).chunk(2, 1)
+        return self.o(torch.relu(self.c(mean + scale.exp() * torch.randn(mean.shape))))

@@ -7,9 +7,9 @@ from typing import Any
 from fxprune.rules.op import Labels, Op, aten, coupling, frozen_like
 
 
-@aten("zeros ones full empty new_zeros new_ones new_full new_empty rand randn scalar_tensor")
+@aten("zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor")
 def fill(op: Op) -> Labels:
-    """The same at every position (or random): any axis may shrink with what it meets."""
+    """The same at every position: any axis may shrink with what it meets."""
     return tuple(op.space.fresh(s) for s in op.out_shape)
 
 
@@ -42,3 +42,9 @@ def nothing(op: Op) -> Any:
 @aten("tril triu")
 def triangle(op: Op) -> Any:
     return op.freeze_all("keeps a triangle", cause="positions")
+
+
+@aten("rand randn rand_like randn_like normal uniform exponential bernoulli multinomial")
+def draws(op: Op) -> Any:
+    """Which number lands where depends on the shape: with a channel less, every draw would be another one."""
+    return op.freeze_all("draws random numbers", cause="random numbers")

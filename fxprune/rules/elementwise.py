@@ -24,7 +24,7 @@ def broadcast(op: Op, operands: list[Labels], shapes: list[tuple[int, ...]], out
 @aten(
     "add sub mul div rsub where masked_fill dropout feature_dropout alpha_dropout native_dropout relu6 selu celu "
     "mish hardswish hardsigmoid hardtanh leaky_relu log_sigmoid softplus threshold addcmul addcdiv lerp clamp "
-    "clamp_min clamp_max bernoulli rrelu nan_to_num floor_divide true_divide fmod remainder logical_and logical_or "
+    "clamp_min clamp_max rrelu nan_to_num floor_divide true_divide fmod remainder logical_and logical_or "
     "logical_not __and__ __or__ __xor__ square pow maximum minimum max.other min.other"
 )
 def elementwise(op: Op) -> Labels:
@@ -36,8 +36,8 @@ def elementwise(op: Op) -> Labels:
 
 @aten(
     "alias clone contiguous detach to _to_copy type_as lift_fresh_copy lift_fresh view_as_real_copy zeros_like "
-    "ones_like full_like empty_like rand_like randn_like fill zero fill_ positive resolve_conj resolve_neg "
-    "requires_grad _conj float half double bernoulli_ uniform normal exponential conj identity cudnn_is_acceptable"
+    "ones_like full_like empty_like fill zero fill_ positive resolve_conj resolve_neg "
+    "requires_grad _conj float half double conj identity cudnn_is_acceptable"
 )
 def same(op: Op) -> Labels:
     """The output has the first argument's axes; other arguments only lend a type or a value."""
