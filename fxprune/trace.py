@@ -8,6 +8,7 @@ provenance (see `fxprune.provenance`).
 from __future__ import annotations
 
 import contextlib
+import copy
 import operator
 import traceback
 import warnings
@@ -26,6 +27,7 @@ from fxprune.provenance import MARK, Recorded, Recorder, traced_attributes
 
 ExampleInputs: TypeAlias = Any
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+_STATE = ("_parameters", "_buffers", "_modules")
 
 
 def as_inputs(example: ExampleInputs) -> Inputs:
@@ -88,12 +90,18 @@ class Traced:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Afterwards every module has the attributes it had: what the forward keeps of fake tensors is let go."""
     was = [(m, dict(m.__dict__)) for m in model.modules()]
+    caches = [
+        (v, copy.copy(v)) for _, held in was for k, v in held.items() if type(v) in (dict, list) and k not in _STATE
+    ]
     try:
         yield
     finally:
         for m, held in was:
             m.__dict__.clear()
             m.__dict__.update(held)
+        for cache, content in caches:
+            cache.clear()
+            (cache.update if isinstance(cache, dict) else cache.extend)(content)
 
 
 @contextlib.contextmanager

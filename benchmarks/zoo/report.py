@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ def table(records: list[Record]) -> Iterable[str]:
 
 
 def _text(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return re.sub(r"/\S*/site-packages/", "", str(value)).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def document(records: list[Record]) -> str:
@@ -60,7 +61,8 @@ def document(records: list[Record]) -> str:
         f"nothing else. Measured on a 2-core CPU, one thread, with {versions}.",
         "",
         "`ok`: same output shapes, finite, other batch sizes work, it trains, it deep-copies, at least 25 % of the",
-        "parameters are gone, masked = dense (1e-4 relative), and the permutation certificate holds.",
+        "parameters are gone, masked = dense (1e-4 relative), and, but for --quick, the permutation certificate",
+        "holds.",
         "`graph runs`: the rewritten graph is the forward. `removed`, `time`: medians.",
         "`weak`: all that with less removed. `wrong`: broken. `refused`: a `FxPruneError` with its reason.",
         "",
