@@ -133,7 +133,7 @@ class Program:
                 return state[self.tensors[node.name]]
             return self.constants.get(node.name, given.get(node.name))
         look: Callable[[Any], Any] = lambda a: fx.node.map_arg(a, lambda n: env[n])  # noqa: E731
-        args, kwargs = list(look(self.arguments[node])), look(dict(node.kwargs))
+        args, kwargs = list(look(self.arguments[node])), dict(look(node.kwargs))
         if node in self.pieces:
             dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
             return list(torch.split(args[0], self.pieces[node], int(dim)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import operator
 import traceback
 import warnings
@@ -86,19 +87,31 @@ class Traced:
     calls: dict[int, list[fx.Node]]
 
 
+def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """The attributes of every module, and of plain objects that modules hold (a table of positions, say)."""
+    for m in model.modules():
+        yield m.__dict__
+        for v in list(m.__dict__.values()):
+            if (
+                hasattr(v, "__dict__")
+                and not isinstance(v, (nn.Module, torch.Tensor, type))
+                and not inspect.isroutine(v)
+            ):
+                yield v.__dict__
+
+
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Afterwards every module has the attributes it had: what the forward keeps of fake tensors is let go."""
-    was = [(m, dict(m.__dict__)) for m in model.modules()]
-    caches = [
-        (v, copy.copy(v)) for _, held in was for k, v in held.items() if type(v) in (dict, list) and k not in _STATE
-    ]
+    was = [(held, dict(held)) for held in _holders(model)]
+    kept = [v for _, before in was for k, v in before.items() if type(v) in (dict, list) and k not in _STATE]
+    caches = [(v, copy.copy(v)) for v in kept]
     try:
         yield
     finally:
-        for m, held in was:
-            m.__dict__.clear()
-            m.__dict__.update(held)
+        for held, before in was:
+            held.clear()
+            held.update(before)
         for cache, content in caches:
             cache.clear()
             (cache.update if isinstance(cache, dict) else cache.extend)(content)

@@ -427,6 +427,17 @@ class Temperature(nn.Module):
         return self.o((weights @ v).transpose(1, 2).flatten(2))
 
 
+class Table:
+    """A plain object that keeps a tensor."""
+
+    made: Tensor | None = None
+
+    def of(self, n: int) -> Tensor:
+        if self.made is None:
+            self.made = torch.arange(n).float()
+        return self.made
+
+
 @case(image())
 class Keeping(nn.Module):
     """Keeps a table that it makes in its first forward."""
@@ -435,13 +446,14 @@ class Keeping(nn.Module):
         super().__init__()
         self.a, self.b, self.kept = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1), None
         self.cache: dict[int, Tensor] = {}
+        self.table = Table()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kept is None:
             self.kept = torch.arange(x.shape[-1]).float()
         if x.shape[-1] not in self.cache:
             self.cache[x.shape[-1]] = torch.arange(x.shape[-1]).float()
-        return self.b(torch.relu(self.a(x) * self.kept + self.cache[x.shape[-1]]))
+        return self.b(torch.relu(self.a(x) * self.kept + self.cache[x.shape[-1]] + self.table.of(x.shape[-1])))
 
 
 @case(image())

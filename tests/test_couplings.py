@@ -198,3 +198,24 @@ def test_old_weight_norm() -> None:
     planned = plan(graph, scores_of(graph), 0.4)
     small = rewrite(model, graph, planned).model
     assert check_dense(model, small, graph, planned).ok
+
+
+def test_a_graph_forward_repeats_for_any_batch() -> None:
+    """`repeat_interleave` carries a hint of its output's size, which is the traced batch's."""
+
+    class Repeating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            times = torch.full((x.shape[0],), 2)
+            h = torch.relu(self.a(x))
+            return self.b(torch.repeat_interleave(h, times, dim=0, output_size=2 * x.shape[0]))
+
+    model, inputs = Repeating().eval(), as_inputs(torch.randn(2, 4))
+    graph = analyse(model, inputs)
+    planned = plan(graph, scores_of(graph), 0.3)
+    small = rewrite(model, graph, planned, forward="graph").model
+    assert check_dense(model, small, graph, planned).ok
+    assert small(torch.randn(3, 4)).shape == (6, 3)

@@ -212,10 +212,13 @@ def repeat(op: Op) -> Labels:
 def repeat_interleave(op: Op) -> Labels:
     """Each label several times (grouped queries repeat their key heads so)."""
     times, dim = op.arg("repeats"), op.arg("dim")
-    if not isinstance(times, int) or dim is None or op.tensor("self") is None:
+    if dim is None or op.tensor("self") is None:
         return op.freeze_all("is repeated by value", cause="indexed by value")  # type: ignore[no-any-return]
     labels = op.labels("self")
     d = int(dim) % len(labels)
+    if not isinstance(times, int):
+        op.freeze(labels[d], "is repeated by value", cause="indexed by value")
+        return (*labels[:d], None, *labels[d + 1 :])
     axis = labels[d]
     if op.shape("self")[d] == 1:
         return (*labels[:d], op.space.fresh(times), *labels[d + 1 :])
