@@ -21,7 +21,7 @@ from fxprune.report import Report, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.score import Criterion, score
 from fxprune.trace import ExampleInputs, as_inputs
-from fxprune.verify import Check, check_dense
+from fxprune.verify import Check, check_dense, same_batches
 
 M = TypeVar("M")
 REPLANS = 8  # times that a plan is made anew because the module's Python could not follow it
@@ -231,6 +231,11 @@ def _attempt(
         check = check_dense(net, done.model, graph, plan)
     if not check.ok:
         raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
+    if forward == "graph" and not same_batches(net, done.model, graph):
+        raise RewriteError(
+            f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
+            "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
+        )
     return _Made(graph, plan, done, check, trouble)
 
 

@@ -88,6 +88,24 @@ def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: P
     return Check("masked = dense", relative_error(got, reference), tolerance(model))
 
 
+def same_batches(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> bool:
+    """Whether the dense model takes a larger batch, with outputs of the same shapes, wherever the original does."""
+    tensors = [x for x in pytree.tree_leaves(graph.traced.example) if isinstance(x, torch.Tensor) and x.dim()]
+    batch = tensors[0].shape[0] if tensors else 0
+
+    def larger(x: Any) -> Any:
+        return torch.cat([x, x[:1]]) if isinstance(x, torch.Tensor) and x.dim() and x.shape[0] == batch else x
+
+    def shapes(net: nn.Module) -> list[Any] | None:
+        try:
+            return [getattr(x, "shape", None) for x in outputs(net, pytree.tree_map(larger, graph.traced.example))]
+        except Exception:  # noqa: BLE001 - any failure is the answer
+            return None
+
+    wanted = shapes(model)
+    return wanted is None or shapes(small) == wanted
+
+
 # ---- permutation certificate ----------------------------------------------------------------------------------------
 
 
