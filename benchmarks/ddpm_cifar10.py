@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 import warnings
 from typing import Any
+
+from support import in_own_process
 
 CONFIG: dict[str, Any] = {
     "sample_size": 32,
@@ -138,13 +138,10 @@ def main() -> None:
     print("| run | planning s | wall s | peak GB | of it before | parameters removed | MACs removed |")
     print("|---|---|---|---|---|---|---|")
     for name in RUNS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", name, "--ratio", str(options.ratio)], capture_output=True, text=True
-        )
-        if done.returncode:
-            print(f"| {name} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1]} |")
+        r = in_own_process(__file__, name, "--ratio", str(options.ratio))
+        if isinstance(r, str):
+            print(f"| {name} | failed: {r} |")
             continue
-        r = json.loads(done.stdout.strip().splitlines()[-1])
         print(
             f"| {name} | {r['planning_s']:.1f} | {r['wall_s']:.1f} | {r['peak_gb']:.2f} | {r['before_gb']:.2f} "
             f"| {r['removed']:.1%} | {r['macs_removed']:.1%} |"

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+from support import in_own_process
 
 NETS = {
     "resnet18": 128,
@@ -107,12 +107,10 @@ def main() -> None:
         return
     print("| network | parameters | first call s | fxprune s | Torch-Pruning s | ratio |\n|---|---|---|---|---|---|")
     for name in [options.only] if options.only else NETS:
-        command = [sys.executable, __file__, "--one", name, "--repeats", str(options.repeats)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(f"| {name} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1]} |")
+        r = in_own_process(__file__, name, "--repeats", str(options.repeats))
+        if isinstance(r, str):
+            print(f"| {name} | failed: {r} |")
             continue
-        r = json.loads(done.stdout.strip().splitlines()[-1])
         print(
             f"| {name} | {r['params'] / 1e6:.0f} M | {r['first']:.1f} | {r['fxprune']:.2f} | {r['torch_pruning']:.2f} "
             f"| {r['fxprune'] / r['torch_pruning']:.2f} |"

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+from support import in_own_process
 
 
 def vit_giant() -> tuple[Any, Any]:
@@ -98,12 +98,10 @@ def main() -> None:
         return
     print("| network | parameters | removed | trace s | plan s | rewrite s | peak GB |\n|---|---|---|---|---|---|---|")
     for name in NETS:
-        command = [sys.executable, __file__, "--one", name, "--ratio", str(options.ratio)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(f"| {name} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1]} |")
+        r = in_own_process(__file__, name, "--ratio", str(options.ratio))
+        if isinstance(r, str):
+            print(f"| {name} | failed: {r} |")
             continue
-        r = json.loads(done.stdout.strip().splitlines()[-1])
         print(
             f"| {name} | {r['params'] / 1e6:,.0f} M | {1 - r['after'] / r['params']:.1%} | {r['trace_s']:.1f} "
             f"| {r['plan_s']:.1f} | {r['rewrite_s']:.1f} | {r['peak_gb']:.2f} |"

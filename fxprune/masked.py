@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError
 from fxprune.plan import NormChange
-from fxprune.rules.op import op_name, shape_of
+from fxprune.rules.op import op_name
 from fxprune.trace import Inputs, last_uses, same_draws
 
 Statistic: TypeAlias = "Callable[[MaskedRun, fx.Node, tuple[Any, ...], dict[str, Any]], Any]"
@@ -244,8 +244,3 @@ def run_masked(
     mask = None if keep is None else torch.as_tensor(np.asarray(keep), dtype=torch.float32)
     with torch.no_grad(), same_draws():
         return MaskedRun(graph, model, mask, norms)(inputs)
-
-
-def shape_after(graph: ChannelGraph, node: fx.Node, keep: Any) -> tuple[int, ...]:
-    """The shape that a node's value takes after pruning."""
-    return tuple(graph.kept(a, keep, s) for a, s in zip(graph.env[node], shape_of(node), strict=True))
