@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapters.denoising import CHUNK, IMAGES
+from fxprune.adapters.encoding import encoded
 from fxprune.adapters.tensors import draw, place
 from fxprune.errors import InputsError
 from fxprune.trace import evaluating
@@ -55,14 +56,8 @@ class Autoencoder:
         scale, shift = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
         batches = []
         with torch.no_grad(), evaluating(model):
-            shape = _latents(model, draw(model, (1, *self.image), generator)).shape[1:]
+            shape = encoded(model, draw(model, (1, *self.image), generator)).shape[1:]
             for first in range(0, n, CHUNK):
                 z = draw(model, (min(CHUNK, n - first), *shape), generator)
                 batches.append({"images": model.decode(z / scale + shift).sample})  # type: ignore[operator]
         return batches
-
-
-def _latents(model: Any, images: Tensor) -> Tensor:
-    answer = model.encode(images)
-    found: Tensor | None = getattr(answer, "latents", getattr(answer, "latent", None))
-    return answer.latent_dist.mode() if found is None else found

@@ -5,7 +5,7 @@
 is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
 """
 
-from fxprune.api import prune, trace
+from fxprune.api import calibration, prune, trace
 from fxprune.channels import ChannelGraph, Group, Slice
 from fxprune.errors import (
     BudgetError,
@@ -26,6 +26,7 @@ from fxprune.rewrite import rewrite
 from fxprune.rules.op import coupling
 from fxprune.save import load, save
 from fxprune.score import Scores, score
+from fxprune.timesteps import Timesteps
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
@@ -44,8 +45,10 @@ __all__ = [
     "SaveError",
     "Scores",
     "Slice",
+    "Timesteps",
     "TraceError",
     "VerifyError",
+    "calibration",
     "coupling",
     "load",
     "plan",

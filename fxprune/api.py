@@ -14,12 +14,14 @@ from torch import nn
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
+from fxprune.context import Loss
 from fxprune.errors import BudgetError, InputsError, RewriteError, VerifyError
 from fxprune.plan import Plan
 from fxprune.planner import plan as make_plan
 from fxprune.report import Report, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.score import Criterion, score
+from fxprune.timesteps import Timesteps
 from fxprune.trace import ExampleInputs, as_inputs
 from fxprune.verify import Check, check_dense, same_batches
 
@@ -75,6 +77,7 @@ def prune(
     example_inputs: ExampleInputs | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
+    timesteps: str | Timesteps | None = None,
     scheduler: str = "one_shot",
     attention: str = "heads",
     ignore: Sequence[str] = (),
@@ -101,6 +104,8 @@ def prune(
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself).
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
+        timesteps: which times of a diffusion process the adapter's loss sees: a `Timesteps`, or the name of its rule
+            ("uniform", "snr", "threshold"); None: uniform.
         scheduler: "one_shot".
         attention: prune whole "heads", the "head_dim" of all heads, or "both", one after the other.
         ignore: names or globs of tensors or modules that stay as they are.
@@ -137,7 +142,7 @@ def prune(
         return _prune_both(model, ratio, same)
     asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
     registry.get("schedulers", scheduler)
-    adapter = find_adapter(model)
+    adapter = _seeing(find_adapter(model), timesteps)
     net, back = adapter.unwrap(model)
     clock = _Clock()
     with clock("trace"):
@@ -237,6 +242,41 @@ def _attempt(
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
     return _Made(graph, plan, done, check, trouble)
+
+
+def calibration(
+    model: Any,
+    samples: int = 8,
+    *,
+    timesteps: str | Timesteps | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[list[Any], Loss]:
+    """The data and the loss that `prune` uses where it is given none, for `score` and for training.
+
+    Args:
+        model: a model or pipeline whose family can make its own data: a diffusion model, or an autoencoder.
+        samples: how many, in all batches together.
+        timesteps: see `prune`.
+        seed: for everything drawn at random.
+        progress: show a progress bar.
+
+    Returns:
+        Batches, and `loss(model, batch) -> scalar`, a fixed function of the weights, which also takes batches of your
+        own (`docs/diffusion.md`).
+
+    Raises:
+        InputsError: where the family has no loss, or cannot make data.
+    """
+    adapter = _seeing(find_adapter(model), timesteps)
+    loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
+    if loss is None or batches is None:
+        raise InputsError(f"fxprune has no {'loss' if loss is None else 'data'} for {type(model).__name__}: bring both")
+    return batches, loss
+
+
+def _seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
+    return adapter if timesteps is None else adapter.seeing(timesteps)
 
 
 def _data_and_loss(
