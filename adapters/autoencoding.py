@@ -31,7 +31,9 @@ class Autoencoder:
         return {"sample": draw(model, (1, *self.image), torch.Generator().manual_seed(0))}
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean squared error of the reconstruction, in float32; latents at the mode, not drawn.
+        """Mean squared error of the reconstruction, in float32, and a codebook's own loss; latents are not drawn.
+
+        It goes through `encode` and `decode`, since AutoencoderTiny's forward rounds between them and has no gradient.
 
         Args:
             batch: images (n, C, H, W) in [-1, 1], alone, first of a tuple, or in a dict.
@@ -47,7 +49,10 @@ class Autoencoder:
                 f"[-1, 1], as a tensor or in a dict under one of {', '.join(IMAGES)}"
             )
         images = images.to(*place(model))
-        return nn.functional.mse_loss(model(sample=images).sample.float(), images.float())
+        answer: Any = model.decode(encoded(model, images))  # type: ignore[operator]
+        error = nn.functional.mse_loss(answer.sample.float(), images.float())
+        commitment = getattr(answer, "commit_loss", None)
+        return error if commitment is None else error + commitment.float().mean()
 
     def calibration(self, model: nn.Module, n: int, seed: int) -> list[dict[str, Tensor]]:
         """n images that the model decodes from standard normal latents, in small batches."""

@@ -109,7 +109,8 @@ class Denoiser:
             full = self.complete(model, batch, noising, seed, density)
             if full["weights"] is None:
                 return nn.functional.mse_loss(*self._answers(model, noising, full))
-            return (self._errors(model, noising, full) * full["weights"]).mean()
+            weights: Tensor = full["weights"]
+            return (self._errors(model, noising, full) * weights).mean()
 
         return loss
 
@@ -181,12 +182,12 @@ class Denoiser:
         images = self._images(given, type(model).__name__).to(device, dtype)
         n = len(images)
         generator = torch.Generator().manual_seed(zlib.crc32(images.float().cpu().numpy().tobytes()) ^ seed)
-        noise, times, weights = (given.get(k) for k in ("noise", "timestep", "weights"))
+        noise, times, weights = given.get("noise"), given.get("timestep"), given.get("weights")
         noise = draw(model, tuple(images.shape), generator) if noise is None else noise.to(device, dtype)
-        uniform = strata(n, generator) if times is None else None
+        uniform = strata(n, generator)
         conditions = self._conditions(given, n, generator, device, type(model).__name__)
         samples = {"images": images, "noise": noise, "conditions": conditions}
-        if uniform is not None:
+        if times is None:
             times = noising.at(uniform if density is None else density(model, samples).drawn(uniform))
         elif "weights" not in given and density is not None:
             weights = density(model, samples).weight(noising.shares(times))

@@ -108,7 +108,10 @@ class Encoders:
         text = next((k for k in TEXTS if k in out), None)
         if text is not None and self.read_text:
             held = out.pop(text)
-            out["conditions"] = {**self.conditions([held] if isinstance(held, str) else held), **out.get("conditions", {})}
+            out["conditions"] = {
+                **self.conditions([held] if isinstance(held, str) else held),
+                **out.get("conditions", {}),
+            }
         return out
 
     @property
@@ -139,7 +142,7 @@ def encoded(autoencoder: Any, images: Tensor) -> Tensor:
     return answer.latent_dist.mode() if found is None else found
 
 
-class _Called(Exception):  # noqa: N818  # no error: it ends a pipeline's call
+class _Called(Exception):  # no error: it ends a pipeline's call
     """Carries what a module was called with."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

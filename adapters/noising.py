@@ -84,7 +84,7 @@ class VariancePreserving(Noising):
         return (times.float() + 0.5) / self._steps
 
     def snr(self, times: Tensor) -> Tensor:
-        kept = self._scheduler().alphas_cumprod.to(times.device)[times.long()]
+        kept: Tensor = self._scheduler().alphas_cumprod.to(times.device)[times.long()]
         return kept / (1 - kept)
 
     def factor(self, times: Tensor) -> Tensor:
@@ -169,4 +169,3 @@ def noising_of(scheduler: Any, otherwise: Noising) -> Noising:
     if hasattr(scheduler, "alphas_cumprod"):
         return VariancePreserving(dict(scheduler.config))
     raise InputsError(f"fxprune does not know how {type(scheduler).__name__} adds noise: pass data= and loss=")
-

@@ -24,7 +24,7 @@ from fxprune.planner import plan
 from fxprune.report import Report, report
 from fxprune.rewrite import rewrite
 from fxprune.rules.op import coupling
-from fxprune.save import load, save
+from fxprune.save import load, load_pipeline, save, save_pipeline
 from fxprune.score import Scores, score
 from fxprune.timesteps import Timesteps
 from fxprune.verify import verify
@@ -51,11 +51,13 @@ __all__ = [
     "calibration",
     "coupling",
     "load",
+    "load_pipeline",
     "plan",
     "prune",
     "report",
     "rewrite",
     "save",
+    "save_pipeline",
     "score",
     "trace",
     "verify",
