@@ -1,7 +1,7 @@
 """What a pipeline's own encoders make of pixels and prompts, for the denoiser in it.
 
-Prompts go through the pipeline itself: it is called with them, and stopped at the moment when it calls its denoiser.  What
-it calls it with are the conditions, whichever text encoders it has and however it combines them.
+Prompts go through the pipeline itself: it is called with them, and stopped at the moment when it calls its denoiser.
+What it calls it with are the conditions, whichever text encoders it has and however it combines them.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Encoders:
 
 
 def encoded(autoencoder: Any, images: Tensor) -> Tensor:
-    """The latents that an autoencoder of diffusers gives images, not scaled; at the mode, if they are a distribution."""
+    """The latents that an autoencoder of diffusers gives images, unscaled; of a distribution the mode."""
     answer = autoencoder.encode(images)
     found: Tensor | None = getattr(answer, "latents", getattr(answer, "latent", None))
     return answer.latent_dist.mode() if found is None else found

@@ -4,8 +4,8 @@
     flow matching         x_σ = (1 − σ) x + σ ε         target ε − x                                    σ ∈ (0, 1)
 
 A time is told as a share of the process, in [0, 1), or as the number that the model takes.  The errors of what a model
-answers and of the clean sample that this implies are proportional, |answer error|² = factor · |clean error|², from which
-the min-SNR weights follow (`fxprune.Timesteps`):
+answers and of the clean sample that this implies are proportional, |answer error|² = factor · |clean error|², from
+which the min-SNR weights follow (`fxprune.Timesteps`):
 
     target      ε        x        v          ε − x
     factor      SNR      1        SNR + 1    1 / σ²

@@ -1,7 +1,7 @@
 """The model card: a README.md that says where a pruned model comes from, what went, and what was measured.
 
-It starts with the YAML header that model hubs read.  Licence and name of the base model are carried over from the card in
-the folder that it was read from.  Its last line holds a checksum, by which `save` tells its own card from one that
+It starts with the YAML header that model hubs read.  Licence and name of the base model are carried over from the card
+in the folder that it was read from.  Its last line holds a checksum, by which `save` tells its own card from one that
 somebody has edited and would lose.
 """
 

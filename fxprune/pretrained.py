@@ -1,7 +1,7 @@
-"""What `DiffusionPipeline.from_pretrained(folder)` needs for pruned components: the class that our index names for them.
+"""What `DiffusionPipeline.from_pretrained(folder)` needs: the class that our index names for pruned components.
 
-diffusers takes classes of its own library and of modules that are imported already; `import fxprune` imports this one, and
-no code comes from the folder.  diffusers itself is imported when it asks.
+diffusers takes classes of its own library and of modules that are imported already; `import fxprune` imports this one,
+and no code comes from the folder.  diffusers itself is imported when it asks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from fxprune.errors import SaveError
 
@@ -41,6 +43,6 @@ def _pruned_model() -> Any:
             if not isinstance(read(Path(folder)), Saved):
                 raise SaveError(f"{folder} holds a pipeline where a model should be")
             net = load(folder)
-            return net if torch_dtype is None else net.to(torch_dtype)
+            return net if torch_dtype is None else nn.Module.to(net, torch_dtype)
 
     return PrunedModel

@@ -73,7 +73,7 @@ class Timesteps:
     Attributes:
         rule: "uniform": w = 1.
             "snr": w = min(SNR, γ) / factor, where |answer error|² = factor · |clean sample's error|²: min(SNR, γ) / SNR
-            for noise prediction, min(SNR, γ) for sample, min(SNR, γ) / (SNR + 1) for v, min(SNR, γ) σ² for flow matching.
+            for noise prediction, min(SNR, γ) for sample, min(SNR, γ) / (SNR + 1) for v, min(SNR, γ) σ² for flows.
             "threshold": w = 1 where L_t / max L_t > threshold, else 0; L_t is measured with the model at 20 times.
             A callable: w of times (n,) as the model takes them, (n,) numbers of at least 0.
         gamma: γ of "snr".
@@ -99,7 +99,7 @@ class Timesteps:
             raise InputsError(f"Timesteps(threshold={self.threshold}): must be in [0, 1), such as 0.05")
 
     def density(self, process: Process, losses: Rule) -> Density:
-        """The density for a process; `losses` gives the model's mean loss at times, and is asked by "threshold" only."""
+        """The density for a process; `losses` gives the model's mean loss at times; only "threshold" asks for it."""
         cells = 1 if self.rule == "uniform" else MEASURED if self.rule == "threshold" else CELLS
         times = process.at((torch.arange(cells) + 0.5) / cells)
         weights = self._weights(process, times, losses).detach().cpu().float()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
 
 
-def files(folder: Path) -> dict[str, set[str] | None]:
+def files(folder: Path) -> Mapping[str, set[str] | None]:
     """The files of a folder's tensors, and the names that each must hold (None: any).
 
     Raises:
@@ -84,11 +85,11 @@ def files(folder: Path) -> dict[str, set[str] | None]:
         pairs = [(str(name), str(file)) for name, file in where.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e
-    held: dict[str, set[str] | None] = {}
+    held: defaultdict[str, set[str]] = defaultdict(set)
     for name, file in pairs:
         if not _SHARD.fullmatch(file):
             raise SaveError(f"{path} is damaged or hostile: {file!r:.80} is no name of a file that fxprune writes")
-        (held.setdefault(file, set()) or held[file] or set()).add(name)
+        held[file].add(name)
     return held
 
 

@@ -187,8 +187,8 @@ def _sdxl(net: Any) -> Any:
 def _sd3(net: Any) -> Any:
     return diffusers.StableDiffusion3Pipeline(
         transformer=net, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=model("vae"),
-        text_encoder=clip_encoder(projected=True), tokenizer=clip_tokenizer(), text_encoder_2=clip_encoder(projected=True),
-        tokenizer_2=clip_tokenizer(), text_encoder_3=None, tokenizer_3=None,
+        text_encoder=clip_encoder(projected=True), tokenizer=clip_tokenizer(), tokenizer_2=clip_tokenizer(),
+        text_encoder_2=clip_encoder(projected=True), text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
 
 
