@@ -2,10 +2,11 @@
 
     python benchmarks/memory.py [--only NAME ...] [--bfloat16]
 
-Random weights of the released shapes: SD 1.5 (its UNet, 860 M parameters) and DiT-XL/2 (675 M).  "magnitude" is
+Random weights of the released shapes: SD 1.5 (its UNet, 860 M parameters) and DiT-XL/2 (750 M).  "magnitude" is
 `fxprune.prune(model, "magnitude", 0.4, inplace=True)` with its proof, at the model's own resolution.  "gradflow" is the
 finite-difference variant under gradient checkpointing, on one latent image, which the script draws at random
-(it takes three backward passes; drawing samples would take ten forwards more and no more memory).
+(it takes three backward passes; drawing samples would take ten forwards more and no more memory).  "half" is the same
+UNet at half its widths, for machines with less memory than the whole one takes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from support import in_own_process
 CASES = {
     "sd15-magnitude": ("sd15", "magnitude", 64, 12.0),
     "dit-xl-magnitude": ("dit-xl", "magnitude", 32, 12.0),
+    "sd15-half-gradflow": ("sd15-half", "gradflow", 64, 20.0),
     "sd15-gradflow": ("sd15", "gradflow", 64, 20.0),
     "dit-xl-gradflow": ("dit-xl", "gradflow", 32, 20.0),
 }
@@ -30,8 +32,9 @@ def build(name: str, side: int) -> Any:
     """The released shape, random weights, latents of `side` × `side`."""
     import diffusers
 
-    if name == "sd15":
-        return diffusers.UNet2DConditionModel(sample_size=side, cross_attention_dim=768)
+    if name.startswith("sd15"):
+        widths = (160, 320, 640, 640) if name == "sd15-half" else (320, 640, 1280, 1280)
+        return diffusers.UNet2DConditionModel(sample_size=side, cross_attention_dim=768, block_out_channels=widths)
     return diffusers.DiTTransformer2DModel(
         num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=side,
         patch_size=2, num_embeds_ada_norm=1000, norm_type="ada_norm_zero", norm_elementwise_affine=False,
@@ -67,6 +70,7 @@ def measure(case: str, bfloat16: bool, side: int | None) -> dict[str, Any]:
         "check": fxprune.report(small).checks[0].ok,
         "seconds": seconds,
         "steps": dict(fxprune.report(small).seconds),
+        "weights_gib": dense * next(net.parameters()).element_size() / 2**30,
         "built_gib": built,
         "peak_gib": peak(),
         "limit_gib": limit,
