@@ -10,6 +10,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxprune.errors import SaveError
@@ -35,7 +36,7 @@ def _pruned_model() -> Any:
         """Stands in an index for any pruned model of diffusers."""
 
         @classmethod
-        def from_pretrained(cls, folder: str, *, torch_dtype: Any = None, **_: Any) -> Any:
+        def from_pretrained(cls, folder: str, *, torch_dtype: Any = None, dtype: Any = None, **_: Any) -> Any:
             """The model that `fxprune.save` wrote; offloading and other options of diffusers do not apply to it."""
             from fxprune.save import load
             from fxprune.saved import Saved, read
@@ -43,6 +44,7 @@ def _pruned_model() -> Any:
             if not isinstance(read(Path(folder)), Saved):
                 raise SaveError(f"{folder} holds a pipeline where a model should be")
             net = load(folder)
-            return net if torch_dtype is None else nn.Module.to(net, torch_dtype)
+            wanted = torch_dtype or dtype
+            return nn.Module.to(net, wanted) if isinstance(wanted, torch.dtype) else net
 
     return PrunedModel
