@@ -1,8 +1,8 @@
 """Masks on the user's own module, while it trains.
 
-`LiveMasks(model, graph)` makes the module read its channels through a mask: weights come out of their modules multiplied
-along the axis that they read, norms take mask-weighted statistics, calls without a weight mask an argument.  With ones
-everywhere nothing is multiplied and the fused kernels run, so outputs and gradients are the very same bits.
+`LiveMasks(model, graph)` makes the module read its channels through a mask: weights come out of their modules
+multiplied along the axis that they read, norms take mask-weighted statistics, calls without a weight mask an argument.
+With ones everywhere nothing is multiplied and the fused kernels run: outputs and gradients are the very same bits.
 
 Names, parameters, `state_dict`, hooks and optimizers of the model stay as they are: only the classes of the modules
 concerned are exchanged for subclasses, and `detach()` puts them back.  It works in train mode, under autocast, gradient
@@ -192,7 +192,7 @@ class LiveMasks:
             module = modules[path]
             self._attached.append((module, type(module)))
             module.__dict__[KEY] = what
-            module.__class__ = _subclass(type(module), tuple(sorted(what.weights)), bool(what.calls))
+            module.__class__ = _subclass(type(module), tuple(sorted(what.weights)), bool(what.calls))  # type: ignore[arg-type]
 
     def _axis(self, dim: int, start: int, size: int, device: torch.device) -> _Axis:
         if device not in self._buffers:
@@ -254,8 +254,7 @@ def _subclass(cls: type[nn.Module], weights: tuple[str, ...], calls: bool) -> ty
     if calls:
         norm = next((run for own, run in _NORMS.items() if getattr(cls, "forward", None) is own.forward), None)
         space["forward"] = norm or _intercepting(cls)
-    made = type(cls.__name__, (cls,), {**space, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
-    return made
+    return type(cls.__name__, (cls,), {**space, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
 def _ignore(module: nn.Module, value: Any) -> None:
@@ -342,12 +341,12 @@ class _Frame(TorchFunctionMode):
 
     def __enter__(self) -> _Frame:
         _FRAMES.append(self)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         _FRAMES.pop()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         family = FAMILIES.get(getattr(func, "__name__", ""))
@@ -402,10 +401,10 @@ def _batch(call: _Call, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dic
 
 def _reduce(call: _Call, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     family, m = call.site.family, call.mask(x)
-    if family in ("sum", "norm"):
-        if getattr(func, "__name__", "") == "normalize":
-            size = func(x * m, *args[1:], **kwargs)
-            return size  # the masked positions come out as zeros: their readers are masked anyway
+    if family in (
+        "sum",
+        "norm",
+    ):  # masked positions of a normalised x come out as zeros; their readers are masked anyway
         return func(x * m, *args[1:], **kwargs)
     dim = _option(args, kwargs, 1, "dim")
     dims = tuple(range(x.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)

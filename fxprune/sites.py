@@ -33,10 +33,34 @@ FAMILIES: dict[str, str] = {
 }
 _VIEWS = frozenset(
     f"aten::{n}"
-    for n in (
-        "view reshape transpose t permute slice select chunk split split_with_sizes unbind contiguous clone to _to_copy "
-        "unsqueeze squeeze expand alias detach flatten unflatten narrow numpy_T mT T"
-    ).split()
+    for n in [
+        "view",
+        "reshape",
+        "transpose",
+        "t",
+        "permute",
+        "slice",
+        "select",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "contiguous",
+        "clone",
+        "to",
+        "_to_copy",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "alias",
+        "detach",
+        "flatten",
+        "unflatten",
+        "narrow",
+        "numpy_T",
+        "mT",
+        "T",
+    ]
 )
 
 
