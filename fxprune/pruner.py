@@ -105,16 +105,21 @@ class Pruner(Generic[M]):
             progress,
         )
         limits["ignore"] = (*limits.get("ignore", ()), *adapter.protect(self.net))
+        chosen = _scheduler(scheduler)
+        _check_needs(criterion, self.loss)
         made = settled(self.net, ratio, of, limits, example_inputs, attention)
         self.graph: ChannelGraph = made.graph
         self.masks = LiveMasks(self.net, self.graph)
         limits["ignore"] = (*limits["ignore"], *self._held_tensors())
         self.problem = Problem(self.graph, ratio, steps, of, limits)
-        self.flow: Flow = _scheduler(scheduler).begin(self.problem)
+        try:
+            self.flow: Flow = chosen.begin(self.problem)
+        except Exception:
+            self.masks.detach()
+            raise
         self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
         self.given = data is not None
         self.history: list[Told] = []
-        self._check_needs()
 
     # ---- while training -----------------------------------------------------------------------------------------
 
@@ -239,11 +244,11 @@ class Pruner(Generic[M]):
     def _held_tensors(self) -> list[str]:
         return [s.tensor for name in self.masks.held for s in self.graph.group(name).slices]
 
-    def _check_needs(self) -> None:
-        asked = registry.get("criteria", self.criterion) if isinstance(self.criterion, str) else self.criterion
-        if "loss" in getattr(asked, "needs", ()) and self.loss is None:
-            self.masks.detach()
-            raise InputsError("the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor")
+
+def _check_needs(criterion: Any, loss: Any) -> None:
+    asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
+    if "loss" in getattr(asked, "needs", ()) and loss is None:
+        raise InputsError("the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor")
 
 
 def _scheduler(given: str | Scheduler | type[Scheduler]) -> Scheduler:

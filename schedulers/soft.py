@@ -121,8 +121,9 @@ class SoftFlow(Flow):
             self._settle()
         self.mask = step(self.options.energy, self.mask, self.state, self.size, self.most)
         self.taken += 1
-        each = self.options.settle * self.problem.steps / self.options.refreshes
-        self.due = self.chosen is None and self.taken + 1 > each * self.refreshed
+        settled = self.options.settle * self.problem.steps
+        each = settled / self.options.refreshes
+        self.due = self.taken < settled and self.taken + 1 > each * self.refreshed
         return self.mask
 
     def told(self) -> dict[str, float]:
