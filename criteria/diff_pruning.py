@@ -24,12 +24,12 @@ class DiffPruning:
 
     Late in the noising process the loss is small and its gradient says little about what the model draws; leaving these
     timesteps out gives a better gradient for less work.  A timestep is a sample here, since a diffusion model's batch
-    holds one a sample; with per_sample=False it is a batch, for data with one timestep a batch.  The rule looks at losses
-    alone, so it works for any model and data.
+    holds one a sample; with per_sample=False it is a batch, for data with one timestep a batch.  The rule looks at
+    losses alone, so it works for any model and data.
 
     Needs data and a loss.  Shape: a saliency of each parameter's own shape, ≥ 0; buffers have no gradient and do not
-    count.  Unit: that of the loss.  One forward pass a timestep, then forward and backward for those that count, each in
-    the memory of one.
+    count.  Unit: that of the loss.  One forward pass a timestep, then forward and backward for those that count, each
+    in the memory of one.
     Errors: InputsError without data or loss, or where batches cannot be taken apart; CriterionError for a threshold
     outside [0, 1), where the loss or a gradient is NaN or infinite, or where no loss is above zero.
     Source: Fang et al., Structural Pruning for Diffusion Models, NeurIPS 2023.

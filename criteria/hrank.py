@@ -55,8 +55,10 @@ class HRank:
             return None
         maps = values.float().flatten(3)
         if self.exact and bool(maps.isfinite().all()):  # else NaN goes through, for the core to find
-            return torch.linalg.matrix_rank(maps).float()
+            exact: Tensor = torch.linalg.matrix_rank(maps)
+            return exact.float()
         maps = maps / torch.linalg.matrix_norm(maps, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
         short = maps if maps.shape[2] <= maps.shape[3] else maps.mT
         size = torch.linalg.matrix_norm(short @ short.mT).square()
-        return torch.where(size > 0, 1 / size, size)
+        rank: Tensor = torch.where(size > 0, 1 / size, size)
+        return rank

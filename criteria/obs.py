@@ -20,8 +20,8 @@ from fxprune.plan import Plan
 class Obs:
     """The rise of the squared error of a channel's readers, after the best correction of their other weights.
 
-    For a reader y = W x with the second moments H = E[x xᵀ] + damping · mean(diag H) · 1 of its input, and the columns P
-    of W that go with channel c,
+    For a reader y = W x with the second moments H = E[x xᵀ] + damping · mean(diag H) · 1 of its input, and the columns
+    P of W that go with channel c,
 
         min E‖W x − W' x‖²  over W' with W'_P = 0    is    score_W(c) = tr( W_P ([H⁻¹]_PP)⁻¹ W_Pᵀ )
         score(c) = Σ over its readers of score_W(c), relative to the group's mean
@@ -37,8 +37,8 @@ class Obs:
     side by side, not one after the other.
 
     Needs data, and either a loss that runs the model or batches that are its inputs; forward passes only, and for each
-    reader I² numbers for I input channels.  Shape: one score a channel of each group that a weight reads, ≥ 0, in squared
-    units of the layers' output before the division; the other groups come last.
+    reader I² numbers for I input channels.  Shape: one score a channel of each group that a weight reads, ≥ 0, in
+    squared units of the layers' output before the division; the other groups come last.
     Errors: InputsError without data; CriterionError for damping ≤ 0, or where activations are NaN or infinite.
     Source: Hassibi and Stork, Optimal Brain Surgeon, NIPS 1992; Frantar and Alistarh, SparseGPT, ICML 2023; structured
     Kurtić et al., ZipLM, NeurIPS 2023, and OBS-Diff, arXiv 2510.06751.
@@ -114,18 +114,18 @@ class Obs:
 
 def _columns(weight: Tensor, reader: Inputs) -> Tensor:
     """(groups, inputs, outputs · taps) of a weight, a copy in double precision."""
+    wide = weight.detach().double()
     if reader.groups == 1:
-        return weight.detach().movedim(reader.axis, 0).flatten(1)[None].double().clone()
-    grouped = weight.detach().double().unflatten(0, (reader.groups, -1))
-    return grouped.transpose(1, 2).flatten(2).clone()
+        return wide.movedim(reader.axis, 0).flatten(1)[None].clone()
+    return wide.reshape(reader.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(2).clone()
 
 
 def _weight(columns: Tensor, weight: Tensor, reader: Inputs) -> Tensor:
     """The weight that these are the columns of."""
     if reader.groups == 1:
-        shape = [n for d, n in enumerate(weight.shape) if d != reader.axis]
-        return columns[0].unflatten(1, shape).movedim(0, reader.axis).to(weight.dtype)
-    taps = columns.unflatten(2, (len(weight) // reader.groups, *weight.shape[2:]))
+        rest = [n for d, n in enumerate(weight.shape) if d != reader.axis]
+        return columns[0].reshape(-1, *rest).movedim(0, reader.axis).to(weight.dtype)
+    taps = columns.reshape(*columns.shape[:2], -1, *weight.shape[2:])
     return taps.transpose(1, 2).flatten(0, 1).to(weight.dtype)
 
 
@@ -133,4 +133,5 @@ def _loss(columns: Tensor, inverse: Tensor, positions: Tensor) -> Tensor:
     """Σ over groups of tr(W_P ([H⁻¹]_PP)⁻¹ W_Pᵀ), for positions P (channels, m): (channels,)."""
     block = inverse[:, positions[:, :, None], positions[:, None, :]]
     part = columns[:, positions]
-    return (part * torch.linalg.solve(block, part)).sum((0, 2, 3))
+    out: Tensor = (part * torch.linalg.solve(block, part)).sum((0, 2, 3))
+    return out

@@ -17,8 +17,8 @@ class Snip:
 
         s_e = |θ_e g_e| / Σ_k |θ_k g_k|,   score(c) = Σ_{e ∈ E(c)} s_e,   g = ∇L of the mean loss over all batches
 
-    θ_e g_e is the derivative of the loss by a gate on weight e, at gate = 1.  The channels come in `taylor`'s order: the
-    criteria differ by the scale, which here does not depend on the loss.
+    θ_e g_e is the derivative of the loss by a gate on weight e, at gate = 1.  The channels come in `taylor`'s order;
+    the two differ by the scale, which here does not depend on the loss.
 
     Needs data and a loss.  Shape: a saliency of each parameter's own shape, ≥ 0, without unit; buffers have no gradient
     and do not count.  One backward pass a batch.

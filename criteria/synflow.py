@@ -35,8 +35,8 @@ class SynFlow:
     Held norms keep R in range; without any, R grows with depth (it is computed in double precision).  SynFlow is meant
     to be applied in many small steps: one shot of it can empty a layer, which the planner forbids.
 
-    Needs neither data nor a loss: one pass on the example inputs' shapes.  Shape: a saliency of each tensor's own shape,
-    ≥ 0, in the unit of R; groups in which nothing reaches R come last.
+    Needs neither data nor a loss: one pass on the example inputs' shapes.  Shape: a saliency of each tensor's own
+    shape, ≥ 0, in the unit of R; groups in which nothing reaches R come last.
     Errors: CriterionError where R is not finite, or does not depend on the weights.
     Source: Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, NeurIPS
     2020; the treatment of norms and attention is ours.
@@ -58,15 +58,16 @@ class SynFlow:
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
         """Saliency of every tensor that R depends on."""
         weights = {n: w.detach().double().abs().requires_grad_() for n, w in ctx.tensors.items()}
-        outputs = [x for x in _outputs(ctx, weights) if isinstance(x, Tensor) and x.requires_grad]
-        total = torch.stack([x.sum() for x in outputs]).sum() if outputs else torch.zeros(())
+        flows = [x.sum() for x in _outputs(ctx, weights) if isinstance(x, Tensor) and x.requires_grad]
+        total = torch.stack(flows).sum() if flows else torch.zeros(())
         if not total.requires_grad or not bool(torch.isfinite(total)):
             raise CriterionError(
                 f"{ctx.who}: the flow through this {ctx.graph.model_class} is {float(total.detach())}"
-                f"{'' if outputs else ' and depends on no weight'}; use another criterion"
+                f"{'' if flows else ' and depends on no weight'}; use another criterion"
             )
         found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-        return {n: w.detach() * g for (n, w), g in zip(weights.items(), found, strict=True) if g is not None}
+        pairs = zip(weights.items(), found, strict=True)
+        return {n: w.detach() * g for (n, w), g in pairs if g is not None}
 
 
 def _outputs(ctx: Context, weights: dict[str, Tensor]) -> list[Any]:

@@ -36,8 +36,8 @@ class Wanda:
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [-1.0]]), "1.weight": torch.tensor([[1.0, 2.0]])})
     <All keys matched successfully>
     >>> graph = analyse(net, ((torch.ones(1, 1),), {}))
-    >>> score(graph, net, Wanda(), data=[torch.ones(1, 1)], reduce="sum", normalize="none").values["0.weight:0"].tolist()
-    [6.0, 3.0]
+    >>> score(graph, net, Wanda(), data=[torch.ones(1, 1)], normalize="none").values["0.weight:0"].tolist()
+    [3.0, 1.5]
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"data", "forward"})

@@ -57,7 +57,7 @@ def _components(ctx: Context, key: Key, channels: int) -> Ints:
 
 
 def over_groups(graph: ChannelGraph, parts: Iterable[tuple[Ints, Floats]]) -> dict[str, Floats]:
-    """Group name -> mean over all positions that belong to a channel; `parts` are components and values of positions."""
+    """Group name -> mean over all positions of a channel; `parts` are components and values of positions."""
     total = np.zeros(int(graph.component.max()) + 1)
     count = np.zeros_like(total)
     for component, values in parts:

@@ -233,7 +233,7 @@ class Context:
         return self.once(("H g", method, eps), lambda: hessian_gradient(self, method, eps))
 
     def inputs(self, covariance: bool = False) -> dict[Key, Inputs]:
-        """Mean squares of what every weight reads, or covariances on axes that can be pruned: (weight, axis) -> moments."""
+        """(weight, axis) -> mean squares of what is summed over it, or covariances if the axis can be pruned."""
 
         def make() -> dict[Key, Inputs]:
             axes = [(n, d) for n, labels in self.graph.tensors.items() for d in range(len(labels))]
@@ -287,7 +287,8 @@ class Context:
         """
         total: Tensors = {}
         count = 0
-        for count, part in enumerate(parts, 1):
+        for part in parts:
+            count += 1
             found = of(part)
             for name in list(found):
                 p = found.pop(name).detach()
@@ -310,8 +311,8 @@ class Context:
         for number, batch in enumerate(self.track(title)):
             if not batch_size(batch):
                 raise InputsError(
-                    f"{self.who} takes batches apart, and batch {number} ({_describe(batch)}) has no tensor whose first "
-                    "axis counts samples; pass batches of tensors, or an option that works on whole batches"
+                    f"{self.who} takes batches apart, and batch {number} ({_describe(batch)}) has no tensor whose "
+                    "first axis counts samples; pass batches of tensors, or an option that works on whole batches"
                 )
             for i in range(batch_size(batch)):
                 yield take(batch, [i])

@@ -12,7 +12,9 @@ import torch.autograd.function as once
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointFunction
 
+from fxprune import ranks
 from fxprune.errors import CriterionError
 
 if TYPE_CHECKING:
@@ -25,11 +27,10 @@ METHODS: tuple[Method, ...] = ("auto", "exact", "finite_difference")
 
 def hessian_gradient(ctx: Context, method: Method, eps: float) -> Tensors:
     """H g by a method of METHODS; "auto" is exact where the loss's ops and the memory allow it."""
-    g = ctx.gradients()
     if method == "finite_difference":
-        return finite_difference(ctx, g, eps)
+        return finite_difference(ctx, eps)
     try:
-        return exact(ctx, g)
+        return exact(ctx)
     except RuntimeError as e:
         if not _forbids_second_pass(e):
             raise
@@ -37,34 +38,40 @@ def hessian_gradient(ctx: Context, method: Method, eps: float) -> Tensors:
             raise CriterionError(
                 f"{ctx.who}: the second backward pass failed: {e}; use method='finite_difference'"
             ) from e
-    return finite_difference(ctx, g, eps)
+    return finite_difference(ctx, eps)
 
 
-def exact(ctx: Context, g: Mapping[str, Tensor]) -> Tensors:
-    """H g by a second backward pass: mean over batches of ∂(g_bᵀ g)/∂θ, with g held fixed."""
+def exact(ctx: Context) -> Tensors:
+    """H g by a second backward pass: mean over batches of ∂(g_bᵀ g)/∂θ, with g held fixed.
+
+    Where there is but one batch, its g_b is g: one pass less.
+    """
+    one = len(ctx.batches) == 1 and not ranks.several()
+    g = {} if one else ctx.gradients()
 
     def of(batch: object) -> Tensors:
         with sdpa_kernel(SDPBackend.MATH):
             loss = ctx.loss(batch)
-            if name := _once_differentiable(loss):
-                raise _NoSecondPassError(f"{name} is marked @once_differentiable")
+            if why := _once_differentiable(loss):
+                raise _NoSecondPassError(why)
             first = ctx.differentiate(loss, create_graph=True)
             live = [n for n, x in first.items() if x.requires_grad]  # none, where the loss is linear
             if not live:
                 return {}
+            held = [(first if one else g)[n].detach().to(ctx.parameters[n].dtype) for n in live]
             # Edges stand for the gradients, whose values are no longer needed: one set of tensors less in memory.
             edges = [get_gradient_edge(first.pop(n)) for n in live]
             first.clear()
             tensors = tuple(ctx.parameters.values())
-            held = [g[n].to(ctx.parameters[n].dtype) for n in live]
             second: tuple[Tensor | None, ...] = torch.autograd.grad(edges, tensors, held, allow_unused=True)
         return {n: h for n, h in zip(ctx.parameters, second, strict=True) if h is not None}
 
     return ctx.mean_over_batches(of, "H g")
 
 
-def finite_difference(ctx: Context, g: Mapping[str, Tensor], eps: float) -> Tensors:
+def finite_difference(ctx: Context, eps: float) -> Tensors:
     """H g from the gradients at two points on either side of the weights, along g."""
+    g = ctx.gradients()
     half = next((n for n, p in ctx.parameters.items() if p.dtype in (torch.float16, torch.bfloat16)), None)
     if half is not None:
         raise CriterionError(
@@ -129,13 +136,15 @@ def autograd_functions(loss: Tensor) -> Iterator[type[torch.autograd.Function]]:
 
 
 def _once_differentiable(loss: Tensor) -> str:
-    """Name of an autograd function in the loss's graph that is marked @once_differentiable ("" if there is none).
+    """Which autograd function in the loss's graph has no second derivative, and why ("" if there is none).
 
     PyTorch means to raise in the second backward pass of such a function, but does not where the pass is asked for
     certain inputs (`torch.autograd.grad`): it then leaves the function's part out of H g without a word.
     """
     for function in autograd_functions(loss):
+        if function is CheckpointFunction:
+            return "a checkpoint is reentrant; use_reentrant=False has a second derivative"
         # The decorator returns a wrapper that lives in torch.autograd.function, whatever its name pretends.
         if getattr(getattr(function, "backward", None), "__globals__", {}).get("__name__") == once.__name__:
-            return str(getattr(function, "__name__", function))
+            return f"{getattr(function, '__name__', function)} is marked @once_differentiable"
     return ""

@@ -47,15 +47,26 @@ Visit: TypeAlias = Callable[[Call], None]
 Located: TypeAlias = tuple[str, Tensor]
 
 
-class Observer(TorchDispatchMode):
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within, `visit` is called for every contraction with one of the tensors."""
 
     def __init__(self, tensors: Mapping[str, Tensor], visit: Visit) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.visit = visit
         self.held: dict[int, list[Located]] = {}
         for name, t in tensors.items():
             self._hold(name, t)
+
+    def __enter__(self) -> Observer:
+        # PyTorch's fused transformer layers do all of their work inside one kernel, where nothing is seen.
+        self.fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.backends.mha.set_fastpath_enabled(self.fused)
+        super().__exit__(*error)
 
     def _hold(self, name: str, tensor: Tensor) -> None:
         if tensor.numel():
@@ -115,7 +126,8 @@ class Observer(TorchDispatchMode):
         if w.dim() == 1 or (reads := _axis(whole, w, -2)) < 0:
             return []
         makes = _axis(whole, w, -1, part=True)
-        start = (w.storage_offset() - whole.storage_offset()) // whole.stride(makes) if makes >= 0 else 0
+        offset = int(w.storage_offset() - whole.storage_offset())
+        start = offset // whole.stride(makes) if makes >= 0 else 0
         return [Call(name, reads, makes, start, 1, x.reshape(-1, x.shape[-1], 1), out.reshape(-1, out.shape[-1]))]
 
 

@@ -86,8 +86,8 @@ def _nothing_for(who: str, group: Group, of_groups: bool, partial: bool, graph: 
         return f"{who} returned no score for group {group.name}; score every group"
     tensors = ", ".join(dict.fromkeys(s.tensor for s in group.slices[:3]))
     return (
-        f"{who} returned no saliency for any tensor of group {group.name} ({tensors}, ...); return one for at least one "
-        "tensor of every group, or declare `partial = True`: such groups are then pruned last"
+        f"{who} returned no saliency for any tensor of group {group.name} ({tensors}, ...); return one for at least "
+        "one tensor of every group, or declare `partial = True`: such groups are then pruned last"
     )
 
 
@@ -141,18 +141,31 @@ class _Folded:
 
     def __init__(self, saliency: Mapping[str, Tensor], reduce: Reduction) -> None:
         self.saliency, self.reduce = saliency, reduce
+        self._small: dict[str, Tensor] = {}
         self._cache: dict[tuple[str, tuple[int, ...]], Floats] = {}
 
     def over_all_but(self, tensor: str, axes: tuple[int, ...]) -> Floats:
         """Σ s, Σ s² or max s over the other axes, with the axes in the given (ascending) order."""
         if (tensor, axes) not in self._cache:
-            value = self.saliency[tensor]
-            value = value.square() if self.reduce == "l2" else value
-            others = [d for d in range(value.dim()) if d not in axes]
-            if others:
-                value = value.amax(others) if self.reduce == "max" else value.sum(others)
-            self._cache[tensor, axes] = value.cpu().double().numpy()
+            value = self._without_taps(tensor) if max(axes) < 2 else self._values(tensor)
+            self._cache[tensor, axes] = self._fold(value, axes).cpu().double().numpy()
         return self._cache[tensor, axes]
+
+    def _values(self, tensor: str) -> Tensor:
+        value = self.saliency[tensor]
+        return value.square() if self.reduce == "l2" else value
+
+    def _without_taps(self, tensor: str) -> Tensor:
+        """Folded over a kernel's taps once: most of a network's elements, which several axes have in common."""
+        if tensor not in self._small:
+            self._small[tensor] = self._fold(self._values(tensor), (0, 1))
+        return self._small[tensor]
+
+    def _fold(self, value: Tensor, axes: tuple[int, ...]) -> Tensor:
+        others = [d for d in range(value.dim()) if d not in axes]
+        if not others:
+            return value
+        return value.amax(others) if self.reduce == "max" else value.sum(others)
 
 
 def _reduced(group: Group, folded: _Folded, graph: ChannelGraph) -> Floats | None:
@@ -161,8 +174,8 @@ def _reduced(group: Group, folded: _Folded, graph: ChannelGraph) -> Floats | Non
     if not known:
         return None
     if folded.reduce == "max":
-        parts = (folded.over_all_but(s.tensor, (s.axis,))[s.positions].max(1) for s in known)
-        return np.max(list(parts), axis=0)  # type: ignore[no-any-return]
+        largest = [folded.over_all_but(s.tensor, (s.axis,))[s.positions].max(1) for s in known]
+        return np.max(largest, axis=0)  # type: ignore[no-any-return]
     if folded.reduce == "first":
         known = [next((s for s in known if s.axis == 0 and s.tensor in graph.parameters), known[0])]
     total, count = np.zeros(len(group)), 0
@@ -170,7 +183,7 @@ def _reduced(group: Group, folded: _Folded, graph: ChannelGraph) -> Floats | Non
         part, elements = _union(tuple(sorted(cuts, key=lambda s: s.axis)), folded)
         total, count = total + part, count + elements
     if folded.reduce == "l2":
-        return np.sqrt(total.clip(0))
+        total = np.sqrt(total.clip(0))
     return total / count if folded.reduce == "mean" else total
 
 

@@ -16,7 +16,7 @@ It may declare, as attributes:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -162,7 +162,7 @@ def score(
 
 def _called(call: Criterion, ctx: Context) -> Any:
     """What the criterion returns, or returned before for the tensors of the graph."""
-    key = ("returned", call if isinstance(call, Hashable) else object())
+    key = ("returned", call if getattr(call, "__hash__", None) is not None else object())
     held = ctx.memo.get(key)
     if isinstance(held, Mapping) and held and all(n in ctx.graph.shapes for n in held):
         return held

@@ -39,10 +39,8 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
     replaced = [n for n, p in before.items() if after.get(n) is not p]
     if replaced:
         raise CriterionError(f"{who} changed the model: {replaced[0]} was replaced; a criterion must work on copies")
-    same = _sums(before.values()) == sums
-    written = [
-        n for (n, p), ok in zip(before.items(), same.tolist(), strict=True) if p._version != versions[n] or not ok
-    ]
+    same = (_sums(before.values()) == sums).tolist()
+    written = [n for (n, p), ok in zip(before.items(), same, strict=True) if p._version != versions[n] or not ok]
     if written:
         with torch.no_grad():
             for n, copy in copies.items():
@@ -58,7 +56,7 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
 def _sums(tensors: Iterable[Tensor]) -> Tensor:
     """The bits of one number a tensor, which changes where any element does (but for rare cancellations)."""
     with torch.no_grad():
-        sums = [torch.sum(t, dtype=None if t.device.type == "mps" else torch.float64).cpu().double() for t in tensors]
+        sums = [torch.sum(t, dtype=torch.promote_types(t.dtype, torch.float32)).cpu().double() for t in tensors]
     return torch.stack(sums).view(torch.int64) if sums else torch.zeros(0, dtype=torch.int64)
 
 
