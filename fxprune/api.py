@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch import nn
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
+from fxprune.compensate import compensated
 from fxprune.errors import BudgetError, InputsError, RewriteError, VerifyError
 from fxprune.plan import Plan
 from fxprune.planner import plan as make_plan
@@ -24,6 +25,7 @@ from fxprune.trace import ExampleInputs, as_inputs
 from fxprune.verify import Check, check_dense, same_batches
 
 M = TypeVar("M")
+Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 REPLANS = 8  # times that a plan is made anew because the module's Python could not follow it
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
@@ -155,7 +157,13 @@ def prune(
         with clock("plan"):
             return make_plan(graph, scores, ratio, of, **limits)
 
-    made = _apply(net, graph, planned, clock, verify, strict)
+    def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
+        with clock("compensate"):
+            return compensated(
+                graph, net, plan, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known
+            )
+
+    made = _apply(base, graph, planned, clock, verify, strict)
     _tell(net, made, dict(clock.seconds), seed)
     small = transplant(net, made.done.model) if inplace else made.done.model
     pruned: M = back(small)
@@ -190,7 +198,7 @@ def settled(
     def planned(graph: ChannelGraph) -> Plan:
         return make_plan(graph, score(graph, net, "magnitude"), ratio, of, **limits)
 
-    return _apply(net, graph, planned, _Clock(), verify=True, strict=False)
+    return _apply(lambda *_: net, graph, planned, _Clock(), verify=True, strict=False)
 
 
 def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, strict: bool, seed: int) -> nn.Module:
@@ -202,7 +210,7 @@ def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, stri
         return plan
 
     clock = _Clock()
-    made = _apply(net, graph, planned, clock, verify, strict)
+    made = _apply(lambda *_: net, graph, planned, clock, verify, strict)
     _tell(net, made, dict(clock.seconds), seed)
     return made.done.model
 
@@ -217,19 +225,22 @@ def _tell(net: nn.Module, made: _Made, seconds: dict[str, float], seed: int) -> 
 
 
 def _apply(
-    net: nn.Module,
+    base: Base,
     graph: ChannelGraph,
     planned: Callable[[ChannelGraph], Plan],
     clock: _Clock,
     verify: bool,
     strict: bool,
 ) -> _Made:
-    """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`)."""
+    """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`).
+
+    `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
+    """
     plan = first = planned(graph)
     original, trouble, literals = graph, "", graph.literals
     for _ in range(REPLANS):
         try:
-            return _attempt(net, graph, plan, clock, verify, "module", trouble="")
+            return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
         except UnsolvedError as e:
             trouble = trouble or str(e)
             graph = graph.holding(e.equation)
@@ -247,7 +258,7 @@ def _apply(
             break
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
-    return _attempt(net, original, first, clock, verify, "graph", trouble)
+    return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
 
 
 def _attempt(
@@ -283,6 +294,6 @@ def _data_and_loss(
     needs: frozenset[str] = getattr(criterion, "needs", frozenset())
     if "data" in needs and data is None:
         data = adapter.calibration(model, samples, seed, progress)
-    if "loss" in needs and loss is None:
+    if needs & {"loss", "forward"} and loss is None:
         loss = adapter.loss_of(model, seed)
     return data, loss

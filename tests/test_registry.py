@@ -9,6 +9,8 @@ import pytest
 from fxprune import registry
 from fxprune.errors import CriterionError, PluginError
 
+CRITERIA = {"magnitude", "random", "taylor", "gradflow", "fisher", "snip", "synflow", "wanda", "activation", "bn_scale"}
+CRITERIA |= {"lamp", "fpgm", "hrank", "obs", "diff_pruning"}
 PLUGIN = Path(__file__).parent / "plugin"
 
 
@@ -23,7 +25,7 @@ def install_by_hand(folder: Path, package: str, entry_points: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("criteria", {"magnitude", "random", "taylor", "gradflow"}),
+        ("criteria", CRITERIA),
         ("schedulers", {"one_shot"}),
         ("adapters", {"ddpm", "ldm", "dit", "timm", "torchvision", "transformers", "generic"}),
     ],
