@@ -5,7 +5,7 @@
 is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
 """
 
-from fxprune.api import prune, trace
+from fxprune.api import apply, prune, trace
 from fxprune.channels import ChannelGraph, Group, Slice
 from fxprune.errors import (
     BudgetError,
@@ -46,6 +46,7 @@ __all__ = [
     "Slice",
     "TraceError",
     "VerifyError",
+    "apply",
     "coupling",
     "load",
     "plan",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
-from fxprune.errors import PlanError
+from fxprune.errors import BudgetError, PlanError
 
 FORMAT = 1
 
@@ -43,8 +43,9 @@ class Plan:
         sizes: group name -> number of channels before.
         norms: node of a group norm -> its number of groups before and after.
         ratio, of: the budget asked for; `achieved` the share of `of` that goes.
-        cost: measure -> (before, after).
+        costs: measure -> (before, after).
         criterion: what scored the channels.
+        traced: the `attention` that the model was traced with, and the graph's `revisions`.
     """
 
     model: str
@@ -55,8 +56,19 @@ class Plan:
     ratio: float = 0.0
     of: str = "params"
     achieved: float = 0.0
-    cost: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     criterion: str = ""
+    traced: tuple[str, ...] = ("heads",)
+
+    def cost(self, of: str | None = None) -> float:
+        """What is left of a measure ("params", "macs", ...; None: that of the budget).
+
+        Raises:
+            BudgetError: where the plan does not count it.
+        """
+        if (of := of or self.of) not in self.costs:
+            raise BudgetError(f"this plan does not count {of!r}; it counts {', '.join(self.costs) or 'nothing'}")
+        return self.costs[of][1]
 
     @property
     def regrouped(self) -> tuple[str, ...]:
@@ -75,7 +87,7 @@ class Plan:
             if any(not 0 <= c < n for c in gone) or len(set(gone)) != len(gone) or (n and len(gone) >= n):
                 raise PlanError(f"the plan removes channels {gone[:4]}... of group {name!r}, which has {n} channels")
 
-    def keep(self, graph: ChannelGraph) -> npt.NDArray[np.bool_]:
+    def kept(self, graph: ChannelGraph) -> npt.NDArray[np.bool_]:
         """Which components of the graph stay.
 
         Raises:
@@ -90,7 +102,7 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text."""
         data = asdict(self)
-        data["format"] = FORMAT
+        data["cost"], data["format"] = data.pop("costs"), FORMAT
         return json.dumps(data, indent=1)
 
     @classmethod
@@ -118,14 +130,15 @@ class Plan:
             if not isinstance(data[key], str):
                 raise TypeError(f"{key} is a {type(data[key]).__name__}, not text")
         data["norms"] = {str(k): NormChange(**v) for k, v in data["norms"].items()}
-        data["cost"] = {str(k): (float(v[0]), float(v[1])) for k, v in data["cost"].items()}
+        data["costs"] = {str(k): (float(v[0]), float(v[1])) for k, v in data.pop("cost").items()}
+        data["traced"] = tuple(str(step) for step in data.get("traced", ("heads",)))
         return cls(**data)
 
     def __repr__(self) -> str:
         lines = [
             f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
         ]
-        lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.cost.items()]
+        lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.costs.items()]
         cut = [(n, len(c)) for n, c in self.removed.items() if c]
         lines += [f"  {n}: {self.sizes[n]} -> {self.sizes[n] - k}" for n, k in cut[:16]]
         if len(cut) > 16:
