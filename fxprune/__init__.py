@@ -7,6 +7,7 @@ is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify
 
 from fxprune.api import apply, prune, trace
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.draft import Draft
 from fxprune.errors import (
     BudgetError,
     CriterionError,
@@ -19,7 +20,7 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
-from fxprune.plan import Plan
+from fxprune.plan import Plan, PlanDiff
 from fxprune.planner import plan
 from fxprune.report import Report, report
 from fxprune.rewrite import rewrite
@@ -33,10 +34,12 @@ __all__ = [
     "BudgetError",
     "ChannelGraph",
     "CriterionError",
+    "Draft",
     "FxPruneError",
     "Group",
     "InputsError",
     "Plan",
+    "PlanDiff",
     "PlanError",
     "PluginError",
     "Report",

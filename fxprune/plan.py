@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
 from fxprune.errors import BudgetError, PlanError
+
+if TYPE_CHECKING:
+    from fxprune.draft import Draft
 
 FORMAT = 1
 
@@ -30,6 +33,36 @@ class NormChange:
     before: int
     after: int
     exact: bool
+
+
+@dataclass(frozen=True)
+class PlanDiff:
+    """Channels that only the first or only the second of two plans removes, by group, and what both leave.
+
+    Attributes:
+        costs: measure -> (what the first leaves, what the second leaves).
+    """
+
+    only_first: Mapping[str, tuple[int, ...]]
+    only_second: Mapping[str, tuple[int, ...]]
+    costs: Mapping[str, tuple[float, float]]
+
+    def __bool__(self) -> bool:
+        return bool(self.only_first or self.only_second)
+
+    def __repr__(self) -> str:
+        groups = dict.fromkeys([*self.only_first, *self.only_second])
+        lines = [f"{len(groups)} groups differ"]
+        lines += [f"  {k:9s} {a:,.0f} | {b:,.0f} ({b - a:+,.0f})" for k, (a, b) in self.costs.items()]
+        for g in list(groups)[:16]:
+            lines.append(f"  {g}: {len(self.only_first.get(g, ()))} | {len(self.only_second.get(g, ()))} go here only")
+        return "\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16))
+
+
+def _draft(plan: Plan) -> Draft:
+    from fxprune.draft import Draft
+
+    return Draft.of(plan)
 
 
 @dataclass(frozen=True)
@@ -98,6 +131,42 @@ class Plan:
         for name, gone in self.removed.items():
             keep[graph.group(name).components[list(gone)]] = False
         return keep
+
+    # ---- edits ----------------------------------------------------------------------------------------------------
+
+    def keep(self, name: str, channels: Iterable[int] | None = None) -> Draft:
+        """A draft without some channels: see `Draft.keep`; `.on(graph)` makes it a plan."""
+        return _draft(self).keep(name, channels)
+
+    def __or__(self, other: Plan | Draft) -> Draft:
+        """A draft of the channels that one of the two removes; `.on(graph)` makes it a plan."""
+        return _draft(self) | other
+
+    def __and__(self, other: Plan | Draft) -> Draft:
+        """A draft of the channels that both remove; `.on(graph)` makes it a plan."""
+        return _draft(self) & other
+
+    def diff(self, other: Plan) -> PlanDiff:
+        """What another plan of the same graph does differently.
+
+        Raises:
+            PlanError: it is of another graph.
+        """
+        self.same_graph(other)
+        pairs = {g: (set(self.removed.get(g, ())), set(other.removed.get(g, ()))) for g in self.sizes}
+        return PlanDiff(
+            only_first={g: tuple(sorted(a - b)) for g, (a, b) in pairs.items() if a - b},
+            only_second={g: tuple(sorted(b - a)) for g, (a, b) in pairs.items() if b - a},
+            costs={k: (self.costs[k][1], other.costs[k][1]) for k in self.costs if k in other.costs},
+        )
+
+    def same_graph(self, other: Plan) -> None:
+        """Raise `PlanError` unless both plans are of one graph."""
+        if self.fingerprint != other.fingerprint:
+            raise PlanError(
+                f"the plans are of different graphs, of a {self.model} ({self.fingerprint}) and a {other.model} "
+                f"({other.fingerprint}); make both with fxprune.plan(graph, scores) on one graph"
+            )
 
     def to_json(self) -> str:
         """The plan as JSON text."""

@@ -198,7 +198,7 @@ def test_budgets_of_every_kind(stock: Path, tmp_path: Path) -> None:
     small = load(tmp_path / "out")
     plan = fxprune.report(small).plan
     assert sum(p.numel() for p in small.parameters()) == pytest.approx(60_000, rel=0.01)
-    assert len(plan.removed[f"{name}.weight:0"]) == plan.sizes[f"{name}.weight:0"] // 2
+    assert len(plan.removed[f"{name}.weight:0"]) == pytest.approx(plan.sizes[f"{name}.weight:0"] / 2, abs=2)
     assert min(n - len(plan.removed.get(g, ())) for g, n in plan.sizes.items()) >= 2
 
 
