@@ -20,6 +20,7 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
+from fxprune.harm import Sensitivity
 from fxprune.plan import Plan, PlanDiff
 from fxprune.planner import plan
 from fxprune.report import Report, report
@@ -27,6 +28,7 @@ from fxprune.rewrite import rewrite
 from fxprune.rules.op import coupling
 from fxprune.save import load, save
 from fxprune.score import Scores, score
+from fxprune.sensitivity import sensitivity
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
@@ -46,6 +48,7 @@ __all__ = [
     "RewriteError",
     "SaveError",
     "Scores",
+    "Sensitivity",
     "Slice",
     "TraceError",
     "VerifyError",
@@ -58,6 +61,7 @@ __all__ = [
     "rewrite",
     "save",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]
