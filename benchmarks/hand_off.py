@@ -78,7 +78,7 @@ def batch_of(shape: tuple[int, ...], seed: int) -> dict[str, Any]:
 
 
 def naive(model: nn.Module, graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> nn.Module:
-    """The model with the producers of the removed channels zeroed: weights' output rows, biases, norms' scale and shift."""
+    """The model with the producers of the removed channels zeroed: output rows of weights, biases, scale and shift."""
     zeroed = copy.deepcopy(model)
     named = dict(zeroed.named_parameters())
     with torch.no_grad():

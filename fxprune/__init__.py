@@ -5,9 +5,10 @@
 is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
 """
 
-from fxprune.api import prune, trace
+from fxprune.api import apply, prune, trace
 from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.draft import Draft
 from fxprune.energy import Energy
 from fxprune.errors import (
     BudgetError,
@@ -21,7 +22,8 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
-from fxprune.plan import Plan
+from fxprune.harm import Sensitivity
+from fxprune.plan import Plan, PlanDiff
 from fxprune.planner import plan
 from fxprune.pruner import Pruner
 from fxprune.report import Report, report
@@ -30,6 +32,7 @@ from fxprune.rules.op import coupling
 from fxprune.save import load, save
 from fxprune.schedule import Flow, Problem, Scheduler
 from fxprune.score import Scores, score
+from fxprune.sensitivity import sensitivity
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
@@ -38,12 +41,14 @@ __all__ = [
     "Carry",
     "ChannelGraph",
     "CriterionError",
+    "Draft",
     "Energy",
     "Flow",
     "FxPruneError",
     "Group",
     "InputsError",
     "Plan",
+    "PlanDiff",
     "PlanError",
     "PluginError",
     "Problem",
@@ -53,9 +58,11 @@ __all__ = [
     "SaveError",
     "Scheduler",
     "Scores",
+    "Sensitivity",
     "Slice",
     "TraceError",
     "VerifyError",
+    "apply",
     "coupling",
     "load",
     "plan",
@@ -64,6 +71,7 @@ __all__ = [
     "rewrite",
     "save",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]

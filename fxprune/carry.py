@@ -88,7 +88,7 @@ class Carry:
     def _cut(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self.graph.tensors:
             return tensor
-        for d, kept in enumerate(kept_positions(self.graph, name, self.plan.keep(self.graph))):
+        for d, kept in enumerate(kept_positions(self.graph, name, self.plan.kept(self.graph))):
             if kept is not None:
                 tensor = tensor.index_select(d, kept.to(tensor.device))
         return tensor

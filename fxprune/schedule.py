@@ -79,7 +79,7 @@ class Problem:
 
     def mask(self, plan: Plan) -> Floats:
         """A plan as a mask of zeros and ones."""
-        return plan.keep(self.graph)[self.components].astype(float)
+        return plan.kept(self.graph)[self.components].astype(float)
 
     def remaining(self, mask: Floats) -> float:
         """Share of the cost that is left under a mask; between zero and one a channel counts in part."""
