@@ -6,7 +6,9 @@ is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify
 """
 
 from fxprune.api import prune, trace
+from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.energy import Energy
 from fxprune.errors import (
     BudgetError,
     CriterionError,
@@ -21,27 +23,35 @@ from fxprune.errors import (
 )
 from fxprune.plan import Plan
 from fxprune.planner import plan
+from fxprune.pruner import Pruner
 from fxprune.report import Report, report
 from fxprune.rewrite import rewrite
 from fxprune.rules.op import coupling
 from fxprune.save import load, save
+from fxprune.schedule import Flow, Problem, Scheduler
 from fxprune.score import Scores, score
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
+    "Carry",
     "ChannelGraph",
     "CriterionError",
+    "Energy",
+    "Flow",
     "FxPruneError",
     "Group",
     "InputsError",
     "Plan",
     "PlanError",
     "PluginError",
+    "Problem",
+    "Pruner",
     "Report",
     "RewriteError",
     "SaveError",
+    "Scheduler",
     "Scores",
     "Slice",
     "TraceError",

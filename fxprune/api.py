@@ -156,13 +156,8 @@ def prune(
             return make_plan(graph, scores, ratio, of, **limits)
 
     made = _apply(net, graph, planned, clock, verify, strict)
+    _tell(net, made, dict(clock.seconds), seed)
     small = transplant(net, made.done.model) if inplace else made.done.model
-    seconds = dict(clock.seconds)
-    checks = () if made.check is None else (made.check,)
-    told = Report(
-        made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds, seed=seed
-    )
-    attach(small, told.after(report(net)) if is_pruned(net) else told)
     pruned: M = back(small)
     return pruned
 
@@ -184,6 +179,41 @@ class _Made:
     done: Rewritten
     check: Check | None
     reason: str = ""
+
+
+def settled(
+    net: nn.Module, ratio: float, of: str, limits: Mapping[str, Any], example: ExampleInputs | None, attention: str
+) -> _Made:
+    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach."""
+    graph = trace(net, example, attention=attention)
+
+    def planned(graph: ChannelGraph) -> Plan:
+        return make_plan(graph, score(graph, net, "magnitude"), ratio, of, **limits)
+
+    return _apply(net, graph, planned, _Clock(), verify=True, strict=False)
+
+
+def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, strict: bool, seed: int) -> nn.Module:
+    """The dense model of a plan that is settled, with its report."""
+
+    def planned(other: ChannelGraph) -> Plan:
+        if other is not graph:
+            raise BudgetError("the plan is settled and cannot be made anew")
+        return plan
+
+    clock = _Clock()
+    made = _apply(net, graph, planned, clock, verify, strict)
+    _tell(net, made, dict(clock.seconds), seed)
+    return made.done.model
+
+
+def _tell(net: nn.Module, made: _Made, seconds: dict[str, float], seed: int) -> None:
+    """Attach the report to the model that was made."""
+    checks = () if made.check is None else (made.check,)
+    told = Report(
+        made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds, seed=seed
+    )
+    attach(made.done.model, told.after(report(net)) if is_pruned(net) else told)
 
 
 def _apply(

@@ -252,3 +252,22 @@ def _too_far(
         f"In the way: {causes or 'nothing frozen'}; limits: {', '.join(limits)}. "
         f"Ask for ratio={max(0.0, reachable - 0.005):.2f}, or loosen a limit"
     )
+
+
+def ranking(
+    graph: ChannelGraph,
+    values: Mapping[str, Floats],
+    *,
+    ignore: Sequence[str] = (),
+    round_to: int = 1,
+    max_ratio: float | None = None,
+    exact_norms: bool = True,
+    scope: str = "global",
+) -> _Queue:
+    """The order in which `plan` would take channels, norms kept exact: its moves, lowest scores first."""
+    values = _checked(graph, values)
+    if scope == "local":
+        values = {k: _ranks(v) for k, v in values.items()}
+    allowed = [not _ignored(graph, g, ignore) for g in range(len(graph.groups))]
+    limits = Limits(MOST if max_ratio is None else max_ratio, round_to)
+    return _queue(sequences(graph, values, limits, allowed, exact=True), len(graph.groups))
