@@ -104,7 +104,7 @@ def main() -> None:
         "precision": chosen.precision,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
         "torch": torch.__version__,
-        **asdict(done.log[-1]),
+        "log": [asdict(stand) for stand in done.log],
     }
     write(done.net, task, chosen.out, chosen.drawn, record)
 
