@@ -65,7 +65,7 @@ class SynFlow:
                 f"{ctx.who}: the flow through this {ctx.graph.model_class} is {float(total.detach())}"
                 f"{'' if flows else ' and depends on no weight'}; use another criterion"
             )
-        found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
         pairs = zip(weights.items(), found, strict=True)
         return {n: w.detach() * g for (n, w), g in pairs if g is not None}
 

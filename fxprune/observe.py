@@ -61,12 +61,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # PyTorch's fused transformer layers do all of their work inside one kernel, where nothing is seen.
         self.fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self.fused)
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _hold(self, name: str, tensor: Tensor) -> None:
         if tensor.numel():

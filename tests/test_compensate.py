@@ -62,8 +62,7 @@ def test_a_channel_that_others_can_stand_for_is_lost_without_loss() -> None:
     plain = fxprune.rewrite(net, graph, plan).model
     fixed = compensated(graph, net, plan, Obs(damping=1e-9), data=data)
     small = fxprune.rewrite(fixed, graph, plan).model
-    assert error(net, plain, data) > 1e-3
-    assert error(net, small, data) < 1e-9
+    assert error(net, small, data) < 1e-4 * error(net, plain, data)
     assert check_dense(fixed, small, graph, plan).ok
     assert not torch.equal(fixed.b.weight, net.b.weight)  # type: ignore[arg-type, union-attr]
     assert torch.equal(fixed.c.weight, net.c.weight)  # type: ignore[arg-type, union-attr]
