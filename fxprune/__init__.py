@@ -5,8 +5,11 @@
 is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
 """
 
-from fxprune.api import calibration, prune, trace
+from fxprune.api import apply, calibration, prune, trace
+from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.draft import Draft
+from fxprune.energy import Energy
 from fxprune.errors import (
     BudgetError,
     CriterionError,
@@ -19,35 +22,49 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
-from fxprune.plan import Plan
+from fxprune.harm import Sensitivity
+from fxprune.plan import Plan, PlanDiff
 from fxprune.planner import plan
+from fxprune.pruner import Pruner
 from fxprune.report import Report, report
 from fxprune.rewrite import rewrite
 from fxprune.rules.op import coupling
 from fxprune.save import load, load_pipeline, save, save_pipeline
+from fxprune.schedule import Flow, Problem, Scheduler
 from fxprune.score import Scores, score
+from fxprune.sensitivity import sensitivity
 from fxprune.timesteps import Timesteps
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
+    "Carry",
     "ChannelGraph",
     "CriterionError",
+    "Draft",
+    "Energy",
+    "Flow",
     "FxPruneError",
     "Group",
     "InputsError",
     "Plan",
+    "PlanDiff",
     "PlanError",
     "PluginError",
+    "Problem",
+    "Pruner",
     "Report",
     "RewriteError",
     "SaveError",
+    "Scheduler",
     "Scores",
+    "Sensitivity",
     "Slice",
     "Timesteps",
     "TraceError",
     "VerifyError",
+    "apply",
     "calibration",
     "coupling",
     "load",
@@ -59,6 +76,7 @@ __all__ = [
     "save",
     "save_pipeline",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]

@@ -76,7 +76,7 @@ def is_own(path: Path) -> bool:
 
 def _plan(plan: Plan) -> list[str]:
     title = f"{plan.achieved:.1%} of {plan.of} removed (asked for: {plan.ratio:.1%}), by `{plan.criterion}`."
-    rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in sorted(plan.cost.items())]
+    rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in sorted(plan.costs.items())]
     regrouped = [f"Regrouped norms: {', '.join(f'`{n}`' for n in plan.regrouped)}.", ""] if plan.regrouped else []
     return [title, "", *_table(("", "dense", "pruned", "change"), rows), *regrouped]
 
