@@ -84,7 +84,8 @@ class VariancePreserving(Noising):
         return (times.float() + 0.5) / self._steps
 
     def snr(self, times: Tensor) -> Tensor:
-        kept: Tensor = self._scheduler().alphas_cumprod.to(times.device)[times.long()]
+        # A schedule rescaled to end at zero signal would give 0 / 0 in the weights.
+        kept: Tensor = self._scheduler().alphas_cumprod.to(times.device)[times.long()].clamp(min=1e-8)
         return kept / (1 - kept)
 
     def factor(self, times: Tensor) -> Tensor:

@@ -111,6 +111,9 @@ def prune(
     normalize: Annotated[
         str | None, typer.Option(help="How scores of different groups are made comparable; see fxprune.score.")
     ] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help="Times of a diffusion process that count: uniform, snr or threshold.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the result is right.")] = True,
@@ -148,6 +151,7 @@ def prune(
             exact_norms=exact_norms,
             scope=scope,
             normalize=normalize,  # type: ignore[arg-type]  # score() checks it
+            timesteps=timesteps,
             samples=samples,
             seed=seed,
             verify=verify,

@@ -77,6 +77,14 @@ def test_min_snr_weighs_the_clean_samples_error_alike(kind: str) -> None:
         torch.testing.assert_close(error.square(), process.factor(t[None]) * off.square(), rtol=1e-3, atol=1e-6)
 
 
+def test_min_snr_stands_a_schedule_without_signal_at_its_end() -> None:
+    for kind, last in (("epsilon", 1.0), ("v_prediction", 0.0)):
+        process = VariancePreserving(
+            {"num_train_timesteps": 1000, "rescale_betas_zero_snr": True, "prediction_type": kind}
+        )
+        assert float(Timesteps("snr").density(process, asked).weights[-1]) == pytest.approx(last, abs=1e-6)
+
+
 def test_the_threshold_keeps_the_times_whose_loss_is_large_enough() -> None:
     process = PROCESSES["epsilon"]
     density = Timesteps("threshold", threshold=0.5).density(process, lambda t: 1 - t / 1000)
