@@ -95,7 +95,7 @@ def inside(points: Tensor, manifold: Tensor, k: int = NEIGHBOURS) -> float:
 
 @torch.no_grad()
 def costs(net: nn.Module, bench: Bench, turns: int = 5) -> dict[str, float]:
-    """Parameters, multiply-accumulates of one image's forward, and seconds of a forward a batch against the dense net's."""
+    """Parameters, multiply-accumulates of one image's forward, and seconds of a batch, against the dense one."""
     given = _arguments(net, bench, 1)
     with FlopCounterMode(display=False) as counter:
         net(**given)

@@ -136,7 +136,11 @@ def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[
     small = small.eval()
     drawn = bench.drawn(small)
     return {
-        **{"task": chosen.task, "method": name, "ratio": ratio, "seed": seed, "steps": chosen.steps},
+        "task": chosen.task,
+        "method": name,
+        "ratio": ratio,
+        "seed": seed,
+        "steps": chosen.steps,
         **losses(small, bench),
         **likeness(drawn, bench.drawn(bench.dense), bench),
         **costs(small, bench),
