@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_api import Heads
 from torch import Tensor, nn
 
 import fxprune
@@ -79,6 +80,18 @@ def test_target_is_what_stays(graph: fxprune.ChannelGraph, scores: Any, of: str)
 def test_target_through_prune(net: Net) -> None:
     small = fxprune.prune(net, "magnitude", target=20_000, example_inputs=X, progress=False)
     assert sum(p.numel() for p in small.parameters()) == pytest.approx(20_000, rel=0.01)
+
+
+def test_target_for_heads_and_their_dimensions() -> None:
+    torch.manual_seed(0)
+    model, x = Heads(), torch.randn(2, 5, 6)
+    options: dict[str, Any] = {"example_inputs": x, "attention": "both", "ignore": ["i"], "progress": False}
+    small = fxprune.prune(model, "magnitude", target=2600, **options)
+    assert sum(p.numel() for p in model.parameters()) == 4547
+    assert sum(p.numel() for p in small.parameters()) == pytest.approx(2600, rel=0.1)  # a head is 11 % of it
+    assert (small.heads < 4, small.dim < 8) == (True, True)
+    with pytest.raises(fxprune.BudgetError, match="ratios= would count twice"):
+        fxprune.prune(model, "magnitude", ratios={"q": 0.5}, **options)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
