@@ -14,6 +14,7 @@ from torch import nn
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
+from fxprune.constraints import Constraints
 from fxprune.cost import CostModel
 from fxprune.errors import BudgetError, InputsError, PlanError, RewriteError, VerifyError
 from fxprune.plan import Plan
@@ -145,10 +146,13 @@ def prune(
     if ratio is None and target is None and not isinstance(ratios, Mapping):
         ratio = 0.4
     check_budget(ratio, target, of)
+    limits: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_width": min_width, "max_ratio": max_ratio}
+    limits |= {"exact_norms": exact_norms, "scope": scope}
+    Constraints(**limits)  # raises before the work, not after it
     if data is not None and not isinstance(data, (torch.Tensor, Mapping, str)):  # these are no batches: score() says so
         data = list(data)
     if attention == "both":
-        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention")}
+        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention", "limits")}
         return _prune_both(model, ratio, target, same)
     asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
     registry.get("schedulers", scheduler)
@@ -159,10 +163,7 @@ def prune(
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
-    limits: dict[str, Any] = {"round_to": round_to, "min_width": min_width, "max_ratio": max_ratio, "scope": scope}
-    limits |= {"exact_norms": exact_norms, "target": target, "ratios": ratios}
-    limits["ignore"] = (*named(net, ignore), *adapter.protect(net))
-
+    limits |= {"target": target, "ignore": (*named(net, ignore), *adapter.protect(net))}
     known: dict[str, Any] = {}
 
     def planned(graph: ChannelGraph) -> Plan:

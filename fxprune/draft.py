@@ -83,14 +83,14 @@ class Draft:
         votes = {g: tuple(map(both, v, other.votes[g])) for g, v in self.votes.items()}
         return Draft((*self.plans, *other.plans), votes)
 
-    def on(self, graph: ChannelGraph, *, round_to: int = 1) -> Plan:
+    def on(self, graph: ChannelGraph, *, round_to: int = 1, min_width: int = 1, max_ratio: float = 1.0) -> Plan:
         """The plan that lets as many of the draft's channels go as the constraints of the graph allow, and no other.
 
         Channels that several plans let go come first. A norm is regrouped only where one of the plans regroups it.
 
         Args:
             graph: from `fxprune.trace`, of the model or of another checkpoint.
-            round_to: as in `fxprune.plan`; what a plan was made with is not known here.
+            round_to, min_width, max_ratio: as in `fxprune.plan`; those that a plan was made with are not part of it.
 
         Raises:
             PlanError: the plans were made for another graph.
@@ -99,7 +99,7 @@ class Draft:
             plan.check(graph)
         scores = {g: np.array([-float(n) if n else OUT for n in v]) for g, v in self.votes.items()}
         regroup = {norm for plan in self.plans for norm in plan.regrouped}
-        parts = sequences(graph, scores, Limits(1.0, round_to), [True] * len(graph.groups), regroup)
+        parts = sequences(graph, scores, Limits(max_ratio, round_to, min_width), [True] * len(graph.groups), regroup)
         taken = [seq.first(int((np.maximum.accumulate(seq.score) < 0).sum())) for seq in parts]
         return self._plan(graph, taken)
 

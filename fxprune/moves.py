@@ -108,7 +108,8 @@ def sequences(
     Args:
         scores: one score a channel, by group name.
         allowed: whether a group may be pruned at all, by index.
-        regroup: group norms (by node) whose groups may lose their own members.
+        regroup: group norms (by node) whose groups may lose their own members, and with them those they share groups
+            of channels with.
     """
     out: list[Moves] = []
     for members, norms in _clusters(graph):
@@ -116,7 +117,7 @@ def sequences(
         values = {g: scores[graph.groups[g].name] for g in members}
         if not norms:
             out += [_free(g, values[g], _quantum(graph, g, limits), limits) for g in live]
-        elif not all(norm.node in regroup for norm in norms):
+        elif not any(norm.node in regroup for norm in norms):
             out.append(_exact(graph, members, norms, values, limits) if len(live) == len(members) else _stacked([]))
         else:
             out += [_regrouped(graph, g, norms, values[g], limits) for g in live]

@@ -65,8 +65,6 @@ def plan(
         CriterionError: where scores are missing or not finite.
         InputsError: where `ignore` holds something else than names and types.
     """
-    if of not in MEASURES:
-        raise BudgetError(f"of={of!r} is unknown; choose one of {', '.join(MEASURES)}")
     limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, exact_norms, scope)
     values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
     cost = CostModel(graph)
@@ -85,6 +83,8 @@ def plan(
 
 def check_budget(ratio: float | None, target: float | None, of: str) -> None:
     """Raise `BudgetError` where a budget is wrong for any model."""
+    if of not in MEASURES:
+        raise BudgetError(f"of={of!r} is unknown; choose one of {', '.join(MEASURES)}")
     if ratio is not None and target is not None:
         raise BudgetError(f"ratio={ratio} and target={target} both set the budget; pass one of them")
     if ratio is not None and not 0 <= ratio < 1:
