@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch import nn
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
+from fxprune.compensate import compensated
 from fxprune.constraints import Constraints
 from fxprune.cost import CostModel
 from fxprune.errors import BudgetError, InputsError, PlanError, RewriteError, VerifyError
@@ -30,6 +31,7 @@ from fxprune.trace import ExampleInputs, as_inputs
 from fxprune.verify import Check, check_dense, same_batches
 
 M = TypeVar("M")
+Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 REPLANS = 8  # times that a plan is made anew because the module's Python could not follow it
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
@@ -173,7 +175,13 @@ def prune(
         with clock("plan"):
             return make_plan(graph, scores, ratio, of, **limits)
 
-    made = _apply(net, graph, planned, clock, verify, strict)
+    def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
+        with clock("compensate"):
+            return compensated(
+                graph, net, plan, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known
+            )
+
+    made = _apply(base, graph, planned, clock, verify, strict)
     pruned: M = back(_finished(net, made, clock, inplace, seed))
     return pruned
 
@@ -223,18 +231,9 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     net, back = find_adapter(model).unwrap(model)
-    clock = _Clock()
-    with clock("trace"):
-        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
     plan.check(graph)
-
-    def replayed(again: ChannelGraph) -> Plan:
-        if again.fingerprint != plan.fingerprint:
-            raise BudgetError("a plan that is given cannot be made anew")
-        return plan
-
-    made = _apply(net, graph, replayed, clock, verify, strict)
-    applied: M = back(_finished(net, made, clock, inplace))
+    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 
@@ -267,20 +266,56 @@ class _Made:
     reason: str = ""
 
 
-def _apply(
+def settled(
+    net: nn.Module, ratio: float, of: str, limits: Mapping[str, Any], example: ExampleInputs | None, attention: str
+) -> _Made:
+    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach."""
+    graph = trace(net, example, attention=attention)
+
+    def planned(graph: ChannelGraph) -> Plan:
+        return make_plan(graph, score(graph, net, "magnitude"), ratio, of, **limits)
+
+    return _apply(lambda *_: net, graph, planned, _Clock(), verify=True, strict=False)
+
+
+def finished(
     net: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    verify: bool,
+    strict: bool,
+    seed: int | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """The dense model of a plan that is settled, with its report."""
+
+    def planned(other: ChannelGraph) -> Plan:
+        if other is not graph:
+            raise BudgetError("the plan is settled and cannot be made anew")
+        return plan
+
+    clock = _Clock()
+    made = _apply(lambda *_: net, graph, planned, clock, verify, strict)
+    return _finished(net, made, clock, inplace, seed)
+
+
+def _apply(
+    base: Base,
     graph: ChannelGraph,
     planned: Callable[[ChannelGraph], Plan],
     clock: _Clock,
     verify: bool,
     strict: bool,
 ) -> _Made:
-    """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`)."""
+    """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`).
+
+    `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
+    """
     plan = first = planned(graph)
     original, trouble, literals = graph, "", graph.literals
     for _ in range(REPLANS):
         try:
-            return _attempt(net, graph, plan, clock, verify, "module", trouble="")
+            return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
         except UnsolvedError as e:
             trouble = trouble or str(e)
             graph = graph.holding(e.equation)
@@ -298,7 +333,7 @@ def _apply(
             break
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
-    return _attempt(net, original, first, clock, verify, "graph", trouble)
+    return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
 
 
 def _attempt(
@@ -334,6 +369,6 @@ def _data_and_loss(
     needs: frozenset[str] = getattr(criterion, "needs", frozenset())
     if "data" in needs and data is None:
         data = adapter.calibration(model, samples, seed, progress)
-    if "loss" in needs and loss is None:
+    if needs & {"loss", "forward"} and loss is None:
         loss = adapter.loss_of(model, seed)
     return data, loss

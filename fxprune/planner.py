@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +14,11 @@ from fxprune.constraints import Constraints, split
 from fxprune.cost import MEASURES, CostModel
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
-from fxprune.moves import sequences
+from fxprune.moves import Moves, sequences
 from fxprune.plan import NormChange, Plan
 from fxprune.ranking import Curves, by_harm, keys
 from fxprune.score import Scores
-from fxprune.search import Cut, Met, meet, queue
+from fxprune.search import Cut, Met, Queue, meet, queue
 from fxprune.select import Ignore, as_items, ignored
 
 Floats = npt.NDArray[np.float64]
@@ -131,24 +131,29 @@ def _families(
     cost: CostModel, values: Mapping[str, Floats], limits: Constraints, of: str, asked: float | None
 ) -> list[Met]:
     """The budget met with moves of one kind after the other, until one comes near: exact norms first."""
-    graph = cost.graph
-    shares = limits.shares(graph)
-    allowed = [not out for out in ignored(graph, limits.ignore)]
-    every = {norm.node for norm in graph.facts.norm_groups}
+    every = {norm.node for norm in cost.graph.facts.norm_groups}
     met: list[Met] = []
     for cap, regroup in itertools.product(limits.caps, ((),) if limits.exact_norms else ((), every)):
-        parts = sequences(graph, values, limits.limits(cap, shares), allowed, regroup)
-        stated, free = split(graph, parts, shares)
+        stated, free, order = _ordered(cost.graph, values, limits, cap, regroup)
         if asked is None:
-            free, order = [], list[Floats]()
-        elif limits.table is not None:
-            free, order = by_harm(graph, free, limits.table)
-        else:
-            order = keys(graph, free, limits.scope)
-        met.append(meet(cost, of, queue(free, order, len(graph.groups)), stated, asked or 0.0))
+            free, order = [], []
+        met.append(meet(cost, of, queue(free, order, len(cost.graph.groups)), stated, asked or 0.0))
         if (asked or 0.0) - met[-1].below.share <= NEAR:
             break
     return met
+
+
+def _ordered(
+    graph: ChannelGraph, values: Mapping[str, Floats], limits: Constraints, cap: float, regroup: Container[str] = ()
+) -> tuple[list[Moves], list[Moves], list[Floats]]:
+    """The moves that are stated, the parts that are free, and the keys by which these are tried."""
+    shares = limits.shares(graph)
+    allowed = [not out for out in ignored(graph, limits.ignore)]
+    parts = sequences(graph, values, limits.limits(cap, shares), allowed, regroup)
+    stated, free = split(graph, parts, shares)
+    if limits.table is not None:
+        return stated, *by_harm(graph, free, limits.table)
+    return stated, free, keys(graph, free, limits.scope)
 
 
 def _nearest(met: list[Met], asked: float) -> Cut:
@@ -220,3 +225,22 @@ def _too_far(
         f"{left:,.0f}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
         f"Ask for ratio={max(0.0, reachable - 0.005):.2f}, or loosen a limit"
     )
+
+
+def ranking(
+    graph: ChannelGraph,
+    values: Mapping[str, Floats],
+    *,
+    ratios: Mapping[str, float] | Curves | None = None,
+    ignore: Ignore = (),
+    round_to: int = 1,
+    min_width: int = 1,
+    max_ratio: float | None = None,
+    exact_norms: bool = True,
+    scope: str = "global",
+) -> Queue:
+    """The order in which `plan` would take channels, norms kept exact; groups with a stated share come first."""
+    limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, True, scope)
+    stated, free, order = _ordered(graph, _checked(graph, values), limits, limits.caps[0])
+    first = [np.full(len(seq), -np.inf) for seq in stated]
+    return queue([*stated, *free], [*first, *order], len(graph.groups))
