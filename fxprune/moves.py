@@ -80,7 +80,7 @@ def _blocks(graph: ChannelGraph, norm: NormGroups) -> tuple[Ints, Ints]:
     return component, np.arange(len(component)) // (len(component) // norm.groups)
 
 
-def _clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]]:
+def clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]]:
     """Groups that are tied through group norms, with these norms."""
     links = nx.Graph()
     links.add_nodes_from(range(len(graph.groups)))
@@ -112,7 +112,7 @@ def sequences(
             of channels with.
     """
     out: list[Moves] = []
-    for members, norms in _clusters(graph):
+    for members, norms in clusters(graph):
         live = [g for g in members if allowed[g]]
         values = {g: scores[graph.groups[g].name] for g in members}
         if not norms:
