@@ -72,7 +72,7 @@ def plan(
     if asked is None and not limits.stated:
         raise BudgetError(f"no budget is given: pass ratio=, the share of {of} to remove, or target=, what is to stay")
     met = _families(cost, values, limits, of, asked)
-    best = met[0].below if asked is None else _nearest(met, asked)
+    best = met[0].below if asked is None else nearest_cut(met, asked)
     if asked is not None and best.share < asked - NEAR and (most := max(m.reachable for m in met)) < asked - 1e-9:
         raise BudgetError(_too_far(cost, values, limits, of, asked, most), reachable=most)
     if asked is not None and (least := min(m.least for m in met)) > asked + NEAR:
@@ -156,7 +156,7 @@ def _ordered(
     return stated, free, keys(graph, free, limits.scope)
 
 
-def _nearest(met: list[Met], asked: float) -> Cut:
+def nearest_cut(met: list[Met], asked: float) -> Cut:
     """The cut next to the budget from below; the one above where the steps are coarse and it is nearer."""
     below = max((m.below for m in met), key=lambda cut: cut.share)
     above = min((m.above for m in met if m.above is not None), key=lambda cut: cut.share, default=None)
