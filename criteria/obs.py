@@ -82,7 +82,7 @@ class Obs:
     @torch.no_grad()
     def compensate(self, ctx: Context, plan: Plan) -> dict[str, Tensor]:
         """New values of the readers that lose a part of their input, for the channels that stay."""
-        keep = plan.keep(ctx.graph)
+        keep = plan.kept(ctx.graph)
         new: dict[str, Tensor] = {}
         for reader in self._readers(ctx):
             stays = keep[ctx.components(reader.weight, reader.axis)]
