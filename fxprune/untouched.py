@@ -60,8 +60,11 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
 def _sums(tensors: Iterable[Tensor]) -> Tensor:
     """The bits of one number a tensor, which changes where any element does (but for rare cancellations)."""
     with torch.no_grad():
-        sums = [torch.sum(t, dtype=torch.promote_types(t.dtype, torch.float32)).cpu().double() for t in tensors]
-    return torch.stack(sums).view(torch.int64) if sums else torch.zeros(0, dtype=torch.int64)
+        real = (torch.view_as_real(t) if t.is_complex() else t for t in tensors)
+        sums = [torch.sum(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in real]
+        # One transfer for all, not one each.
+        together = torch.stack([s.to(sums[0].device) for s in sums]) if sums else torch.zeros(0)
+    return together.cpu().double().view(torch.int64)
 
 
 def _hooks(model: nn.Module) -> int:
