@@ -176,7 +176,7 @@ def prune(
             return make_plan(graph, scores, ratio, of, **limits)
 
     def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
-        with clock("compensate"):
+        with clock("score"):
             return compensated(
                 graph, net, plan, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known
             )
