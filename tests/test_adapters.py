@@ -342,6 +342,7 @@ def test_build_runs_no_foreign_class() -> None:
 # ---- diffusion ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:the text conditions of this")
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_calibration_is_seeded_and_the_loss_a_fixed_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoising, "STEPS", 2)
