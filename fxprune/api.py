@@ -15,12 +15,15 @@ from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
 from fxprune.errors import BudgetError, InputsError, RewriteError, VerifyError
+from fxprune.latency import latency_of
 from fxprune.plan import Plan
 from fxprune.planner import plan as make_plan
-from fxprune.report import Report, attach, causes, is_pruned, report
+from fxprune.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
+from fxprune.rounding import place_of
 from fxprune.score import Criterion, score
-from fxprune.trace import ExampleInputs, as_inputs
+from fxprune.stopwatch import take_turns
+from fxprune.trace import ExampleInputs, as_inputs, evaluating
 from fxprune.verify import Check, check_dense, same_batches
 
 M = TypeVar("M")
@@ -78,7 +81,7 @@ def prune(
     scheduler: str = "one_shot",
     attention: str = "heads",
     ignore: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
@@ -96,7 +99,8 @@ def prune(
             pipeline comes back). It is left as it is, unless `inplace`.
         criterion: a name (see `fxprune list`), a criterion, or a callable `(ctx) -> {tensor or group: scores}`.
         ratio: share of `of` to remove, in [0, 1).
-        of: "params", "macs" or "channels".
+        of: "params", "macs", "channels", "memory" or "latency" (see `plan`); a latency is confirmed afterwards by timing
+            both models, unless `verify` is off.
         example_inputs: see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself).
@@ -152,19 +156,40 @@ def prune(
     def planned(graph: ChannelGraph) -> Plan:
         with clock("score"):
             scores = score(graph, net, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known)
+        if of == "latency":
+            with clock("measure"):
+                latency_of(graph, progress)
         with clock("plan"):
             return make_plan(graph, scores, ratio, of, **limits)
 
     made = _apply(net, graph, planned, clock, verify, strict)
+    with clock("confirm"):
+        timing = _timed(net, made) if of == "latency" and verify else None
     small = transplant(net, made.done.model) if inplace else made.done.model
-    seconds = dict(clock.seconds)
     checks = () if made.check is None else (made.check,)
     told = Report(
-        made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds, seed=seed
+        made.plan,
+        made.done.changes,
+        checks,
+        made.done.forward,
+        made.reason,
+        causes(made.graph),
+        dict(clock.seconds),
+        seed=seed,
+        timing=timing,
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     pruned: M = back(small)
     return pruned
+
+
+def _timed(net: nn.Module, made: _Made) -> Timing:
+    """Both models, in turns, on the example inputs."""
+    args, kwargs = made.graph.traced.example
+    device = place_of(made.graph)[0]
+    with evaluating(net), evaluating(made.done.model):
+        turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)
+    return Timing(min(turns[0]), min(turns[1]), made.plan.achieved)
 
 
 def _prune_both(model: M, ratio: float, options: dict[str, Any]) -> M:

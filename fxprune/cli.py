@@ -80,13 +80,15 @@ def prune(
     ],
     ratio: Annotated[float, typer.Option(help="Share of --of to remove, at least 0 and below 1.")] = 0.4,
     criterion: Annotated[str, typer.Option(help="How channels are ranked; see `fxprune list`.")] = "gradflow",
-    of: Annotated[str, typer.Option(help="What --ratio counts: params, macs or channels.")] = "params",
+    of: Annotated[str, typer.Option(help="What --ratio counts: params, macs, channels, memory or latency.")] = "params",
     scheduler: Annotated[str, typer.Option(help="When how much goes; see `fxprune list`.")] = "one_shot",
     attention: Annotated[str, typer.Option(help="What an attention loses: heads, head_dim, or both.")] = "heads",
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
     ] = None,
-    round_to: Annotated[int, typer.Option(help="Keep widths multiples of this.")] = 1,
+    round_to: Annotated[
+        str, typer.Option(metavar="N", help="Keep widths multiples of this; auto: what suits the device.")
+    ] = "1",
     max_ratio: Annotated[
         float | None, typer.Option(help="Largest share that one group of channels may lose (0.9, or all but one).")
     ] = None,
@@ -123,7 +125,7 @@ def prune(
             scheduler=scheduler,
             attention=attention,
             ignore=tuple(ignore or ()),
-            round_to=round_to,
+            round_to=int(round_to) if round_to.isdecimal() else round_to,
             max_ratio=max_ratio,
             exact_norms=exact_norms,
             scope=scope,
@@ -169,6 +171,8 @@ def _print_pruned(small: Any) -> None:
     _print_plan(made.plan)
     for check in made.checks:
         out.print(escape(str(check)), highlight=False)
+    if made.timing:
+        out.print(str(made.timing), highlight=False)
     if made.forward != "module":
         out.print(f"forward: {made.forward} ({escape(made.reason)})", highlight=False)
 

@@ -1,9 +1,9 @@
 """Cost of a plan: what `of=` may name.
 
-    params, channels   exact counts
-    macs               multiply-accumulates of one forward on the example inputs, exact
-    memory             bytes of weights and of the activations where these take most (see `fxprune.memory`)
-    latency            microseconds of one forward on this device, from a measured table (see `fxprune.latency`)
+params, channels   exact counts
+macs               multiply-accumulates of one forward on the example inputs, exact
+memory             bytes of weights and of the activations where these take most (see `fxprune.memory`)
+latency            microseconds of one forward on this device, from a measured table (see `fxprune.latency`)
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
-from fxprune.cost import MEASURES, CostModel
+from fxprune.cost import COUNTED, MEASURES, CostModel
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
 from fxprune.moves import Limits, Moves, sequences
 from fxprune.plan import NormChange, Plan
+from fxprune.rounding import best_width
 from fxprune.score import Scores
 
 Floats = npt.NDArray[np.float64]
@@ -31,7 +32,7 @@ def plan(
     of: str = "params",
     *,
     ignore: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
@@ -41,9 +42,12 @@ def plan(
     Args:
         scores: one score a channel and group (low goes first), from `fxprune.score`.
         ratio: share of `of` to remove, in [0, 1).
-        of: "params", "macs" (multiply-accumulates of one forward on the example inputs) or "channels".
+        of: "params", "macs" (multiply-accumulates of one forward on the example inputs), "channels", "memory" (bytes
+            of weights and of activations where these take most) or "latency" (of one forward on the device of the
+            weights, from measured times; see `fxprune.latency`).
         ignore: tensor or module names, or globs of these, that stay as they are.
-        round_to: widths of groups without a norm constraint are kept multiples of this.
+        round_to: widths are kept multiples of this where constraints let them; "auto": the largest width that suits
+            the device and costs little (see `fxprune.rounding`).
         max_ratio: largest share of its channels that one group may lose; None: 0.9, or all but one channel where the
             ratio cannot be reached otherwise.
         exact_norms: never regroup a group norm.
@@ -57,12 +61,40 @@ def plan(
         raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
     if of not in MEASURES:
         raise BudgetError(f"of={of!r} is unknown; choose one of {', '.join(MEASURES)}")
-    if not 0 < (1 if max_ratio is None else max_ratio) <= 1 or round_to < 1:
-        raise BudgetError(f"max_ratio={max_ratio} must be in (0, 1], round_to={round_to} at least 1")
+    if round_to != "auto" and (not isinstance(round_to, int) or round_to < 1):
+        raise BudgetError(f'round_to={round_to!r} must be at least 1, or "auto"')
+    if not 0 < (1 if max_ratio is None else max_ratio) <= 1:
+        raise BudgetError(f"max_ratio={max_ratio} must be in (0, 1]")
     if scope not in ("global", "local"):
         raise BudgetError(f"scope={scope!r} is unknown; choose global or local")
     values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
     name = scores.criterion if isinstance(scores, Scores) else "given scores"
+
+    def attempt(share: float, width: int) -> Plan:
+        return _once(graph, values, name, share, of, ignore, width, max_ratio, exact_norms, scope)
+
+    def rounded(width: int) -> Plan:
+        if of != "latency":
+            return attempt(ratio, width)
+        from fxprune.latency import settle  # it plans to measure
+
+        return settle(lambda share: attempt(share, width), graph, ratio)
+
+    return best_width(rounded, graph, values) if round_to == "auto" else rounded(int(round_to))
+
+
+def _once(
+    graph: ChannelGraph,
+    values: Mapping[str, Floats],
+    name: str,
+    ratio: float,
+    of: str,
+    ignore: Sequence[str],
+    round_to: int,
+    max_ratio: float | None,
+    exact_norms: bool,
+    scope: str,
+) -> Plan:
     cost = CostModel(graph)
     allowed = [not _ignored(graph, g, ignore) for g in range(len(graph.groups))]
     if scope == "local":
@@ -210,7 +242,7 @@ def _as_plan(graph: ChannelGraph, cost: CostModel, met: _Met, ratio: float, of: 
         ratio=ratio,
         of=of,
         achieved=met.share,
-        cost={k: (cost.of(k, nothing), cost.of(k, met.removed)) for k in MEASURES},
+        cost={k: (cost.of(k, nothing), cost.of(k, met.removed)) for k in (*COUNTED, *{of} - set(COUNTED))},
         criterion=criterion,
     )
     return replace(made, norms=norm_changes(graph, made.keep(graph)))
