@@ -99,8 +99,8 @@ def prune(
             pipeline comes back). It is left as it is, unless `inplace`.
         criterion: a name (see `fxprune list`), a criterion, or a callable `(ctx) -> {tensor or group: scores}`.
         ratio: share of `of` to remove, in [0, 1).
-        of: "params", "macs", "channels", "memory" or "latency" (see `plan`); a latency is confirmed afterwards by timing
-            both models, unless `verify` is off.
+        of: "params", "macs", "channels", "memory" or "latency" (see `plan`); a latency is confirmed by timing both
+            models afterwards, unless `verify` is off.
         example_inputs: see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself).
@@ -163,8 +163,10 @@ def prune(
             return make_plan(graph, scores, ratio, of, **limits)
 
     made = _apply(net, graph, planned, clock, verify, strict)
-    with clock("confirm"):
-        timing = _timed(net, made) if of == "latency" and verify else None
+    timing = None
+    if of == "latency" and verify:
+        with clock("confirm"):
+            timing = _timed(net, made)
     small = transplant(net, made.done.model) if inplace else made.done.model
     checks = () if made.check is None else (made.check,)
     told = Report(

@@ -16,7 +16,6 @@ from torch import fx
 
 from fxprune.channels import ChannelGraph
 from fxprune.errors import BudgetError
-from fxprune.labels import Axis
 from fxprune.memory import memory_of
 from fxprune.rules.op import is_tensor, op_name, shape_of
 from fxprune.terms import Floats, Product, terms_of

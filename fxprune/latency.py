@@ -43,7 +43,7 @@ from fxprune.trace import same_draws
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of MACs, that the measured plans remove; each with several draws
 ROUND_TO = (1, 16, 32)  # what their widths are rounded to: every width, and those that vector units like
 SECONDS, ROUNDS = 1.0, (3, 8)  # time for one measurement, and the fewest and most rounds that it takes
-NEAR, TRIES = 0.01, 4  # how near to the asked ratio a measured plan is, and how often it is planned
+NEAR, TRIES = 0.01, 6  # how near to the asked ratio a measured plan is, and how often it is planned
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,20 @@ class Bench:
     @classmethod
     def of(cls, graph: ChannelGraph, plan: Plan) -> Bench:
         keep, traced = plan.keep(graph), graph.traced
-        values = {traced.tensors[n.name]: n.meta["val"] for n in traced.graph.nodes if n.name in traced.tensors}
-        shapes = {k: [graph.kept(a, keep, s) for a, s in zip(graph.tensors[k], v.shape)] for k, v in values.items()}
+        state = {}
+        for node in traced.graph.nodes:
+            if (name := traced.tensors.get(node.name)) is not None:
+                like = node.meta["val"]
+                shape = [graph.kept(a, keep, s) for a, s in zip(graph.tensors[name], like.shape, strict=True)]
+                state[name] = _random(like, shape)
         given = [x.clone() if isinstance(x, Tensor) else x for x in pytree.tree_leaves(traced.example)]
         program = program_of(graph, keep, group_counts(graph, plan, keep))
-        state = {k: _random(v, shapes[k]) for k, v in values.items()}
         return cls(program, state, dict(zip(traced.inputs, given, strict=True)), place_of(graph)[0])
 
     def laps(self) -> Floats:
         """Seconds of every node in one run."""
-        watch, env = Stopwatch(self.device), {}
+        watch = Stopwatch(self.device)
+        env: dict[fx.Node, Any] = {}
         watch.stamp()
         for node in self.program.nodes:
             env[node] = self.program.step(node, env, self.given, self.state)
@@ -80,7 +84,7 @@ class Bench:
 def _random(like: Tensor, shape: list[int]) -> Tensor:
     """Weights that keep activations at about one: no denormal numbers, no negative variances."""
     generator = torch.Generator(like.device).manual_seed(0)
-    order = sorted(range(like.dim()), key=lambda d: -like.stride(d))
+    order = sorted(range(like.dim()), key=lambda d: -like.stride()[d])
     stored = [shape[d] for d in order]
     if not like.is_floating_point():
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
@@ -102,7 +106,8 @@ def race(a: Bench, b: Bench) -> tuple[Floats, Floats]:
 def _fastest(runs: list[Floats]) -> Floats:
     """Each node's fastest lap, scaled to the sum of the fastest run."""
     laps: Floats = np.min(runs, axis=0)
-    return laps * (min(r.sum() for r in runs) / laps.sum())
+    laps *= min(r.sum() for r in runs) / laps.sum()
+    return laps
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,11 @@ def latency_of(graph: ChannelGraph, progress: bool = True) -> Latency:
 def measured(graph: ChannelGraph, plan: Plan, table: Table) -> tuple[float, Floats]:
     """Microseconds of the dense graph, and of every node with this plan."""
 
-    def measure() -> Floats:
+    def measure() -> list[float]:
         a, b = race(Bench.of(graph, unpruned(graph)), Bench.of(graph, plan))
-        return np.concatenate([[a.sum()], b]) * 1e6
+        return [float(x) * 1e6 for x in (a.sum(), *b)]
 
-    row = np.array(table.get(_key(graph, plan), measure))
+    row: Floats = np.array(table.get(_key(graph, plan), measure))
     return float(row[0]), row[1:]
 
 

@@ -33,8 +33,8 @@ def device_name(device: torch.device) -> str:
     """What the device is called; for a CPU with its instruction set and the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    kind = f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return f"{device.type} {_model_name() or kind} {torch.get_num_threads()} threads"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} {_model_name() or platform.machine()} {instructions} {torch.get_num_threads()} threads"
 
 
 def _model_name() -> str:
@@ -67,12 +67,10 @@ class Table:
             if data["format"] != FORMAT:
                 return {}
             return {str(k): _times(v) for k, v in data["rows"].items()}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            warnings.warn(
-                f"{self.path} is damaged ({type(e).__name__}: {e}); latencies are measured anew", stacklevel=4
-            )
+            warnings.warn(f"{self.path} is damaged ({type(e).__name__}: {e}); it is measured anew", stacklevel=4)
             return {}
 
     def get(self, key: str, measure: Callable[[], Sequence[float]]) -> list[float]:

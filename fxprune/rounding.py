@@ -3,15 +3,16 @@
     CPU    1, 2 and 4 vectors: 16, 32, 64 floats with AVX-512, half as many with AVX2
     GPU    8, 16, 32, 64: what tensor cores take at a time, up to a tile
 
-`auto` takes the largest multiple whose plan is within 1 % of the asked ratio and keeps at least 99 % of the scores that
-the unrounded plan keeps (each score counted from the lowest one).  With `of="latency"`, where all plans are equally fast,
-it takes the one that keeps most.
+`auto` takes the largest multiple whose plan is within 1 % of the asked ratio and keeps at least 99 % of the scores
+that the unrounded plan keeps (a score counts as its rank among all channels).  With `of="latency"`, where all plans are
+equally fast, it takes the one that keeps most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 
 from fxprune.channels import ChannelGraph
@@ -43,11 +44,11 @@ def best_width(attempt: Callable[[int], Plan], graph: ChannelGraph, scores: Mapp
         BudgetError: what the unrounded attempt raises.
     """
     plain = attempt(1)
-    least = min((float(v.min()) for v in scores.values()), default=0.0)
+    ranks = _ranked(scores)
+    total = sum(float(r.sum()) for r in ranks.values())
 
     def kept(made: Plan) -> float:
-        gone = sum(float((scores[k][list(c)] - least).sum()) for k, c in made.removed.items())
-        return sum(float((v - least).sum()) for v in scores.values()) - gone
+        return total - sum(float(ranks[k][list(c)].sum()) for k, c in made.removed.items())
 
     found = [plain]
     for width in fast_widths(*place_of(graph)):
@@ -61,6 +62,15 @@ def best_width(attempt: Callable[[int], Plan], graph: ChannelGraph, scores: Mapp
         if made.of != "latency" and kept(made) >= KEPT * kept(plain):
             return made
     return max(found, key=kept) if plain.of == "latency" else plain
+
+
+def _ranked(scores: Mapping[str, Floats]) -> dict[str, Floats]:
+    """The rank of every channel among all, in (0, 1]."""
+    flat = np.concatenate(list(scores.values()))
+    rank = np.empty(len(flat))
+    rank[np.argsort(flat, kind="stable")] = np.arange(1, len(flat) + 1) / len(flat)
+    cuts = np.cumsum([len(v) for v in scores.values()])[:-1]
+    return dict(zip(scores, np.split(rank, cuts), strict=True))
 
 
 def place_of(graph: ChannelGraph) -> tuple[torch.device, torch.dtype]:

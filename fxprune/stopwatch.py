@@ -24,7 +24,7 @@ class Stopwatch:
     def stamp(self) -> None:
         """The end of a lap (and the start of the next)."""
         if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self.events.append(event)
         else:
