@@ -69,9 +69,11 @@ def plan(
         raise BudgetError(f"scope={scope!r} is unknown; choose global or local")
     values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
     name = scores.criterion if isinstance(scores, Scores) else "given scores"
+    if scope == "local":
+        values = {k: _ranks(v) for k, v in values.items()}
 
     def attempt(share: float, width: int) -> Plan:
-        return _once(graph, values, name, share, of, ignore, width, max_ratio, exact_norms, scope)
+        return _once(graph, values, name, share, of, ignore, width, max_ratio, exact_norms)
 
     def rounded(width: int) -> Plan:
         if of != "latency":
@@ -93,12 +95,9 @@ def _once(
     round_to: int,
     max_ratio: float | None,
     exact_norms: bool,
-    scope: str,
 ) -> Plan:
     cost = CostModel(graph)
     allowed = [not _ignored(graph, g, ignore) for g in range(len(graph.groups))]
-    if scope == "local":
-        values = {k: _ranks(v) for k, v in values.items()}
     met = []
     caps = (MOST, 1.0) if max_ratio is None else (max_ratio,)
     for cap, exact in itertools.product(caps, (True,) if exact_norms else (True, False)):
