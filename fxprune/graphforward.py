@@ -210,7 +210,7 @@ def program_of(graph: ChannelGraph, keep: Bools, groups: Mapping[str, int]) -> P
 
 def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping[str, int]) -> None:
     """Make the rewritten graph the forward of `small`, whose tensors are already cut (`groups`: see `program_of`)."""
-    program = program_of(graph, plan.keep(graph), groups)
+    program = program_of(graph, plan.kept(graph), groups)
     small.__dict__["_fxprune_program"] = _Shared(program)
     small.__dict__["forward"] = types.MethodType(_graph_forward, small)
 

@@ -57,7 +57,7 @@ class Bench:
 
     @classmethod
     def of(cls, graph: ChannelGraph, plan: Plan) -> Bench:
-        keep, traced = plan.keep(graph), graph.traced
+        keep, traced = plan.kept(graph), graph.traced
         state = {}
         for node in traced.graph.nodes:
             if (name := traced.tensors.get(node.name)) is not None:
@@ -163,7 +163,7 @@ def measured(graph: ChannelGraph, plan: Plan, table: Table) -> tuple[float, Floa
 
 def _key(graph: ChannelGraph, plan: Plan) -> str:
     """What decides the times: every call of the graph with its shapes, before and after."""
-    keep = plan.keep(graph)
+    keep = plan.kept(graph)
     program = program_of(graph, keep, group_counts(graph, plan, keep))
     calls = []
     for node in program.nodes:
@@ -262,7 +262,7 @@ def settle(attempt: Callable[[float], Plan], graph: ChannelGraph, ratio: float) 
             break
         dense, left = latency.at(made)
         share = 1 - left / dense
-        made = replace(made, ratio=ratio, achieved=share, cost={**made.cost, "latency": (dense, left)})
+        made = replace(made, ratio=ratio, achieved=share, costs={**made.costs, "latency": (dense, left)})
         if best is None or abs(share - ratio) < abs(best.achieved - ratio):
             best = made
         if abs(share - ratio) <= NEAR:

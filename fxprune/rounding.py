@@ -33,18 +33,34 @@ def fast_widths(device: torch.device, dtype: torch.dtype) -> tuple[int, ...]:
     return (4 * lanes, 2 * lanes, lanes)
 
 
-def best_width(attempt: Callable[[int], Plan], graph: ChannelGraph, scores: Mapping[str, Floats]) -> Plan:
+def multiple(round_to: int | str) -> int:
+    """The number that `round_to` is; 1 for "auto", which is settled later.
+
+    Raises:
+        BudgetError: for anything else.
+    """
+    if round_to == "auto":
+        return 1
+    if not isinstance(round_to, int) or round_to < 1:
+        raise BudgetError(f'round_to={round_to!r} must be at least 1, or "auto"')
+    return round_to
+
+
+def best_width(
+    attempt: Callable[[int], Plan], graph: ChannelGraph, scores: Mapping[str, Floats], scope: str = "global"
+) -> Plan:
     """The plan of the best multiple (see above).
 
     Args:
         attempt: the plan whose widths are multiples of a number.
         scores: one score a channel, by group name.
+        scope: "local" ranks every group by itself.
 
     Raises:
         BudgetError: what the unrounded attempt raises.
     """
     plain = attempt(1)
-    ranks = _ranked(scores)
+    ranks = {k: _ranked({k: v})[k] for k, v in scores.items()} if scope == "local" else _ranked(scores)
     total = sum(float(r.sum()) for r in ranks.values())
 
     def kept(made: Plan) -> float:

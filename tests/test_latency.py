@@ -91,7 +91,7 @@ def test_a_plan_meets_the_latency(runs: list[int]) -> None:
     model = net()
     small = fxprune.prune(model, "magnitude", 0.4, of="latency", example_inputs=X, progress=False)
     plan = fxprune.report(small).plan
-    before, after = plan.cost["latency"]
+    before, after = plan.costs["latency"]
     assert plan.achieved == pytest.approx(0.4, abs=0.01)
     assert before - after == pytest.approx(1e6 * (seconds_of(model) - seconds_of(small)), abs=0.01)
     timing = fxprune.report(small).timing
@@ -175,7 +175,7 @@ def test_what_was_planned_is_measured_and_asked_for_again(monkeypatch: pytest.Mo
     assert asked[:2] == [0.4, pytest.approx(0.48)]
     assert made.achieved == pytest.approx(0.4, abs=latency.NEAR)
     assert made.ratio == 0.4
-    assert made.cost["latency"][1] == pytest.approx(60, abs=1)
+    assert made.costs["latency"][1] == pytest.approx(60, abs=1)
 
 
 def test_real_laps_cover_every_node() -> None:

@@ -98,7 +98,7 @@ def test_a_plan_knows_the_memory_of_its_result(cls: type[nn.Module]) -> None:
     model, x = cls().eval(), torch.randn(2, 3, 16, 16)
     small = fxprune.prune(model, "magnitude", 0.3, of="memory", example_inputs=x, progress=False)
     plan = fxprune.report(small).plan
-    assert plan.cost["memory"] == (counted(model, x), counted(small, x))
+    assert plan.costs["memory"] == (counted(model, x), counted(small, x))
     assert plan.achieved == pytest.approx(0.3, abs=0.1)
 
 
