@@ -33,6 +33,7 @@ from fxprune.stopwatch import take_turns
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RATIO = 0.5
+PEER = "Torch-Pruning, nearest to these MACs"
 
 
 def ddpm(batch: int) -> tuple[nn.Module, Any]:
@@ -81,10 +82,11 @@ def placed(value: Any, options: argparse.Namespace) -> Any:
 
 
 def macs_of(model: nn.Module, inputs: Any) -> float:
-    """Multiply-accumulates of one forward, counted by torch."""
+    """Multiply-accumulates of one forward, counted by torch (which does not know the CPU's fused attention)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs[0], **inputs[1])
     return counter.get_total_flops() / 2
 
@@ -157,14 +159,15 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     models: dict[str, nn.Module] = {"dense": model}
     made: dict[str, fxprune.Plan] = {"dense": unpruned(graph)}
     for row, plan in plans(graph, model, tables):
-        made[row], models[row] = plan, fxprune.rewrite(model, graph, plan).model
+        made[row], models[row] = plan, placed(fxprune.rewrite(model, graph, plan).model, options)
     macs = {row: macs_of(m, inputs) for row, m in models.items()}
     try:
-        models["Torch-Pruning, equal MACs"] = torch_pruned(model, inputs, (1 - RATIO) * macs["dense"])
+        models[PEER] = placed(torch_pruned(model, inputs, (1 - RATIO) * macs["dense"]), options)
     except Exception as e:  # noqa: BLE001 - a peer that fails is a result
         failed = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
     else:
-        failed, macs["Torch-Pruning, equal MACs"] = "", macs_of(models["Torch-Pruning, equal MACs"], inputs)
+        failed, macs[PEER] = "", macs_of(models[PEER], inputs)
+    torch._dynamo.config.recompile_limit = 64  # every model is of the same class
     run = {row: torch.compile(m, dynamic=False) if options.compile else m for row, m in models.items()}
     calls = [lambda net=net: net(*inputs[0], **inputs[1]) for net in run.values()]
     seconds = dict(zip(run, take_turns(calls, torch.device(options.device), options.rounds), strict=True))

@@ -247,14 +247,14 @@ def ranking(
     *,
     ratios: Mapping[str, float] | Curves | None = None,
     ignore: Ignore = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = True,
     scope: str = "global",
 ) -> Queue:
     """The order in which `plan` would take channels, norms kept exact; groups with a stated share come first."""
-    limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, True, scope)
+    limits = Constraints(ratios, as_items(ignore), multiple(round_to), min_width, max_ratio, True, scope)
     shares = limits.shares(graph)
     allowed = [not out for out in ignored(graph, limits.ignore)]
     parts = sequences(graph, _checked(graph, values), limits.limits(limits.caps[0], shares), allowed, ())
