@@ -81,8 +81,20 @@ class Skips(nn.Module):
         return self.up(torch.cat([self.middle(skip), skip], 1))
 
 
+class Nested(nn.Module):
+    """The caller of the inner modules holds what it gave them until they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.Sequential(nn.Conv2d(24, 16, 1), nn.Conv2d(16, 24, 1))
+        self.all = nn.Sequential(nn.Conv2d(3, 24, 1), inner, nn.Conv2d(24, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.all(x)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
-@pytest.mark.parametrize("cls", [Residual, Skips])
+@pytest.mark.parametrize("cls", [Residual, Skips, Nested])
 def test_memory_is_what_a_forward_holds(cls: type[nn.Module], ratio: float) -> None:
     torch.manual_seed(0)
     model, x = cls().eval(), torch.randn(2, 3, 16, 16)
