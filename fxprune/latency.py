@@ -40,7 +40,7 @@ from fxprune.stopwatch import Stopwatch, quiet
 from fxprune.terms import Floats, Product, Terms, terms_of
 from fxprune.trace import same_draws
 
-SHARES = (0.2, 0.4, 0.6, 0.8)  # of MACs, that the measured plans remove; each with several draws
+SHARES = (0.2, 0.4, 0.6, 0.8)  # of channels, that the measured plans remove
 ROUND_TO = (1, 16, 32)  # what their widths are rounded to: every width, and those that vector units like
 SECONDS, ROUNDS = 1.0, (3, 8)  # time for one measurement, and the fewest and most rounds that it takes
 NEAR, TRIES = 0.01, 6  # how near to the asked ratio a measured plan is, and how often it is planned

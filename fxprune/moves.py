@@ -4,6 +4,8 @@ unconstrained        one channel a move (or `round_to` of them)
 one norm partition   one channel of every norm group, or a whole norm group, whichever costs less score
 several partitions   (a group norm over a concatenation) one share of every cell of the common refinement, in lockstep
 regrouped            as many channels as keep the norm's channel count divisible; group membership is given up
+
+With `round_to`, moves are joined until the widths are multiples again, where they ever are.
 """
 
 from __future__ import annotations
