@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -230,6 +229,8 @@ def _axes(graph: ChannelGraph, node: fx.Node) -> list[Axis]:
 
 def _fit(axes: list[Axis], lengths: Floats, times: Floats) -> list[Product]:
     """theta of one node, as products of its axes, from lengths (runs, axes) and microseconds (runs,)."""
+    from scipy.optimize import nnls  # slow to import
+
     subsets = [s for k in range(3) for s in itertools.combinations(range(len(axes)), k)]
     full = lengths.max(axis=0)
     columns = np.stack([(lengths[:, s] / full[list(s)]).prod(axis=1) for s in subsets], axis=1)
