@@ -15,6 +15,7 @@ from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
 from fxprune.compensate import compensated
+from fxprune.constraints import Constraints
 from fxprune.cost import CostModel
 from fxprune.errors import BudgetError, InputsError, PlanError, RewriteError, VerifyError
 from fxprune.latency import latency_of
@@ -151,10 +152,13 @@ def prune(
     if ratio is None and target is None and not isinstance(ratios, Mapping):
         ratio = 0.4
     check_budget(ratio, target, of)
+    limits: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_width": min_width, "max_ratio": max_ratio}
+    limits |= {"exact_norms": exact_norms, "scope": scope}
+    Constraints(**limits)  # raises before the work, not after it
     if data is not None and not isinstance(data, (torch.Tensor, Mapping, str)):  # these are no batches: score() says so
         data = list(data)
     if attention == "both":
-        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention")}
+        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention", "limits")}
         return _prune_both(model, ratio, target, same)
     asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
     registry.get("schedulers", scheduler)
@@ -165,10 +169,7 @@ def prune(
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
-    limits: dict[str, Any] = {"round_to": round_to, "min_width": min_width, "max_ratio": max_ratio, "scope": scope}
-    limits |= {"exact_norms": exact_norms, "target": target, "ratios": ratios}
-    limits["ignore"] = (*named(net, ignore), *adapter.protect(net))
-
+    limits |= {"target": target, "ignore": (*named(net, ignore), *adapter.protect(net))}
     known: dict[str, Any] = {}
 
     def planned(graph: ChannelGraph) -> Plan:
@@ -182,7 +183,7 @@ def prune(
             return make_plan(graph, scores, ratio, of, **limits)
 
     def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
-        with clock("compensate"):
+        with clock("score"):
             return compensated(
                 graph, net, plan, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known
             )
@@ -237,18 +238,9 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     net, back = find_adapter(model).unwrap(model)
-    clock = _Clock()
-    with clock("trace"):
-        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
     plan.check(graph)
-
-    def replayed(again: ChannelGraph) -> Plan:
-        if again.fingerprint != plan.fingerprint:
-            raise BudgetError("a plan that is given cannot be made anew")
-        return plan
-
-    made = _apply(lambda *_: net, graph, replayed, clock, verify, strict)
-    applied: M = back(_finished(net, made, clock, inplace))
+    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 
@@ -307,7 +299,15 @@ def settled(
     return _apply(lambda *_: net, graph, planned, _Clock(), verify=True, strict=False)
 
 
-def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, strict: bool, seed: int) -> nn.Module:
+def finished(
+    net: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    verify: bool,
+    strict: bool,
+    seed: int | None = None,
+    inplace: bool = False,
+) -> nn.Module:
     """The dense model of a plan that is settled, with its report."""
 
     def planned(other: ChannelGraph) -> Plan:
@@ -317,7 +317,7 @@ def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, stri
 
     clock = _Clock()
     made = _apply(lambda *_: net, graph, planned, clock, verify, strict)
-    return _finished(net, made, clock, inplace=False, seed=seed)
+    return _finished(net, made, clock, inplace, seed)
 
 
 def _apply(
