@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -82,6 +82,7 @@ def prune(
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
+    granularity: str = "channel",
     inplace: bool = False,
     verify: bool = True,
     strict: bool = False,
@@ -108,6 +109,7 @@ def prune(
         max_ratio: see `plan`.
         exact_norms: see `plan`.
         scope: see `plan`.
+        granularity: "channel", "block" (residual branches go whole), or "both"; see `plan`.
         inplace: change `model` itself.
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
         strict: raise rather than run the rewritten graph as the forward.
@@ -145,6 +147,7 @@ def prune(
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
     limits: dict[str, Any] = {"round_to": round_to, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
+    limits["granularity"] = granularity
     limits["ignore"] = (*ignore, *adapter.protect(net))
 
     known: dict[str, Any] = {}
@@ -172,6 +175,7 @@ def _prune_both(model: M, ratio: float, options: dict[str, Any]) -> M:
     each = 1 - (1 - ratio) ** 0.5
     once = prune(model, ratio=each, attention="heads", **options)
     first = report(once).plan.achieved
+    options["granularity"] = "channel"  # blocks have gone already
     return prune(once, ratio=max(0.0, 1 - (1 - ratio) / (1 - first)), attention="head_dim", **options)
 
 
@@ -205,7 +209,9 @@ def _apply(
             graph = graph.holding(e.equation)
         except VerifyError as e:
             trouble = trouble or str(e)
-            if graph.streamed:
+            if stuck := _stuck(net, graph, plan):
+                graph = replace(graph, fixed=graph.fixed | stuck)
+            elif graph.streamed:
                 graph = graph.coarser()
             elif literals:
                 graph, literals = graph.holding(*literals), ()
@@ -218,6 +224,19 @@ def _apply(
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
     return _attempt(net, original, first, clock, verify, "graph", trouble)
+
+
+def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
+    """Blocks of a plan without which, each by itself, the module does not compute what it should."""
+
+    def fails(name: str) -> bool:
+        alone = replace(plan, blocks=(name,), removed={}, norms={})
+        try:
+            return not check_dense(net, rewrite(net, graph, alone).model, graph, alone).ok
+        except (VerifyError, UnsolvedError):
+            return True
+
+    return frozenset(name for name in plan.blocks if fails(name))
 
 
 def _attempt(

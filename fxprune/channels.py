@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -27,6 +27,9 @@ from fxprune.provenance import Attr, Expr, Size, leaves
 from fxprune.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
 from fxprune.temperature import query_rows
 from fxprune.trace import Inputs, Traced, capture, tensor_names
+
+if TYPE_CHECKING:
+    from fxprune.depth.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class ChannelGraph:
         stated: how many of `space.freezes` the rules stated (the others follow from decisions about splits).
         equations: what the model's Python needs its integers to be (see `fxprune.equations`).
         literals: the same for integers of unknown origin.
+        removed: names of the blocks that are gone from it; `whole` is the graph that holds them, too.
+        fixed: names of blocks that cannot go: the module does not follow.
     """
 
     traced: Traced
@@ -103,6 +108,9 @@ class ChannelGraph:
     owned: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     stated: int = 0
     fine: bool = True
+    whole: ChannelGraph | None = None
+    removed: tuple[str, ...] = ()
+    fixed: frozenset[str] = frozenset()
     groups: tuple[Group, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
@@ -131,6 +139,8 @@ class ChannelGraph:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes where the model's tensors or their channels do: a plan made for one fits no other."""
+        if self.whole is not None:
+            return self.whole.fingerprint
         text = repr([(n, s) for n, s in self.shapes.items()]) + repr([(g.name, len(g), g.slices) for g in self.groups])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -144,6 +154,28 @@ class ChannelGraph:
             if g.name == name:
                 return g
         raise PlanError(f"no group is called {name!r}; see graph.groups")
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual branches that can be taken out whole, in order; a nested one goes with what holds it."""
+        from fxprune.depth.blocks import find_blocks
+
+        return tuple(b for b in find_blocks(self) if b.name not in self.fixed)
+
+    def without(self, names: Sequence[str]) -> ChannelGraph:
+        """The same graph with some of its blocks taken out, all else labelled as before.
+
+        Raises:
+            PlanError: where it has no such block.
+        """
+        from fxprune.depth.reduced import without
+
+        if set(names) <= set(self.removed):
+            return self
+        known = {b.name: b for b in self.blocks}
+        if unknown := [n for n in names if n not in known]:
+            raise PlanError(f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks")
+        return without(self, [known[n] for n in dict.fromkeys(names)])
 
     def holding(self, *equations: Equation) -> ChannelGraph:
         """The same graph, with the axes of some equations held as they are: the module's Python cannot follow them."""

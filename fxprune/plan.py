@@ -23,6 +23,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+        raise TypeError(f"{value!r:.60} is no list of names")
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class NormChange:
     """A group norm's number of groups before and after; `exact` if every group kept its own members."""
@@ -45,6 +51,7 @@ class Plan:
         ratio, of: the budget asked for; `achieved` the share of `of` that goes.
         cost: measure -> (before, after).
         criterion: what scored the channels.
+        blocks: names of the residual branches that go whole; `removed` speaks of what is left without them.
     """
 
     model: str
@@ -57,6 +64,7 @@ class Plan:
     achieved: float = 0.0
     cost: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     criterion: str = ""
+    blocks: tuple[str, ...] = ()
 
     @property
     def regrouped(self) -> tuple[str, ...]:
@@ -70,6 +78,7 @@ class Plan:
                 f"this plan was made for a {self.model} with other tensors or channels ({self.fingerprint}) than this "
                 f"{graph.model_class} has ({graph.fingerprint}); make a new one with fxprune.plan(graph, scores)"
             )
+        graph = graph.without(self.blocks)
         for name, gone in self.removed.items():
             n = len(graph.group(name))
             if any(not 0 <= c < n for c in gone) or len(set(gone)) != len(gone) or (n and len(gone) >= n):
@@ -82,6 +91,7 @@ class Plan:
             PlanError: where the plan does not fit the graph.
         """
         self.check(graph)
+        graph = graph.without(self.blocks)
         keep = graph.keep_all()
         for name, gone in self.removed.items():
             keep[graph.group(name).components[list(gone)]] = False
@@ -119,6 +129,7 @@ class Plan:
                 raise TypeError(f"{key} is a {type(data[key]).__name__}, not text")
         data["norms"] = {str(k): NormChange(**v) for k, v in data["norms"].items()}
         data["cost"] = {str(k): (float(v[0]), float(v[1])) for k, v in data["cost"].items()}
+        data["blocks"] = _names(data.get("blocks", []))
         return cls(**data)
 
     def __repr__(self) -> str:
@@ -126,6 +137,9 @@ class Plan:
             f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
         ]
         lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.cost.items()]
+        if self.blocks:
+            more = f", and {len(self.blocks) - 8} more" if len(self.blocks) > 8 else ""
+            lines.append(f"  blocks: {', '.join(self.blocks[:8])}{more}")
         cut = [(n, len(c)) for n, c in self.removed.items() if c]
         lines += [f"  {n}: {self.sizes[n]} -> {self.sizes[n] - k}" for n, k in cut[:16]]
         if len(cut) > 16:

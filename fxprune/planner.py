@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
 from fxprune.cost import MEASURES, CostModel
+from fxprune.depth.choose import GRANULARITIES, plan_depth
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
 from fxprune.moves import Limits, Moves, sequences
@@ -35,8 +36,9 @@ def plan(
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
+    granularity: str = "channel",
 ) -> Plan:
-    """Choose the channels that go.
+    """Choose the channels, or the blocks, that go.
 
     Args:
         scores: one score a channel and group (low goes first), from `fxprune.score`.
@@ -48,6 +50,8 @@ def plan(
             ratio cannot be reached otherwise.
         exact_norms: never regroup a group norm.
         scope: "global" ranks all channels together, "local" each group by itself.
+        granularity: "channel"; "block": residual branches go whole, none is narrowed; "both": blocks for at most half
+            of the ratio, channels for the rest.
 
     Raises:
         BudgetError: where the ratio is out of range or cannot be reached.
@@ -61,6 +65,15 @@ def plan(
         raise BudgetError(f"max_ratio={max_ratio} must be in (0, 1], round_to={round_to} at least 1")
     if scope not in ("global", "local"):
         raise BudgetError(f"scope={scope!r} is unknown; choose global or local")
+    if granularity not in GRANULARITIES:
+        raise BudgetError(f"granularity={granularity!r} is unknown; choose one of {', '.join(GRANULARITIES)}")
+    if granularity != "channel":
+
+        def channels(left: ChannelGraph, given: Mapping[str, Floats], rest: float) -> Plan:
+            limits = {"round_to": round_to, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
+            return plan(left, given, rest, of, ignore=ignore, **limits)  # type: ignore[arg-type]
+
+        return plan_depth(graph, scores, ratio, of, ignore, channels if granularity == "both" else None)
     values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
     name = scores.criterion if isinstance(scores, Scores) else "given scores"
     cost = CostModel(graph)

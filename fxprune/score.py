@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -30,6 +30,7 @@ from fxprune.saliency import (
     Floats,
     Normalization,
     Reduction,
+    block_scores,
     channel_scores,
     normalized,
 )
@@ -44,10 +45,12 @@ class Scores:
     Attributes:
         values: group name -> float64 array, one number a channel, in the order of the group's channels (read-only).
         criterion: what scored them, for people and for the saved plan.
+        blocks: block name -> sum of the saliencies of all tensors that go with it.
     """
 
     values: Mapping[str, Floats]
     criterion: str
+    blocks: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
@@ -59,6 +62,7 @@ class Scores:
         return (
             isinstance(other, Scores)
             and self.criterion == other.criterion
+            and self.blocks == other.blocks
             and self.values.keys() == other.values.keys()
             and all(np.array_equal(v, other.values[name]) for name, v in self.values.items())
         )
@@ -75,13 +79,15 @@ class Scores:
 
     def to_json(self) -> str:
         """The scores as JSON text; `from_json` gives equal scores."""
-        return json.dumps({"criterion": self.criterion, "values": {k: v.tolist() for k, v in self.values.items()}})
+        values = {k: v.tolist() for k, v in self.values.items()}
+        return json.dumps({"criterion": self.criterion, "values": values, "blocks": dict(self.blocks)})
 
     @classmethod
     def from_json(cls, text: str) -> Scores:
         """The scores that `to_json` wrote."""
         held = json.loads(text)
-        return cls({k: np.array(v, np.float64) for k, v in held["values"].items()}, held["criterion"])
+        values = {k: np.array(v, np.float64) for k, v in held["values"].items()}
+        return cls(values, held["criterion"], held.get("blocks", {}))
 
 
 def score(
@@ -142,7 +148,8 @@ def score(
             reuse.update(returned)
     with torch.no_grad():
         values = channel_scores(graph, name, returned, reduce)
-    return Scores({g: normalized(v, normalize) for g, v in values.items()}, name)
+        blocks = block_scores(graph, returned)
+    return Scores({g: normalized(v, normalize) for g, v in values.items()}, name, blocks)
 
 
 def _resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str]:
