@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ def plan(
         BudgetError: where the ratio is out of range or cannot be reached.
         CriterionError: where scores are missing or not finite.
     """
+    options = {k: v for k, v in locals().items() if k not in ("graph", "scores", "ratio", "of", "granularity")}
     if not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
     if of not in MEASURES:
@@ -68,12 +70,8 @@ def plan(
     if granularity not in GRANULARITIES:
         raise BudgetError(f"granularity={granularity!r} is unknown; choose one of {', '.join(GRANULARITIES)}")
     if granularity != "channel":
-
-        def channels(left: ChannelGraph, given: Mapping[str, Floats], rest: float) -> Plan:
-            limits = {"round_to": round_to, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
-            return plan(left, given, rest, of, ignore=ignore, **limits)  # type: ignore[arg-type]
-
-        return plan_depth(graph, scores, ratio, of, ignore, channels if granularity == "both" else None)
+        channels = functools.partial(plan, of=of, **options) if granularity == "both" else None
+        return plan_depth(graph, scores, ratio, of, ignore, channels)
     values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
     name = scores.criterion if isinstance(scores, Scores) else "given scores"
     cost = CostModel(graph)

@@ -35,6 +35,10 @@ def fit(net: nn.Module, saved: Saved) -> None:
     Raises:
         SaveError: where it is another.
     """
+    modules = dict(net.named_modules(remove_duplicate=False))
+    for path in saved.skips:
+        if not path or path not in modules:
+            raise SaveError(f"the stock module has no module {path!r:.80}, which was taken out of the saved one")
     stock = all_tensors(net)
     named = {name: t for name, t in stock.items() if not _taken_out(name, saved)}
     if unknown := sorted((set(saved.tensors) | set(saved.tied)) ^ set(named)):
@@ -53,12 +57,9 @@ def fit(net: nn.Module, saved: Saved) -> None:
     shapes = {name: tuple(t.shape) for name, t in stock.items()}
     for plan in (*saved.earlier, *([saved.plan] if saved.plan else [])):
         _plan_fits(plan, saved, shapes)
-    modules = dict(net.named_modules(remove_duplicate=False))
     for change in saved.changes:
         _apply(modules, change)
     for path, skip in saved.skips.items():
-        if not path or path not in modules:
-            raise SaveError(f"the stock module has no module {path!r:.80}, which was taken out of the saved one")
         _put(net, path, skip)
 
 

@@ -31,7 +31,7 @@ class Block:
     """A residual branch that can go whole.
 
     Attributes:
-        name: path of the module that adds it, with that of its largest part where there are several.
+        name: path of the module that adds it; where that adds several, of the branch's last module with a matrix.
         node: the addition; `stream` and `branch` are the nodes of its operands.
         tensors: parameters and buffers that go with it.
         modules: paths of the modules that go with it.
@@ -90,15 +90,14 @@ def _times_one(node: fx.Node) -> bool:
         and len(node.args) == 2
         and isinstance(node.args[0], fx.Node)
         and not isinstance(node.args[1], fx.Node)
-        and node.args[1] == 1
+        and bool(node.args[1] == 1)
         and _alike(node, node.args[0])
     )
 
 
 def _alike(a: fx.Node, b: fx.Node) -> bool:
     """Whether two values have one shape and type."""
-    same: bool = a.meta["val"].dtype == b.meta["val"].dtype
-    return same and shape_of(a) == shape_of(b)
+    return shape_of(a) == shape_of(b) and bool(a.meta["val"].dtype == b.meta["val"].dtype)
 
 
 # ---- finding ------------------------------------------------------------------------------------------------------
@@ -112,15 +111,21 @@ def find_blocks(graph: ChannelGraph) -> tuple[Block, ...]:
     names: Counter[str] = Counter()
     out = []
     for block in found:
-        name = block.name if block.name and hosts[block.name] == 1 else _largest(graph, block)
+        name = block.name if block.name and hosts[block.name] == 1 else _main(graph, block)
         names[name] += 1
         out.append(replace(block, name=name if names[name] == 1 else f"{name}#{names[name]}"))
     return tuple(out)
 
 
-def _largest(graph: ChannelGraph, block: Block) -> str:
-    """The module with most parameters among those that go."""
-    return max(block.modules, key=lambda m: sum(_numel(graph, t) for t in block.tensors if inside(t, m)))
+def _main(graph: ChannelGraph, block: Block) -> str:
+    """The last module of those that go which holds a matrix."""
+    read = (
+        graph.traced.tensors.get(n.name, "")
+        for node in reversed(graph.traced.graph.nodes)
+        for n in node.all_input_nodes
+    )
+    last = next(t for t in read if t in block.tensors and len(graph.shapes[t]) > 1 and t in graph.parameters)
+    return next(m for m in block.modules if inside(last, m))
 
 
 def _numel(graph: ChannelGraph, tensor: str) -> int:
@@ -153,7 +158,9 @@ class _Finder:
     def _side(self, node: fx.Node, stream: fx.Node, branch: fx.Node) -> Block | None:
         region = self._region(node, stream)
         entries = {n for m in region for n in m.all_input_nodes if n not in region and n in self.data}
-        if not self._starts_at(entries, stream) or any(_writes(n) and n.args[0] not in region for n in region):
+        if not self._starts_at(entries, stream) or entries & _summands(branch):
+            return None  # it starts elsewhere, or holds the stream itself
+        if any(_writes(n) and n.args[0] not in region for n in region):
             return None
         after = cut(self.traced, {node: stream})
         modules = taken_out(self.traced, self.whole, after)
@@ -177,22 +184,26 @@ class _Finder:
         return out - {stream}
 
     def _starts_at(self, entries: set[fx.Node], stream: fx.Node) -> bool:
-        """Whether the stream is one of the branch's inputs, a sum that holds one, or made of them alone."""
-        if entries & _summands(stream):
+        """Whether an input of the branch is made of the stream (or of what it is the sum of) alone, or the other way
+        round: a shortcut may hold a convolution, a norm may stand before two branches."""
+        parts = _summands(stream)
+        if any(self._origins(n, parts) for n in entries):
             return True
-        computed = {n for n in entries if n.op != "placeholder"}
-        stack, seen, met = [stream], {stream}, False
+        return any(n.op != "placeholder" for n in self._origins(stream, entries))
+
+    def _origins(self, node: fx.Node, among: set[fx.Node]) -> set[fx.Node]:
+        """Which of some values a value is made of; none where it is made of other data, too."""
+        stack, seen = [node], {node}
         while stack:
             n = stack.pop()
-            if n in entries:
-                met |= n in computed
+            if n in among:
                 continue
             if n.op == "placeholder":
-                return False
+                return set()
             fresh = [m for m in n.all_input_nodes if m in self.data and m not in seen]
             seen.update(fresh)
             stack += fresh
-        return met
+        return seen & among
 
 
 def _operands(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
