@@ -203,7 +203,9 @@ class ChannelGraph:
 
     def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool) -> ChannelGraph:
         resolved = resolve(space, self.owned, self.prefer, fine)
-        return replace(self, space=space, resolved=resolved, stated=stated, fine=fine)
+        out = replace(self, space=space, resolved=resolved, stated=stated, fine=fine)
+        out.__dict__["blocks"] = self.blocks  # these do not hang on labels
+        return out
 
     # ---- questions ------------------------------------------------------------------------------------------------
 

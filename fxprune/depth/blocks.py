@@ -64,10 +64,7 @@ class Cut:
 
 def cut(traced: Traced, streams: Mapping[fx.Node, fx.Node]) -> Cut:
     """What is still computed once each addition gives its stream.  A scaling by one after it goes, too."""
-    instead = dict(streams)
-    for node in traced.graph.nodes:
-        if node not in instead and _times_one(node) and node.args[0] in instead:
-            instead[node] = node.args[0]
+    instead = _identities(streams)
     found = Cut(instead, frozenset())
     live = {found.resolve(o) for o in traced.outputs if isinstance(o, fx.Node)}
     for node in reversed(traced.graph.nodes):
@@ -75,6 +72,17 @@ def cut(traced: Traced, streams: Mapping[fx.Node, fx.Node]) -> Cut:
             live.add(node)
             live.update(found.resolve(n) for n in node.all_input_nodes)
     return Cut(instead, frozenset(live))
+
+
+def _identities(streams: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Additions and the scalings by one that follow them, by what stands for them."""
+    instead, stack = dict(streams), list(streams)
+    while stack:
+        node = stack.pop()
+        fresh = [u for u in node.users if u not in instead and _times_one(u) and u.args[0] is node]
+        instead.update((u, node) for u in fresh)
+        stack += fresh
+    return instead
 
 
 def _writes(node: fx.Node) -> bool:
@@ -162,7 +170,8 @@ class _Finder:
             return None  # it starts elsewhere, or holds the stream itself
         if any(_writes(n) and n.args[0] not in region for n in region):
             return None
-        after = cut(self.traced, {node: stream})
+        instead = _identities({node: stream})
+        after = Cut(instead, self.whole.live - region - instead.keys())
         modules = taken_out(self.traced, self.whole, after)
         tensors = gone(self.traced, after, modules)
         if not any(len(self.graph.shapes[t]) > 1 and t in self.graph.parameters for t in tensors):
@@ -175,13 +184,13 @@ class _Finder:
         heap = [-self.order[n] for n in node.all_input_nodes if n is not stream]
         while heap:  # the last one first: its users are settled
             n = self.nodes[-heapq.heappop(heap)]
-            if n in out or n.op == "placeholder":
+            if n in out or n is stream or n.name in self.traced.inputs:
                 continue
             if all(u is node or u in out or u not in self.whole.live for u in n.users):
                 out.add(n)
                 for m in n.all_input_nodes:
                     heapq.heappush(heap, -self.order[m])
-        return out - {stream}
+        return out
 
     def _starts_at(self, entries: set[fx.Node], stream: fx.Node) -> bool:
         """Whether an input of the branch is made of the stream (or of what it is the sum of) alone, or the other way
@@ -241,13 +250,11 @@ def _within(paths: tuple[str, ...]) -> frozenset[str]:
 
 def taken_out(traced: Traced, before: Cut, after: Cut) -> tuple[str, ...]:
     """The outermost modules that were at work before, and have nothing left to do after."""
-    called: set[str] = set()
-    busy = {p for n in after.live if n.name in traced.tensors for p in _prefixes(traced.tensors[n.name])}
-    for node in before.live:
-        called.update(node.meta.get("fxprune_calls", ()))
-        if node in after.live:
-            busy |= _within(node.meta.get("fxprune_calls", ()))
-    idle = called - busy - {""}
+    idle: set[str] = {p for n in before.live - after.live for p in n.meta.get("fxprune_calls", ())} - {""}
+    for node in after.live:
+        idle -= _within(node.meta.get("fxprune_calls", ()))
+        if node.name in traced.tensors:
+            idle.difference_update(_prefixes(traced.tensors[node.name]))
     return tuple(sorted(m for m in idle if not any(p in idle for p in _prefixes(m) if p != m)))
 
 
