@@ -70,7 +70,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
         PlanError: where plan, graph and model do not belong together.
         UnsolvedError: where the module's own forward cannot follow the plan; names the attribute.
     """
-    keep = plan.keep(graph)
+    keep = plan.kept(graph)
     _belongs(model, graph)
     whole, graph = graph, graph.without(plan.blocks)
     try:

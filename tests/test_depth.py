@@ -194,9 +194,9 @@ def test_a_budget_is_met_within_one_block(name: str, of: str, ratio: float, seed
     scores = {b.name: rng.normal() for b in graph.blocks}
     plan = fxprune.plan(graph, scores, ratio, of, granularity="block")
     small = fxprune.rewrite(net, graph, plan).model
-    before, after = plan.cost[of]
+    before, after = plan.costs[of]
     assert plan.achieved == 1 - after / before
-    assert plan.cost["params"] == (count(net), count(small))
+    assert plan.costs["params"] == (count(net), count(small))
     for block in graph.blocks:  # no further block brings it nearer
         more = _share(graph, [*plan.blocks, block.name], of)
         assert abs(more - ratio) >= abs(plan.achieved - ratio) - 1e-9
@@ -233,7 +233,7 @@ def test_blocks_and_channels_meet_the_budget_together() -> None:
         assert plan.ratio == 0.6
         small = fxprune.rewrite(net, graph, plan).model
         assert check_dense(net, small, graph, plan).ok
-        assert plan.cost["params"] == (count(net), count(small))
+        assert plan.costs["params"] == (count(net), count(small))
 
 
 def test_the_lowest_saliency_for_its_cost_goes_first() -> None:
@@ -295,7 +295,7 @@ def test_plans_are_json_and_old_ones_have_no_blocks() -> None:
     with pytest.raises(fxprune.PlanError, match="no list of names"):
         fxprune.Plan.from_json(json.dumps(data | {"blocks": "blocks.1.mlp"}))
     with pytest.raises(fxprune.PlanError, match="no block"):
-        replace(plan, blocks=("blocks.9",)).keep(graph)
+        replace(plan, blocks=("blocks.9",)).kept(graph)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_models_lose_blocks_and_are_what_they_were_otherwise(name: str, granular
     assert report.forward == "module"
     assert report.plan.blocks
     assert all(c.ok and c.tolerance == 1e-4 for c in report.checks)
-    assert report.plan.cost["params"] == (count(model), count(small))
+    assert report.plan.costs["params"] == (count(model), count(small))
     assert type(small) is type(model)
     if granularity == "both":
         assert report.plan.achieved == pytest.approx(0.4, abs=0.01)
@@ -420,7 +420,7 @@ def test_blocks_that_the_module_cannot_miss_stay() -> None:
     last = fxprune.prune(net, "magnitude", 0.8, **options)
     assert fxprune.report(last).forward == "graph"
     assert fxprune.report(last).plan.blocks == ("a", "b", "c")
-    assert count(last) == fxprune.report(last).plan.cost["params"][1]
+    assert count(last) == fxprune.report(last).plan.costs["params"][1]
 
 
 def _graded(ctx: Any, worth: dict[str, float]) -> dict[str, Tensor]:
@@ -504,6 +504,6 @@ def test_masks_of_blocks_and_channels_agree_with_the_reduced_graph() -> None:
     graph = fxprune.trace(net, x[0])
     plan = fxprune.plan(graph, fxprune.score(graph, net), 0.6, granularity="both")
     assert plan.blocks
-    masked = run_masked(graph, net, x, plan.keep(graph), plan.norms, plan.blocks)
-    reduced = run_masked(graph.without(plan.blocks), net, x, plan.keep(graph), plan.norms)
+    masked = run_masked(graph, net, x, plan.kept(graph), plan.norms, plan.blocks)
+    reduced = run_masked(graph.without(plan.blocks), net, x, plan.kept(graph), plan.norms)
     torch.testing.assert_close(masked[0], reduced[0])

@@ -8,10 +8,9 @@ candidate set is counted anew.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -19,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
-from fxprune.cost import MEASURES, CostModel, macs_of
-from fxprune.depth.blocks import Block, cut, gone, taken_out
+from fxprune.cost import CostModel, macs_of
+from fxprune.depth.blocks import cut, gone, taken_out
 from fxprune.depth.reduced import cut_of
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.plan import Plan
 from fxprune.score import Scores
+from fxprune.search import Cut
+from fxprune.select import Ignore, ignored_blocks
 
 GRANULARITIES = ("channel", "block", "both")
 SHARE = 0.5  # of a budget for blocks and channels together, the most that blocks take
@@ -35,43 +36,59 @@ Channels: TypeAlias = Callable[[ChannelGraph, Mapping[str, Floats], float], Plan
 def plan_depth(
     graph: ChannelGraph,
     scores: Scores | Mapping[str, Any],
-    ratio: float,
+    asked: float | None,
     of: str,
-    ignore: Sequence[str],
-    channels: Channels | None,
+    ignore: Ignore,
+    granularity: str,
+    channels: Channels,
 ) -> Plan:
     """A plan that takes out blocks, and then channels of what is left.
 
     Args:
         scores: of `fxprune.score`, or a mapping that holds one number a block, too.
-        channels: plans the channels of a graph for a ratio; None: only blocks go.
+        asked: share of the cost to remove.
+        channels: plans the channels of a graph for a ratio.
 
     Raises:
         BudgetError: where nothing near the ratio can be reached.
         CriterionError: where a block has no finite score.
     """
+    if granularity not in GRANULARITIES:
+        raise BudgetError(f"granularity={granularity!r} is unknown; choose one of {', '.join(GRANULARITIES)}")
+    if asked is None:
+        raise BudgetError(f"granularity={granularity!r} needs a budget: pass ratio=, the share of {of} to remove")
     values, worth = (scores.values, scores.blocks) if isinstance(scores, Scores) else (scores, scores)
-    criterion = scores.criterion if isinstance(scores, Scores) else "given scores"
-    names, share = choose(graph, worth, ratio if channels is None else ratio * SHARE, of, ignore, channels is None)
+    only = granularity == "block"
+    names, share = choose(graph, worth, asked if only else asked * SHARE, of, ignore, only)
     left = graph.without(names)
-    if channels is None:
-        made = _only_blocks(left, of)
+    if only:
+        made = _whole_width(left, asked, of)
     else:
-        made = channels(left, _scores_on(left, values), max(0.0, (ratio - share) / (1 - share)))
-    cost = {k: (_cost(graph, k), after) for k, (_, after) in made.cost.items()}
-    achieved = 1 - cost[of][1] / cost[of][0]
-    return replace(made, blocks=names, ratio=ratio, achieved=achieved, cost=cost, criterion=criterion)
+        made = channels(left, _scores_on(left, values), max(0.0, (asked - share) / (1 - share)))
+    criterion = scores.criterion if isinstance(scores, Scores) else made.criterion
+    return with_blocks(graph, replace(made, ratio=asked, criterion=criterion), names)
+
+
+def with_blocks(graph: ChannelGraph, left: Plan, names: tuple[str, ...]) -> Plan:
+    """A plan of what is left of a graph without some blocks, as a plan of the graph."""
+    if not names:
+        return left
+    costs = {k: (_cost(graph, k), after) for k, (_, after) in left.costs.items()}
+    before, after = costs[left.of]
+    return replace(left, blocks=names, costs=costs, achieved=1 - after / before)
 
 
 def _cost(graph: ChannelGraph, of: str) -> float:
     return CostModel(graph).of(of, np.zeros(len(graph.groups)))
 
 
-def _only_blocks(left: ChannelGraph, of: str) -> Plan:
-    model, nothing = CostModel(left), np.zeros(len(left.groups))
-    sizes = {g.name: len(g) for g in left.groups}
-    cost = {k: (0.0, model.of(k, nothing)) for k in MEASURES}
-    return Plan(left.model_class, left.fingerprint, {}, sizes, of=of, cost=cost)
+def _whole_width(left: ChannelGraph, asked: float, of: str) -> Plan:
+    """A plan that takes no channels."""
+    from fxprune.planner import as_plan
+
+    none = np.zeros(0, np.int64)
+    nothing = Cut(none, none, np.zeros(len(left.groups)), 0.0)
+    return as_plan(left, CostModel(left), nothing, asked, of, "given scores")
 
 
 def _scores_on(left: ChannelGraph, scores: Mapping[str, Any]) -> dict[str, Floats]:
@@ -88,7 +105,7 @@ def _scores_on(left: ChannelGraph, scores: Mapping[str, Any]) -> dict[str, Float
 
 
 def choose(
-    graph: ChannelGraph, worth: Mapping[str, float], ratio: float, of: str, ignore: Sequence[str], nearest: bool
+    graph: ChannelGraph, worth: Mapping[str, float], ratio: float, of: str, ignore: Ignore, nearest: bool
 ) -> tuple[tuple[str, ...], float]:
     """Names of the blocks that go, and the share of the cost that goes with them.
 
@@ -99,7 +116,8 @@ def choose(
         CriterionError: where a block has no finite score.
     """
     share = functools.cache(_shares(graph, of))
-    alone = {b.name: share(frozenset([b.name])) for b in graph.blocks if not ignored(b, ignore)}
+    held = ignored_blocks(graph, ignore)
+    alone = {b.name: share(frozenset([b.name])) for b in graph.blocks if b.name not in held}
     free = sorted((n for n in alone if alone[n] > 0), key=lambda n: _worth(worth, n) / alone[n])
     taken: frozenset[str] = frozenset()
     for name in free:
@@ -148,16 +166,9 @@ def _worth(worth: Mapping[str, float], name: str) -> float:
     return value
 
 
-def ignored(block: Block, patterns: Sequence[str]) -> bool:
-    """Whether a pattern names the block, or a tensor or module that would go with it, or holds one."""
-    names = {block.name, *block.modules, *block.tensors}
-    names |= {n[:i] for n in names for i in range(len(n)) if n[i] == "."}
-    return any(fnmatch.fnmatchcase(n, p) for n in names for p in patterns)
-
-
-def _reachable(graph: ChannelGraph, most: float, ratio: float, of: str, ignore: Sequence[str]) -> None:
+def _reachable(graph: ChannelGraph, most: float, ratio: float, of: str, ignore: Ignore) -> None:
     if most < ratio - 0.005:
-        held = f", ignore={list(ignore)}" if ignore else ""
+        held = ", less those that ignore= names" if ignore else ""
         raise BudgetError(
             f"{ratio:.1%} of {of} cannot be removed from this {graph.model_class} by taking out blocks: all that can "
             f"go make {most:.1%} (blocks: {len(graph.blocks)}{held}). Ask for less, or for granularity='both'",
