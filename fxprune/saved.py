@@ -240,8 +240,10 @@ def _saved(data: dict[str, Any]) -> Saved:
     for path in saved.skips:
         if any(inside(path, other) for other in saved.skips if other != path):
             raise _Bad(f"{path!r} is said to be taken out twice")
-    if saved.plan is None and (saved.changes or saved.earlier or saved.skips):
-        raise _Bad("it has changed attributes or modules but no plan")
+    if saved.plan is None and (saved.changes or saved.earlier):
+        raise _Bad("it has changed attributes but no plan")
+    if saved.plan is None and saved.skips:
+        raise _Bad("modules are taken out, but it has no plan")
     for made in (saved.plan, *saved.earlier):
         if made is not None and made.model != saved.name.rpartition(".")[2]:
             raise _Bad(f"the plan is of a {made.model}, the model is a {saved.name}")

@@ -277,6 +277,44 @@ def test_what_is_ignored_stays(pattern: str) -> None:
     )
 
 
+def test_types_of_modules_are_ignored_and_ratios_need_a_budget() -> None:
+    net, inputs, blocks = made("pre-norm")
+    graph = fxprune.trace(net, inputs(2))
+    scores = dict.fromkeys(blocks, 1.0)
+    with pytest.raises(fxprune.BudgetError, match=r"make 0\.0%"):
+        fxprune.plan(graph, scores, 0.5, granularity="block", ignore=[nn.LayerNorm])
+    with pytest.raises(fxprune.BudgetError, match="granularity='block' needs a budget"):
+        fxprune.plan(graph, scores, ratios={"blocks.0.*": 0.5}, granularity="block")
+
+
+def test_a_target_counts_what_stays() -> None:
+    net, inputs, _ = made("ada")
+    graph = fxprune.trace(net, inputs(2))
+    scores = fxprune.score(graph, net)
+    plan = fxprune.plan(graph, scores, target=0.7 * count(net), granularity="both")
+    assert plan.ratio == pytest.approx(0.3)
+    assert plan.cost("params") == pytest.approx(0.7 * count(net), rel=0.02)
+
+
+def test_edited_and_replayed_plans_keep_their_blocks() -> None:
+    net, inputs, _ = made("pre-norm")
+    sibling = copy.deepcopy(net)
+    nn.init.normal_(sibling.head.weight)
+    graph = fxprune.trace(net, inputs(2))
+    scores = fxprune.score(graph, net)
+    plan, more = (fxprune.plan(graph, scores, r, granularity="both") for r in (0.52, 0.55))
+    assert plan.blocks == more.blocks != ()
+    assert (plan & more).on(graph).blocks == plan.blocks
+    kept = plan.keep("blocks.*").on(graph)
+    assert kept.blocks == plan.blocks
+    assert kept.costs["params"][0] == count(net)
+    assert 0 < kept.achieved < plan.achieved
+    small = fxprune.apply(sibling, kept, example_inputs=inputs(2))
+    assert count(small) == kept.cost("params")
+    with pytest.raises(fxprune.PlanError, match="only one of the plans takes out block"):
+        plan.diff(fxprune.plan(graph, scores, 0.3))
+
+
 def test_nested_blocks_are_named_once() -> None:
     net, inputs, _ = made("u-shape")
     graph = fxprune.trace(net, inputs(2))
