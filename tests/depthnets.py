@@ -202,6 +202,20 @@ class Shared(nn.Module):
         return self.head(x + self.mlp(x))
 
 
+class Tied(nn.Module):
+    """A weight of the branch is the weight of what stays, too, and is called after the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp, self.embed, self.other = Mlp(16), nn.Linear(5, 16), nn.Linear(16, 32)
+        self.head = nn.Linear(32, 3)
+        self.other.weight = self.mlp.up.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(self.other(x + self.mlp(x)))
+
+
 class Rough(nn.Module):
     """Its Python reads a weight of one branch, and adds what a branch of zeros does not give for another."""
 
@@ -245,6 +259,7 @@ NETS: dict[str, tuple[type[nn.Module], Any, list[str]]] = {
     "injection": (Injection, _ids, []),
     "escapes": (Escapes, _tokens, []),
     "shared": (Shared, _tokens, []),
+    "tied": (Tied, _tokens, ["mlp.down"]),
     "rough": (Rough, _tokens, ["a", "b", "c"]),
 }
 

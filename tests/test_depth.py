@@ -169,6 +169,16 @@ def test_a_whole_block_passes_its_stream_on() -> None:
     }
 
 
+def test_a_scaling_by_one_after_the_sum_does_not_hold_a_block_together() -> None:
+    model = unet()
+    graph = fxprune.trace(model)
+    found = skips(fxprune.rewrite(model, graph, only(graph, "mid_block.resnets.0", "mid_block.attentions.0")).model)
+    assert {n: s.answer for n, s in found.items()} == {
+        "mid_block.attentions.0": Passed(0),
+        "mid_block.resnets.0": Passed(0),
+    }
+
+
 def test_strides_follow_the_size_of_the_image() -> None:
     net, inputs, _ = made("resnet")
     graph = fxprune.trace(net, inputs(2))
