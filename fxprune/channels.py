@@ -188,7 +188,7 @@ class ChannelGraph:
 
     def frozen(self) -> list[Held]:
         """Every tensor axis with positions that cannot be pruned, with the nearest reason."""
-        causes = self._cause_of_label()
+        nearest, stated = self._causes()
         nodes = {n.name: n for n in self.traced.graph.nodes}
         out = []
         for name, labels in self.tensors.items():
@@ -198,7 +198,7 @@ class ChannelGraph:
                 held = np.arange(0) if axis is None else axis[self.component[axis] == 0]
                 if axis is not None and not len(held):
                     continue
-                reason = causes.get(int(held[0])) if len(held) else None
+                reason = stated.get(int(nearest[held[0]])) if len(held) else None
                 reason = reason or Freeze("fixed axis", "", "no op shrinks it")
                 node = nodes.get(reason.node)
                 n = self.shapes[name][d] if axis is None else len(held)
@@ -206,26 +206,30 @@ class ChannelGraph:
                 out.append(Held(name, d, n, reason.cause, reason.why, op, _source(node)))
         return out
 
-    def _cause_of_label(self) -> dict[int, Freeze]:
-        """For the frozen component: each label's nearest stated reason, by breadth-first search over the edges."""
+    def _causes(self) -> tuple[Ints, dict[int, Freeze]]:
+        """For every label the nearest one that was frozen for a stated reason (by breadth-first search over the edges;
+        negative where there is none), and these reasons."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import dijkstra
 
+        stated: dict[int, Freeze] = {}
+        for labels, reason in reversed(self.space.freezes):
+            stated.update(dict.fromkeys(labels.tolist(), reason))
+        if not stated:
+            return np.full(self.space.size, -1), stated
         edges = self.resolved.edges
         a = np.concatenate([e[0] for e in edges]) if edges else np.zeros(0, np.int64)
         b = np.concatenate([e[1] for e in edges]) if edges else a
         matrix = coo_matrix((np.ones(len(a), np.float32), (a, b)), shape=(self.space.size, self.space.size)).tocsr()
-        direct: dict[int, Freeze] = {}
-        for labels, reason in self.space.freezes:
-            for label in np.unique(labels):
-                direct.setdefault(int(label), reason)
-        sources = np.array(sorted(direct), np.int64)
-        if not len(sources):
-            return {}
         _, _, nearest = dijkstra(
-            matrix, directed=False, indices=sources, unweighted=True, min_only=True, return_predecessors=True
+            matrix,
+            directed=False,
+            indices=np.array(sorted(stated), np.int64),
+            unweighted=True,
+            min_only=True,
+            return_predecessors=True,
         )
-        return {int(i): direct[int(s)] for i, s in enumerate(nearest) if s >= 0}
+        return nearest, stated
 
     def explain(self, name: str, axis: int = 0) -> str:
         """Why an axis of a tensor cannot be pruned, or with what it goes: the shortest path of couplings.
@@ -403,8 +407,8 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
         return ()
     rng = np.random.default_rng(0)
     n = int(component.max()) + 1
-    keys = rng.integers(1, 2**62, size=(len(rows), 2), dtype=np.int64).astype(np.uint64)
-    signature = np.zeros((n, 2), np.uint64)
+    keys = rng.integers(1, 2**64, size=len(rows), dtype=np.uint64)  # a set of rows is known by its keys' sum
+    signature = np.zeros(n, np.uint64)
     owned, made, buffered = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)
     first = np.full(n, np.iinfo(np.int64).max)
     base = 0
@@ -423,8 +427,7 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
     owned[0] = False
     members = np.flatnonzero(owned)
     members = members[np.argsort(first[members], kind="stable")]
-    _, inverse = np.unique(signature[members], axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
+    _, inverse = np.unique(signature[members], return_inverse=True)
     order: dict[int, list[int]] = {}
     for c, g in zip(members.tolist(), inverse.tolist(), strict=True):
         order.setdefault(g, []).append(c)
@@ -434,17 +437,15 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
         where[comps] = g
         index_in[comps] = np.arange(len(comps))
     slices: list[list[Slice]] = [[] for _ in order]
+    sizes = [len(comps) for comps in order.values()]
     for name, d, axis in rows:
         if name.startswith("@"):
             continue
         c = component[axis]
-        for g in np.unique(where[c]):
-            if g < 0:
-                continue
-            at = np.flatnonzero(where[c] == g)
-            by_channel = at[np.argsort(index_in[c[at]], kind="stable")]
-            count = int(len(at) // len(list(order.values())[g]))
-            slices[g].append(Slice(name, d, by_channel.reshape(-1, count)))
+        for g in _distinct(where[c]):
+            if g >= 0:
+                at = np.flatnonzero(where[c] == g)
+                slices[g].append(Slice(name, d, _in_order(at, index_in[c[at]]).reshape(sizes[g], -1)))
     heads = _of_kind(graph, "heads")
     names: dict[str, int] = {}
     groups = []
@@ -458,6 +459,16 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
         kind = "heads" if heads[comps].all() else "channels"
         groups.append(Group(name, np.array(comps, np.int64), tuple(cut), kind))
     return tuple(groups)
+
+
+def _distinct(values: Ints) -> list[int]:
+    """The distinct values, ascending; an axis nearly always has one."""
+    return [int(values[0])] if (values == values[0]).all() else [int(v) for v in np.unique(values)]
+
+
+def _in_order(positions: Ints, index: Ints) -> Ints:
+    """Positions by ascending index, which is nearly always the order that they are in."""
+    return positions if (index[1:] >= index[:-1]).all() else positions[np.argsort(index, kind="stable")]
 
 
 def _read_components(graph: ChannelGraph, n: int) -> Bools:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.elementwise import Elementwise
 from fxprune.errors import CriterionError
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -56,7 +57,7 @@ def channel_scores(graph: ChannelGraph, criterion: str, returned: Any, reduce: R
             f"criterion {criterion!r} returned scores of groups ({mixed}) beside saliencies of tensors; return one kind"
         )
     cut = {s.tensor for g in graph.groups for s in g.slices}
-    summed = _Summed({n: _saliency(graph, criterion, n, v) for n, v in returned.items() if n in cut})
+    summed = _Summed(criterion, {n: _saliency(graph, criterion, n, v) for n, v in returned.items() if n in cut})
     return {g.name: _reduced(g, criterion, summed, reduce) for g in graph.groups}
 
 
@@ -83,18 +84,15 @@ def _of_group(group: Group, criterion: str, returned: Mapping[str, Any]) -> Floa
     return _finite(values, criterion, f"the scores of group {group.name}")
 
 
-def _saliency(graph: ChannelGraph, criterion: str, name: str, given: Any) -> Tensor:
-    """A criterion's saliency of one tensor, checked, on the CPU."""
-    value = torch.as_tensor(given).detach()
+def _saliency(graph: ChannelGraph, criterion: str, name: str, given: Any) -> Elementwise:
+    """A criterion's saliency of one tensor, its shape checked."""
+    value = given if isinstance(given, Elementwise) else Elementwise(torch.as_tensor(given), lambda block: block)
     if tuple(value.shape) != graph.shapes[name]:
         raise CriterionError(
             f"criterion {criterion!r} returned shape {tuple(value.shape)} for {name}; return a saliency of the "
             f"tensor's own shape {graph.shapes[name]}"
         )
-    if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
-        kind = "NaN" if bool(torch.isnan(value).any()) else "an infinite value"
-        raise CriterionError(_not_finite(criterion, f"the saliency of {name}", kind))
-    return value.cpu() if value.dtype in (torch.float32, torch.float64) else value.cpu().double()
+    return value
 
 
 def _not_finite(criterion: str, what: str, kind: str) -> str:
@@ -110,16 +108,20 @@ def _finite(values: Floats, criterion: str, what: str) -> Floats:
 class _Summed:
     """Saliencies, each summed over all but some axes once, however many groups cut those axes."""
 
-    def __init__(self, saliency: Mapping[str, Tensor]) -> None:
-        self.saliency = saliency
+    def __init__(self, criterion: str, saliency: Mapping[str, Elementwise]) -> None:
+        self.criterion, self.saliency = criterion, saliency
         self._cache: dict[tuple[str, tuple[int, ...]], Floats] = {}
 
     def over_all_but(self, tensor: str, axes: tuple[int, ...]) -> Floats:
-        """Σ over the other axes, with the axes in the given (ascending) order."""
+        """Σ over the other axes, with the axes in the given (ascending) order.
+
+        Raises:
+            CriterionError: the saliency holds NaN or an infinite value.
+        """
         if (tensor, axes) not in self._cache:
             value = self.saliency[tensor]
-            others = [d for d in range(value.dim()) if d not in axes]
-            self._cache[tensor, axes] = (value.sum(others) if others else value).double().numpy()
+            total = value.sum([d for d in range(len(value.shape)) if d not in axes])
+            self._cache[tensor, axes] = _finite(total.cpu().numpy(), self.criterion, f"the saliency of {tensor}")
         return self._cache[tensor, axes]
 
 
