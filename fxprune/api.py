@@ -195,7 +195,12 @@ def _apply(
     strict: bool,
 ) -> _Made:
     """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`)."""
-    plan = first = planned(graph)
+    try:
+        plan = first = planned(graph)
+    except BudgetError as e:
+        if strict or (made := _beyond(net, graph, planned, clock, verify, e)) is None:
+            raise
+        return made
     original, trouble, literals = graph, "", graph.literals
     for _ in range(REPLANS):
         try:
@@ -218,6 +223,24 @@ def _apply(
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
     return _attempt(net, original, first, clock, verify, "graph", trouble)
+
+
+def _beyond(
+    net: nn.Module,
+    graph: ChannelGraph,
+    planned: Callable[[ChannelGraph], Plan],
+    clock: _Clock,
+    verify: bool,
+    missed: BudgetError,
+) -> _Made | None:
+    """The graph as the forward, where the budget is out of reach only for the sake of the module's own Python."""
+    graph = graph.uncoupled()
+    how_far = "the budget" if missed.reachable is None else f"more than {missed.reachable:.1%}"
+    trouble = f"the forward of {type(net).__name__} computes with sizes that couple axes, and could not follow {how_far}"
+    try:
+        return _attempt(net, graph, planned(graph), clock, verify, "graph", trouble)
+    except (BudgetError, RewriteError, VerifyError):
+        return None
 
 
 def _attempt(

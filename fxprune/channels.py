@@ -84,6 +84,7 @@ class ChannelGraph:
         stated: how many of `space.freezes` the rules stated (the others follow from decisions about splits).
         equations: what the model's Python needs its integers to be (see `fxprune.equations`).
         literals: the same for integers of unknown origin.
+        bare: what the rules alone stated, without what the module's Python needs.
     """
 
     traced: Traced
@@ -98,6 +99,7 @@ class ChannelGraph:
     equations: tuple[Equation, ...]
     literals: tuple[Equation, ...]
     axis_of: AxisOf
+    bare: LabelSpace
     outside: int = 0
     prefer: tuple[str, ...] = ()
     owned: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -146,14 +148,18 @@ class ChannelGraph:
         raise PlanError(f"no group is called {name!r}; see graph.groups")
 
     def holding(self, *equations: Equation) -> ChannelGraph:
-        """The same graph, with the axes of some equations held as they are: the module's Python cannot follow them."""
+        """The same graph, with the axes of some equations held as they are: the module's Python cannot follow them.
+
+        Where these are fixed already, the attributes that an equation computes with are held.
+        """
         space = copy.copy(self.space)
         space.freezes = list(self.space.freezes[: self.stated])
         for eq in equations:
             reason = Freeze("the module's Python", eq.node, f"{render(eq.expr)} cannot follow")
             axes = [eq.axis, *(self.axis_of(x) for x in leaves(eq.expr) if isinstance(x, Size))]
-            if isinstance(eq.expr, Attr):
-                axes += [other.axis for other in self.equations if other.expr == eq.expr]
+            if all(axis is None or not self.component[axis].any() for axis in axes) or isinstance(eq.expr, Attr):
+                attributes = {x for x in leaves(eq.expr) if isinstance(x, Attr)}
+                axes += [other.axis for other in self.equations if other.expr in attributes]
             for axis in axes:
                 space.freeze(axis, reason)
         return self._resolved_anew(space, len(space.freezes), self.fine)
@@ -168,6 +174,10 @@ class ChannelGraph:
         space = copy.copy(self.space)
         space.freezes = list(self.space.freezes[: self.stated])
         return self._resolved_anew(space, self.stated, fine=False)
+
+    def uncoupled(self) -> ChannelGraph:
+        """The same graph without what the module's own Python needs: its plans fit the rewritten graph alone."""
+        return self._resolved_anew(self.bare.copy(), len(self.bare.freezes), self.fine)
 
     def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool) -> ChannelGraph:
         resolved = resolve(space, self.owned, self.prefer, fine)
@@ -314,6 +324,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         if query_rows(traced, attended.node) is None:
             why = "sets the softmax temperature, and no linear layer makes the query alone"
             space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
+    bare = space.copy()
     axis_of = locate(traced, env, tensors, tensor_names(model))
     calls = list(call_equations(traced, env))
     couple(space, _read_labels(space, facts, env), calls, traced.recorder.equalities, axis_of)
@@ -339,6 +350,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         equations=tuple(equations),
         literals=tuple(literals),
         axis_of=axis_of,
+        bare=bare,
         prefer=prefer,
         owned=has_tensor,
         stated=stated,

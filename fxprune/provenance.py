@@ -10,6 +10,7 @@ such an argument, the expressions, and marks the fx nodes that the call created 
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -120,6 +121,9 @@ class TracedInt(int):
 
     def __mod__(self, o: Any) -> Any:
         return self._apply("%", o)
+
+    def __neg__(self) -> Any:
+        return 0 - self
 
     def _number(self, value: Any) -> Any:
         """`value`, computed from this integer as a number: it can no more be a size."""
@@ -257,6 +261,8 @@ class RecordingMode(TorchFunctionMode):
             sizes = self._sizes(args[0], torch.Size(args[0].shape))
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return sizes if dim is None else sizes[int(dim)]
+        if name == "numel" and args and isinstance(args[0], torch.Tensor):
+            return math.prod(self._sizes(args[0], torch.Size(args[0].shape)))
         number = self.recorder.count
         self.recorder.count += 1
         flat = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, (torch.Size, slice)))
@@ -281,7 +287,7 @@ class RecordingMode(TorchFunctionMode):
             return sizes
         return torch.Size(
             [
-                TracedInt(s, Size(origin, i, s), self.recorder) if type(s) is int and s > 1 else s
+                TracedInt(s, Size(origin, i, s), self.recorder) if type(s) is int and s > 0 else s
                 for i, s in enumerate(sizes)
             ]
         )
