@@ -110,10 +110,11 @@ def _split(given: Any, dim: int, nodes: list[fx.Node], env: dict[fx.Node, Any]) 
     pieces = next((env[n] for n in nodes if isinstance(env.get(n), list)), None)
     if pieces is None or not pieces:
         return
-    sizes = list(given) if isinstance(given, (tuple, list)) else [given]
+    sizes = list(given) if isinstance(given, (tuple, list)) else [given] * len(pieces)
     for value, labels in zip(sizes, pieces, strict=False):
-        if isinstance(value, TracedInt) and labels is not None:
-            yield Equation(value.expr, labels[dim], int(value), nodes[0].name)
+        axis = None if labels is None else labels[dim]
+        if isinstance(value, int) and (isinstance(value, TracedInt) if axis is None else len(axis) == value):
+            yield Equation(expr_of(value), axis, int(value), nodes[0].name)
 
 
 def _slices(args: tuple[Any, ...], nodes: list[fx.Node], env: dict[fx.Node, Any]) -> Iterator[Equation]:
