@@ -236,7 +236,9 @@ def _beyond(
     """The graph as the forward, where the budget is out of reach only for the sake of the module's own Python."""
     graph = graph.uncoupled()
     how_far = "the budget" if missed.reachable is None else f"more than {missed.reachable:.1%}"
-    trouble = f"the forward of {type(net).__name__} computes with sizes that couple axes, and could not follow {how_far}"
+    trouble = (
+        f"the forward of {type(net).__name__} computes with sizes that couple axes, and could not follow {how_far}"
+    )
     try:
         return _attempt(net, graph, planned(graph), clock, verify, "graph", trouble)
     except (BudgetError, RewriteError, VerifyError):

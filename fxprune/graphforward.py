@@ -219,4 +219,3 @@ def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping
     )
     small.__dict__["_fxprune_program"] = _Shared(program)
     small.__dict__["forward"] = types.MethodType(_graph_forward, small)
-

@@ -1,8 +1,8 @@
 """Sizes in a rewritten graph that follow the inputs: a batch, a number of tokens, a height.
 
-Export made constants of them.  The expressions that were recorded meanwhile are evaluated again whenever the graph runs:
-with leaves E(now), a constant that was O, and S after pruning, becomes S · E(now) / O, each factor of a merged axis
-having its own reason to change.
+Export made constants of them.  The expressions that were recorded meanwhile are evaluated again whenever the graph
+runs: a constant that was O, and S after pruning, becomes S · E / O where its expression is now E, since pruning and
+inputs change different factors of a size.
 """
 
 from __future__ import annotations
