@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxprune.context import Context
+from fxprune.errors import CriterionError
 
 
 @dataclass(frozen=True)
@@ -16,26 +17,48 @@ class Taylor:
     """|θ ∂L/∂θ|, summed over a channel's elements.
 
         L(θ with θ_e = 0) − L(θ) = −θ_e g_e + O(θ_e²),   g = ∇L of the mean loss over all batches
-        signed=False    score(c) =  Σ_{e ∈ E(c)} |θ_e g_e|    each weight's effect, whichever its direction
-        signed=True     score(c) = −Σ_{e ∈ E(c)}  θ_e g_e     the predicted rise of the loss if the whole channel goes
+        default            score(c) =  Σ_{e ∈ E(c)} |θ_e g_e|         each weight's effect, whichever its direction
+        signed=True        score(c) = −Σ_{e ∈ E(c)}  θ_e g_e          the predicted rise of the loss if the channel goes
+        per_sample=True    score(c) =  Σ_{e ∈ E(c)}  E_i[(θ_e g_ie)²] with the gradient g_i of each sample's own loss
 
-    Both are pruned from the lowest: unsigned the channel whose weights matter least, signed the one whose removal is
-    predicted to lower the loss most.  Effects of opposite sign cancel in the signed form.  Molchanov et al. square the
-    sum over a filter, (Σ θ g)²; the absolute value inside the sum is what the structural pruners after them use.
+    All are pruned from the lowest: those whose weights matter least, signed the channel whose removal is predicted to
+    lower the loss most.  Effects of opposite sign cancel in the signed form, and over samples in the first two: near a
+    minimum g is small where the g_i are not.  Molchanov et al. square the sum over a filter, (Σ θ g)²; the absolute
+    value inside the sum is what the structural pruners after them use.
 
     Needs data and a loss.  Shape: a saliency of each parameter's own shape; buffers have no gradient and do not count.
-    Unit: that of the loss.  One backward pass a batch.
-    Errors: InputsError without data or loss; CriterionError where the loss or a gradient is NaN or infinite.
+    Unit: that of the loss, squared where per sample.  One backward pass a batch, or a sample.
+    Errors: InputsError without data or loss, or where batches cannot be taken apart; CriterionError where the loss or a
+    gradient is NaN or infinite, or for signed together with per_sample.
     Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, equation 8.
+
+    >>> import torch
+    >>> from fxprune.channels import analyse
+    >>> from fxprune.score import score
+    >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [-1.0]]), "1.weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> graph = analyse(net, ((torch.ones(1, 1),), {}))
+    >>> given = {"data": [torch.ones(1, 1)], "loss": lambda model, batch: model(batch).sum()}  # L = Σ a b
+    >>> score(graph, net, Taylor(), **given).values["0.weight:0"].tolist()  # |a b| from either side
+    [6.0, 4.0]
     """
 
     signed: bool = False
+    per_sample: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     reduction: ClassVar[str] = "sum"
 
+    def __post_init__(self) -> None:
+        if self.signed and self.per_sample:
+            raise CriterionError("Taylor(signed=True, per_sample=True): a square has no sign; choose one of them")
+
+    @torch.no_grad()
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
         """Saliency of every parameter."""
+        if self.per_sample:
+            squares = ctx.squared_gradients()
+            return {name: p.square() * squares[name] for name, p in ctx.parameters.items()}
         gradients = ctx.gradients()
-        with torch.no_grad():
-            products = {name: p * gradients[name] for name, p in ctx.parameters.items()}
-            return {name: -x if self.signed else x.abs() for name, x in products.items()}
+        products = {name: p * gradients[name] for name, p in ctx.parameters.items()}
+        return {name: x.neg_() if self.signed else x.abs_() for name, x in products.items()}

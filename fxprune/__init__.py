@@ -5,8 +5,11 @@
 is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
 """
 
-from fxprune.api import prune, trace
+from fxprune.api import apply, prune, trace
+from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.draft import Draft
+from fxprune.energy import Energy
 from fxprune.errors import (
     BudgetError,
     CriterionError,
@@ -19,33 +22,47 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
-from fxprune.plan import Plan
+from fxprune.harm import Sensitivity
+from fxprune.plan import Plan, PlanDiff
 from fxprune.planner import plan
+from fxprune.pruner import Pruner
 from fxprune.report import Report, report
 from fxprune.rewrite import rewrite
 from fxprune.rules.op import coupling
 from fxprune.save import load, save
+from fxprune.schedule import Flow, Problem, Scheduler
 from fxprune.score import Scores, score
+from fxprune.sensitivity import sensitivity
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
+    "Carry",
     "ChannelGraph",
     "CriterionError",
+    "Draft",
+    "Energy",
+    "Flow",
     "FxPruneError",
     "Group",
     "InputsError",
     "Plan",
+    "PlanDiff",
     "PlanError",
     "PluginError",
+    "Problem",
+    "Pruner",
     "Report",
     "RewriteError",
     "SaveError",
+    "Scheduler",
     "Scores",
+    "Sensitivity",
     "Slice",
     "TraceError",
     "VerifyError",
+    "apply",
     "coupling",
     "load",
     "plan",
@@ -54,6 +71,7 @@ __all__ = [
     "rewrite",
     "save",
     "score",
+    "sensitivity",
     "trace",
     "verify",
 ]

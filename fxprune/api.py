@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -14,16 +14,23 @@ from torch import nn
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
-from fxprune.errors import BudgetError, InputsError, RewriteError, VerifyError
+from fxprune.compensate import compensated
+from fxprune.cost import CostModel
+from fxprune.errors import BudgetError, InputsError, PlanError, RewriteError, VerifyError
 from fxprune.plan import Plan
+from fxprune.planner import asked_share, check_budget
 from fxprune.planner import plan as make_plan
+from fxprune.ranking import Curves
 from fxprune.report import Report, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
+from fxprune.saliency import Normalization
 from fxprune.score import Criterion, score
+from fxprune.select import Ignore, named
 from fxprune.trace import ExampleInputs, as_inputs
 from fxprune.verify import Check, check_dense, same_batches
 
 M = TypeVar("M")
+Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 REPLANS = 8  # times that a plan is made anew because the module's Python could not follow it
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
@@ -69,19 +76,23 @@ class _Clock:
 def prune(
     model: M,
     criterion: str | type[Any] | Criterion = "gradflow",
-    ratio: float = 0.4,
+    ratio: float | None = None,
     *,
     of: str = "params",
+    target: float | None = None,
+    ratios: Mapping[str, float] | Curves | None = None,
     example_inputs: ExampleInputs | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
     scheduler: str = "one_shot",
     attention: str = "heads",
-    ignore: Sequence[str] = (),
+    ignore: Ignore = (),
     round_to: int = 1,
+    min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
+    normalize: Normalization | None = None,
     inplace: bool = False,
     verify: bool = True,
     strict: bool = False,
@@ -95,19 +106,24 @@ def prune(
         model: any module that `torch.export` can capture, or a diffusers pipeline (then its denoiser is pruned, and a
             pipeline comes back). It is left as it is, unless `inplace`.
         criterion: a name (see `fxprune list`), a criterion, or a callable `(ctx) -> {tensor or group: scores}`.
-        ratio: share of `of` to remove, in [0, 1).
+        ratio: share of `of` to remove, in [0, 1); None: 0.4, unless `target` or `ratios` by name is given.
         of: "params", "macs" or "channels".
+        target: see `plan`.
+        ratios: see `plan`.
         example_inputs: see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself).
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
         scheduler: "one_shot".
         attention: prune whole "heads", the "head_dim" of all heads, or "both", one after the other.
-        ignore: names or globs of tensors or modules that stay as they are.
+        ignore: what stays as it is: names or globs of tensors or modules, module types such as `nn.Conv2d`, and
+            callables `(tensor name, module that holds it) -> bool`.
         round_to: see `plan`.
+        min_width: see `plan`.
         max_ratio: see `plan`.
         exact_norms: see `plan`.
         scope: see `plan`.
+        normalize: see `score`.
         inplace: change `model` itself.
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
         strict: raise rather than run the rewritten graph as the forward.
@@ -128,13 +144,14 @@ def prune(
         >>> small[0].out_features
         16
     """
-    if not 0 <= ratio < 1:
-        raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
+    if ratio is None and target is None and not isinstance(ratios, Mapping):
+        ratio = 0.4
+    check_budget(ratio, target, of)
     if data is not None and not isinstance(data, (torch.Tensor, Mapping, str)):  # these are no batches: score() says so
         data = list(data)
     if attention == "both":
-        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "attention")}
-        return _prune_both(model, ratio, same)
+        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention")}
+        return _prune_both(model, ratio, target, same)
     asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
     registry.get("schedulers", scheduler)
     adapter = find_adapter(model)
@@ -144,35 +161,106 @@ def prune(
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
-    limits: dict[str, Any] = {"round_to": round_to, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
-    limits["ignore"] = (*ignore, *adapter.protect(net))
+    limits: dict[str, Any] = {"round_to": round_to, "min_width": min_width, "max_ratio": max_ratio, "scope": scope}
+    limits |= {"exact_norms": exact_norms, "target": target, "ratios": ratios}
+    limits["ignore"] = (*named(net, ignore), *adapter.protect(net))
 
     known: dict[str, Any] = {}
 
     def planned(graph: ChannelGraph) -> Plan:
         with clock("score"):
-            scores = score(graph, net, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known)
+            how_much: dict[str, Any] = {"normalize": normalize, "seed": seed, "progress": progress, "reuse": known}
+            scores = score(graph, net, criterion, data=batches, loss=how, **how_much)
         with clock("plan"):
             return make_plan(graph, scores, ratio, of, **limits)
 
-    made = _apply(net, graph, planned, clock, verify, strict)
-    small = transplant(net, made.done.model) if inplace else made.done.model
-    seconds = dict(clock.seconds)
-    checks = () if made.check is None else (made.check,)
-    told = Report(
-        made.plan, made.done.changes, checks, made.done.forward, made.reason, causes(made.graph), seconds, seed=seed
-    )
-    attach(small, told.after(report(net)) if is_pruned(net) else told)
-    pruned: M = back(small)
+    def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
+        with clock("compensate"):
+            return compensated(
+                graph, net, plan, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known
+            )
+
+    made = _apply(base, graph, planned, clock, verify, strict)
+    pruned: M = back(_finished(net, made, clock, inplace, seed))
     return pruned
 
 
-def _prune_both(model: M, ratio: float, options: dict[str, Any]) -> M:
+def _prune_both(model: M, ratio: float | None, target: float | None, options: dict[str, Any]) -> M:
     """Whole heads first, then dimensions of those that stay, an equal share each time."""
-    each = 1 - (1 - ratio) ** 0.5
-    once = prune(model, ratio=each, attention="heads", **options)
+    if isinstance(options["ratios"], Mapping):
+        raise BudgetError("attention='both' prunes twice, and ratios= would count twice; prune heads, then head_dim")
+    if target is not None:
+        graph = trace(find_adapter(model).unwrap(model)[0], options["example_inputs"])
+        ratio = asked_share(CostModel(graph), None, target, options["of"])
+    assert ratio is not None
+    once = prune(model, ratio=1 - (1 - ratio) ** 0.5, attention="heads", **options)
     first = report(once).plan.achieved
     return prune(once, ratio=max(0.0, 1 - (1 - ratio) / (1 - first)), attention="head_dim", **options)
+
+
+def apply(
+    model: M,
+    plan: Plan,
+    *,
+    example_inputs: ExampleInputs | None = None,
+    inplace: bool = False,
+    verify: bool = True,
+    strict: bool = False,
+) -> M:
+    """Replay a plan: on the model it was made for, or on another checkpoint of the same architecture.
+
+    Args:
+        model: with the weights to cut, such as an EMA copy or a fine-tuned sibling; or a pipeline around it. It is
+            left as it is, unless `inplace`.
+        plan: from `fxprune.plan`, from `fxprune.report(small).plan`, or from `Plan.from_json`.
+        example_inputs: of the same structure and sizes as those that the plan was made with; see `trace`.
+        inplace: see `prune`.
+        verify: see `prune`.
+        strict: see `prune`.
+
+    Raises:
+        PlanError: the plan was made for another architecture.
+
+    >>> import torch, fxprune
+    >>> net, ema = (torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Linear(32, 2)) for _ in range(2))
+    >>> small = fxprune.prune(net, "magnitude", 0.5, example_inputs=torch.ones(1, 8), progress=False)
+    >>> fxprune.apply(ema, fxprune.report(small).plan, example_inputs=torch.ones(1, 8))[0].out_features
+    16
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
+    net, back = find_adapter(model).unwrap(model)
+    clock = _Clock()
+    with clock("trace"):
+        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+    plan.check(graph)
+
+    def replayed(again: ChannelGraph) -> Plan:
+        if again.fingerprint != plan.fingerprint:
+            raise BudgetError("a plan that is given cannot be made anew")
+        return plan
+
+    made = _apply(lambda *_: net, graph, replayed, clock, verify, strict)
+    applied: M = back(_finished(net, made, clock, inplace))
+    return applied
+
+
+def _finished(net: nn.Module, made: _Made, clock: _Clock, inplace: bool, seed: int | None = None) -> nn.Module:
+    """The dense model, with its report."""
+    small = transplant(net, made.done.model) if inplace else made.done.model
+    checks = () if made.check is None else (made.check,)
+    told = Report(
+        made.plan,
+        made.done.changes,
+        checks,
+        made.done.forward,
+        made.reason,
+        causes(made.graph),
+        dict(clock.seconds),
+        seed=seed,
+    )
+    attach(small, told.after(report(net)) if is_pruned(net) else told)
+    return small
 
 
 @dataclass(frozen=True)
@@ -186,25 +274,53 @@ class _Made:
     reason: str = ""
 
 
+def settled(
+    net: nn.Module, ratio: float, of: str, limits: Mapping[str, Any], example: ExampleInputs | None, attention: str
+) -> _Made:
+    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach."""
+    graph = trace(net, example, attention=attention)
+
+    def planned(graph: ChannelGraph) -> Plan:
+        return make_plan(graph, score(graph, net, "magnitude"), ratio, of, **limits)
+
+    return _apply(lambda *_: net, graph, planned, _Clock(), verify=True, strict=False)
+
+
+def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, strict: bool, seed: int) -> nn.Module:
+    """The dense model of a plan that is settled, with its report."""
+
+    def planned(other: ChannelGraph) -> Plan:
+        if other is not graph:
+            raise BudgetError("the plan is settled and cannot be made anew")
+        return plan
+
+    clock = _Clock()
+    made = _apply(lambda *_: net, graph, planned, clock, verify, strict)
+    return _finished(net, made, clock, inplace=False, seed=seed)
+
+
 def _apply(
-    net: nn.Module,
+    base: Base,
     graph: ChannelGraph,
     planned: Callable[[ChannelGraph], Plan],
     clock: _Clock,
     verify: bool,
     strict: bool,
 ) -> _Made:
-    """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`)."""
+    """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`).
+
+    `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
+    """
     try:
         plan = first = planned(graph)
     except BudgetError as e:
-        if strict or (made := _beyond(net, graph, planned, clock, verify, e)) is None:
+        if strict or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
             raise
         return made
     original, trouble, literals = graph, "", graph.literals
     for _ in range(REPLANS):
         try:
-            return _attempt(net, graph, plan, clock, verify, "module", trouble="")
+            return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
         except UnsolvedError as e:
             trouble = trouble or str(e)
             graph = graph.holding(e.equation)
@@ -222,11 +338,11 @@ def _apply(
             break
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
-    return _attempt(net, original, first, clock, verify, "graph", trouble)
+    return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
 
 
 def _beyond(
-    net: nn.Module,
+    base: Base,
     graph: ChannelGraph,
     planned: Callable[[ChannelGraph], Plan],
     clock: _Clock,
@@ -236,11 +352,10 @@ def _beyond(
     """The graph as the forward, where the budget is out of reach only for the sake of the module's own Python."""
     graph = graph.uncoupled()
     how_far = "the budget" if missed.reachable is None else f"more than {missed.reachable:.1%}"
-    trouble = (
-        f"the forward of {type(net).__name__} computes with sizes that couple axes, and could not follow {how_far}"
-    )
+    trouble = f"the forward of {graph.model_class} computes with sizes that couple axes and cannot follow {how_far}"
     try:
-        return _attempt(net, graph, planned(graph), clock, verify, "graph", trouble)
+        plan = planned(graph)
+        return _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
     except (BudgetError, RewriteError, VerifyError):
         return None
 
@@ -278,6 +393,6 @@ def _data_and_loss(
     needs: frozenset[str] = getattr(criterion, "needs", frozenset())
     if "data" in needs and data is None:
         data = adapter.calibration(model, samples, seed, progress)
-    if "loss" in needs and loss is None:
+    if needs & {"loss", "forward"} and loss is None:
         loss = adapter.loss_of(model, seed)
     return data, loss

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,9 @@ from fxprune.labels import Axis, Bools, Freeze, Ints, LabelSpace, Resolved, reso
 from fxprune.provenance import Attr, Expr, Size, leaves
 from fxprune.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
 from fxprune.temperature import query_rows
-from fxprune.trace import Inputs, Traced, capture, tensor_names
+from fxprune.trace import Inputs, Traced, capture, lineage, tensor_names
+
+COARSER, UNCOUPLED = "coarser", "uncoupled"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class ChannelGraph:
         equations: what the model's Python needs its integers to be (see `fxprune.equations`).
         literals: the same for integers of unknown origin.
         bare: what the rules alone stated, without what the module's Python needs.
+        within: tensor -> its names (tied ones have several) and the modules around it, each with its class.
+        revisions: how `holding`, `coarser` and `uncoupled` made this graph from the traced one (see `revised`).
     """
 
     traced: Traced
@@ -105,6 +109,8 @@ class ChannelGraph:
     owned: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     stated: int = 0
     fine: bool = True
+    within: Mapping[str, Mapping[str, type]] = field(default_factory=dict)
+    revisions: tuple[str, ...] = ()
     groups: tuple[Group, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
@@ -162,7 +168,9 @@ class ChannelGraph:
                 axes += [other.axis for other in self.equations if other.expr in attributes]
             for axis in axes:
                 space.freeze(axis, reason)
-        return self._resolved_anew(space, len(space.freezes), self.fine)
+        number = {id(eq): i for i, eq in enumerate((*self.equations, *self.literals))}
+        step = " ".join(["hold", *(str(number[id(eq)]) for eq in equations)])
+        return self._resolved_anew(space, len(space.freezes), self.fine, step)
 
     @property
     def streamed(self) -> bool:
@@ -173,15 +181,32 @@ class ChannelGraph:
         """The same graph, with whole heads as the unit even where they are blocks of a residual stream."""
         space = copy.copy(self.space)
         space.freezes = list(self.space.freezes[: self.stated])
-        return self._resolved_anew(space, self.stated, fine=False)
+        return self._resolved_anew(space, self.stated, False, COARSER)
 
     def uncoupled(self) -> ChannelGraph:
         """The same graph without what the module's own Python needs: its plans fit the rewritten graph alone."""
-        return self._resolved_anew(self.bare.copy(), len(self.bare.freezes), self.fine)
+        return self._resolved_anew(self.bare.copy(), len(self.bare.freezes), self.fine, UNCOUPLED)
 
-    def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool) -> ChannelGraph:
+    def revised(self, revisions: Iterable[str]) -> ChannelGraph:
+        """The graph that the same steps lead to from here: `revisions` of another trace.
+
+        Raises:
+            PlanError: where a step names what this graph does not have.
+        """
+        graph, known = self, (*self.equations, *self.literals)
+        for step in revisions:
+            try:
+                held = [known[int(i)] for i in step.split()[1:]]
+            except (ValueError, IndexError) as e:
+                raise PlanError(f"{step!r} is no step from this graph of a {self.model_class}") from e
+            named = {COARSER: graph.coarser, UNCOUPLED: graph.uncoupled}
+            graph = named[step]() if step in named else graph.holding(*held)
+        return graph
+
+    def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool, step: str) -> ChannelGraph:
         resolved = resolve(space, self.owned, self.prefer, fine)
-        return replace(self, space=space, resolved=resolved, stated=stated, fine=fine)
+        revisions = (*self.revisions, step)
+        return replace(self, space=space, resolved=resolved, stated=stated, fine=fine, revisions=revisions)
 
     # ---- questions ------------------------------------------------------------------------------------------------
 
@@ -355,6 +380,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         owned=has_tensor,
         stated=stated,
         outside=sum(p.numel() for n, p in model.named_parameters() if n not in tensors),
+        within={n: found for n, found in lineage(model).items() if n in tensors},
     )
 
 

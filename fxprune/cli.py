@@ -78,22 +78,39 @@ def prune(
         Path,
         typer.Option("--output", "-o", metavar="OUT", help="Folder for the result; an earlier result is replaced."),
     ],
-    ratio: Annotated[float, typer.Option(help="Share of --of to remove, at least 0 and below 1.")] = 0.4,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Share of --of to remove, at least 0 and below 1; 0.4 if nothing else is asked."),
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="In place of --ratio: what is to stay of --of, such as 20e6 parameters.")
+    ] = None,
     criterion: Annotated[str, typer.Option(help="How channels are ranked; see `fxprune list`.")] = "gradflow",
-    of: Annotated[str, typer.Option(help="What --ratio counts: params, macs or channels.")] = "params",
+    of: Annotated[str, typer.Option(help="What the budget counts: params, macs or channels.")] = "params",
+    group_ratio: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHARE", help="Share of its channels that a group (or a glob's) loses; repeatable."),
+    ] = None,
     scheduler: Annotated[str, typer.Option(help="When how much goes; see `fxprune list`.")] = "one_shot",
     attention: Annotated[str, typer.Option(help="What an attention loses: heads, head_dim, or both.")] = "heads",
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
     ] = None,
     round_to: Annotated[int, typer.Option(help="Keep widths multiples of this.")] = 1,
+    min_width: Annotated[int, typer.Option(help="Channels that every group keeps.")] = 1,
     max_ratio: Annotated[
         float | None, typer.Option(help="Largest share that one group of channels may lose (0.9, or all but one).")
     ] = None,
     exact_norms: Annotated[bool, typer.Option("--exact-norms", help="Never regroup a group norm.")] = False,
     scope: Annotated[
-        str, typer.Option(help="Rank all channels together (global), or each group alone (local).")
+        str,
+        typer.Option(
+            help="Rank all channels together (global), one structure (isomorphic), or each group alone (local)."
+        ),
     ] = "global",
+    normalize: Annotated[
+        str | None, typer.Option(help="How scores of different groups are made comparable; see fxprune.score.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the result is right.")] = True,
@@ -120,13 +137,17 @@ def prune(
             criterion,
             ratio,
             of=of,
+            target=target,
+            ratios=_shares(group_ratio),
             scheduler=scheduler,
             attention=attention,
             ignore=tuple(ignore or ()),
             round_to=round_to,
+            min_width=min_width,
             max_ratio=max_ratio,
             exact_norms=exact_norms,
             scope=scope,
+            normalize=normalize,  # type: ignore[arg-type]  # score() checks it
             samples=samples,
             seed=seed,
             verify=verify,
@@ -136,6 +157,18 @@ def prune(
         _print_pruned(small)
         save(small, output)
         out.print(f"saved in {escape(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _shares(given: list[str] | None) -> dict[str, float] | None:
+    """NAME=SHARE items as a dict."""
+    shares = {}
+    for item in given or ():
+        name, _, share = item.rpartition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError as e:
+            raise InputsError(f"--group-ratio {item} is not of the form NAME=SHARE, such as 'mid_block.*=0.1'") from e
+    return shares or None
 
 
 def _open(directory: Path) -> Any:
@@ -176,7 +209,7 @@ def _print_pruned(small: Any) -> None:
 def _print_plan(plan: Plan) -> None:
     """What goes, measure by measure."""
     title = f"{plan.model}: {plan.achieved:.1%} of {plan.of} go (asked {plan.ratio:.1%}, by {plan.criterion})"
-    rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in plan.cost.items()]
+    rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in plan.costs.items()]
     _print_table(title, {"": "left", "dense": "right", "pruned": "right", "change": "right"}, rows)
     if plan.regrouped:
         out.print(escape(f"regrouped norms: {', '.join(plan.regrouped)}"), highlight=False)

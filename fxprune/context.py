@@ -1,28 +1,41 @@
-"""What a criterion sees of a model at work, and the promise that the model is left as it was."""
+"""What a criterion sees of a model at work: parameters, batches, and quantities that criteria share."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
+from fxprune import ranks
 from fxprune.channels import ChannelGraph
 from fxprune.errors import CriterionError, FxPruneError, InputsError
-from fxprune.trace import evaluating
+from fxprune.hessian import Method, autograd_functions, hessian_gradient
+from fxprune.labels import Ints
+from fxprune.moments import Gathering, Inputs, Key
+from fxprune.observe import Call, Observer, Visit
+from fxprune.samples import batch_size, take
+from fxprune.trace import as_inputs
+from fxprune.untouched import seed_torch
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+Tensors: TypeAlias = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
     """What a criterion may ask for.  Within, the model is in eval mode and all its parameters require grad.
+
+    Quantities that criteria share are computed when first asked for, and kept in `memo`; leave them as they are.  In a
+    distributed run they are those of all processes' batches together.
 
     Attributes:
         graph: the channels.
@@ -30,6 +43,8 @@ class Context:
         criterion: the criterion's name, for messages.
         seed: seeds `generator`, and (plus the batch's number) torch's own generators before each `loss`.
         progress: whether `track` shows a bar.
+        package: where the criterion comes from, if from a third party.
+        memo: what has been computed, for criteria that are given the same model, data, loss and seed.
     """
 
     graph: ChannelGraph
@@ -39,6 +54,13 @@ class Context:
     loss_function: Loss | None = None
     seed: int = 0
     progress: bool = False
+    package: str = ""
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def who(self) -> str:
+        """The criterion as messages name it."""
+        return named(self.criterion, self.package)
 
     @functools.cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -47,7 +69,7 @@ class Context:
         return {n: p for n, p in named if n in self.graph.shapes and p.is_floating_point()}
 
     @functools.cached_property
-    def buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> Tensors:
         """Floating-point buffers of the graph that act as weights.
 
         The running statistics of batch and instance norms are left out: they describe activations.
@@ -58,9 +80,19 @@ class Context:
         return {n: b for n, b in named if n in self.graph.shapes and b.is_floating_point() and id(b) not in running}
 
     @functools.cached_property
+    def tensors(self) -> Tensors:
+        """Parameters and buffers together."""
+        return {**self.parameters, **self.buffers}
+
+    @functools.cached_property
     def generator(self) -> torch.Generator:
         """A CPU generator of random numbers, seeded."""
         return torch.Generator().manual_seed(self.seed)
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where the first parameter is (the CPU where there is none)."""
+        return next((p.device for p in self.parameters.values()), torch.device("cpu"))
 
     @functools.cached_property
     def batches(self) -> tuple[Any, ...]:
@@ -70,7 +102,7 @@ class Context:
             InputsError: there are none, or `data` is one tensor or one dict instead of a list of batches.
         """
         if self.data is None:
-            raise InputsError(missing(self.criterion, data=True, loss=self.loss_function is None))
+            raise InputsError(missing(self.who, data=True, loss=self.loss_function is None))
         if isinstance(self.data, (Tensor, Mapping, str)) or not isinstance(self.data, Iterable):
             raise InputsError(
                 f"data is one {type(self.data).__name__}; pass an iterable of batches, such as the list [batch]"
@@ -80,43 +112,53 @@ class Context:
             raise InputsError("data holds no batch; pass an iterable with at least one (a generator runs only once)")
         return batches
 
-    def loss(self, batch: Any) -> Tensor:
-        """The loss of one of `batches`: a finite scalar with a graph for autograd.
+    # ---- the loss ---------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Any, number: int | None = None) -> Tensor:
+        """The loss of one of `batches`, or of a part of one: a finite scalar with a graph for autograd.
 
         Torch's generators are seeded by the batch's number first, so a loss that draws noise is the same each time.
+        A part of a batch needs a `number` of its own for that.
 
         Raises:
             InputsError: no loss was passed, or it failed, or it returned no scalar tensor.
             CriterionError: the loss is NaN or infinite.
         """
         if self.loss_function is None:
-            raise InputsError(missing(self.criterion, data=self.data is None, loss=True))
-        number = next((i for i, b in enumerate(self.batches) if b is batch), 0)
-        seed_torch(self.model, self.seed + number)
-        value = self._call(self.loss_function, batch, number)
+            raise InputsError(missing(self.who, data=self.data is None, loss=True))
+        number = self._seeded(batch, number)
+        with torch.enable_grad():
+            value = self._call(self.loss_function, batch, number)
+            value = value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
             what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InputsError(f"loss(model, batch) returned {what} on batch {number}; return one scalar float tensor")
         if not math.isfinite(float(value.detach())):
             raise CriterionError(
-                f"criterion {self.criterion!r}: the loss of batch {number} is {float(value.detach())}; check the "
+                f"{self.who}: the loss of batch {number} is {float(value.detach())}; check the "
                 "model's weights and this batch for NaN, and the loss for a division by zero"
             )
-        return value.reshape(())
+        return value
 
-    def _call(self, loss: Loss, batch: Any, number: int) -> Any:
+    def _seeded(self, batch: Any, number: int | None = None) -> int:
+        if number is None:
+            number = next((i for i, b in enumerate(self.batches) if b is batch), 0)
+        seed_torch(self.model, self.seed + number)
+        return number
+
+    def _call(self, function: Loss, batch: Any, number: int) -> Any:
         try:
-            with torch.enable_grad():
-                return loss(self.model, batch)
+            return function(self.model, batch)
         except (FxPruneError, torch.OutOfMemoryError):
             raise
         except Exception as e:
+            called = "model(batch)" if function is _run else "loss(model, batch)"
             raise InputsError(
-                f"loss(model, batch) failed on batch {number} ({_describe(batch)}): {type(e).__name__}: {e}; "
+                f"{called} failed on batch {number} ({_describe(batch)}): {type(e).__name__}: {e}; "
                 "pass data= and loss= that fit each other"
             ) from e
 
-    def differentiate(self, loss: Tensor, create_graph: bool = False) -> dict[str, Tensor]:
+    def differentiate(self, loss: Tensor, create_graph: bool = False) -> Tensors:
         """∂loss/∂θ of every parameter, zero where the loss does not reach it; `.grad` is not touched.
 
         Args:
@@ -132,39 +174,164 @@ class Context:
                 "follow (no .item(), .detach() or torch.no_grad() inside)"
             )
         names, tensors = zip(*self.parameters.items(), strict=True)
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            loss, tensors, create_graph=create_graph, allow_unused=True
-        )
+        found: tuple[Tensor | None, ...]
+        with torch.enable_grad():
+            # Reentrant checkpoints refuse autograd.grad.
+            if not create_graph and any(f is CheckpointFunction for f in autograd_functions(loss)):
+                found = self._backward(loss, tensors)
+            else:
+                found = torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True)
         return {n: torch.zeros_like(t) if g is None else g for n, t, g in zip(names, tensors, found, strict=True)}
 
-    def gradients(self) -> dict[str, Tensor]:
-        """g = ∇L of the mean loss over all batches, one batch in memory at a time."""
-        return self.mean_over_batches(lambda batch: self.differentiate(self.loss(batch)), "gradients")
+    def _backward(self, loss: Tensor, tensors: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = tuple(t.grad for t in tensors)
+        for p in self.model.parameters():
+            p.grad = None
+        return found
 
-    def mean_over_batches(self, of: Callable[[Any], dict[str, Tensor]], title: str) -> dict[str, Tensor]:
-        """(1/B) Σ_b of(batch_b) by parameter name, zero where `of` gives nothing; summed in float32 at least.
+    # ---- shared quantities ------------------------------------------------------------------------------------------
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` returns, computed the first time that `key` is asked for."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        held: T = self.memo[key]
+        return held
+
+    def gradients(self, anew: bool = False) -> Tensors:
+        """g = ∇L of the mean loss over all batches, one batch in memory at a time.
+
+        Args:
+            anew: compute them at the weights as they are now, and do not keep them.
+        """
+
+        def make() -> Tensors:
+            return self.mean_over_batches(lambda batch: self.differentiate(self.loss(batch)), "gradients")
+
+        return make() if anew else self.once("gradients", make)
+
+    def squared_gradients(self, per_sample: bool = True) -> Tensors:
+        """E[g²], the mean over samples (or over batches) of the squares of their own gradients.
+
+        Samples run one by one: memory does not grow with the batch, and any loss will do.
+        """
+
+        def make() -> Tensors:
+            number = itertools.count()
+
+            def squares(batch: Any) -> Tensors:
+                return {n: g.square() for n, g in self.differentiate(self.loss(batch, next(number))).items()}
+
+            parts = self.samples if per_sample else self.track
+            return self.mean_over(parts("squared gradients"), squares)
+
+        return self.once(("squared gradients", per_sample), make)
+
+    def hessian_gradient(self, method: Method = "auto", eps: float = 1e-4) -> Tensors:
+        """H g, with the Hessian H and the gradient g of the mean loss (see `fxprune.hessian`)."""
+        return self.once(("H g", method, eps), lambda: hessian_gradient(self, method, eps))
+
+    def inputs(self, covariance: bool = False) -> dict[Key, Inputs]:
+        """(weight, axis) -> mean squares of what is summed over it, or covariances if the axis can be pruned."""
+
+        def make() -> dict[Key, Inputs]:
+            axes = [(n, d) for n, labels in self.graph.tensors.items() for d in range(len(labels))]
+            wanted = frozenset(k for k in axes if not covariance or self.components(*k).any())
+            gathering = Gathering(covariance, wanted)
+            self.observe(gathering, "input covariances" if covariance else "input norms")
+            return gathering.result()
+
+        return self.once(("inputs", covariance), make)
+
+    def components(self, tensor: str, axis: int) -> Ints:
+        """The graph's component of every position of a tensor's axis; 0 is frozen."""
+        labels = self.graph.tensors[tensor][axis]
+        size = self.graph.shapes[tensor][axis]
+        return np.zeros(size, np.int64) if labels is None else self.graph.component[labels]
+
+    # ---- passes over the data ---------------------------------------------------------------------------------------
+
+    def observe(self, visit: Visit, title: str) -> None:
+        """Run the model forward on every batch; `visit` gets every contraction with one of its tensors.
+
+        The loss runs the model, without gradients; where there is none, a batch is what the model takes.
+        """
+        failed: list[Exception] = []
+
+        def visited(call: Call) -> None:
+            try:
+                visit(call)
+            except Exception as e:
+                failed.append(e)
+                raise
+
+        for batch in self.track(title):
+            number = self._seeded(batch)
+            try:
+                with torch.no_grad(), Observer(self.tensors, visited):
+                    self._call(self.loss_function or _run, batch, number)
+            except InputsError:
+                if failed:  # not the loss's fault
+                    raise failed[0] from None
+                raise
+
+    def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Tensors:
+        """`mean_over` the batches, behind a progress bar."""
+        return self.mean_over(self.track(title), of)
+
+    def mean_over(self, parts: Iterable[Any], of: Callable[[Any], Tensors]) -> Tensors:
+        """The mean of of(part) by parameter name, zero where `of` gives nothing; summed in float32 at least.
 
         Takes the dict that `of` returns apart, so that no more than one set of tensors beside the sum is in memory.
         """
-        total: dict[str, Tensor] = {}
-        for batch in self.track(title):
-            part = of(batch)
-            for name in list(part):
-                p = part.pop(name).detach()
-                p = p.to(torch.promote_types(p.dtype, torch.float32)) / len(self.batches)
-                total[name] = total[name].add_(p) if name in total else p
-        return {n: total[n] if n in total else torch.zeros_like(p).detach() for n, p in self.parameters.items()}
+        total: Tensors = {}
+        count = 0
+        for part in parts:
+            count += 1
+            found = of(part)
+            for name in list(found):
+                p = found.pop(name).detach()
+                if name in total:
+                    total[name].add_(p)
+                else:  # a copy: autograd may give two parameters one and the same tensor
+                    total[name] = p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        for n, p in self.parameters.items():
+            total.setdefault(n, torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)).detach())
+        ranks.add_up(total[n] for n in self.parameters)
+        number = ranks.total(count, self.device)
+        return {n: total[n] if number == 1 else total[n].div_(number) for n in self.parameters}
+
+    def samples(self, title: str) -> Iterator[Any]:
+        """Every sample of every batch, as a batch of one.
+
+        Raises:
+            InputsError: a batch holds no tensor whose first axis could count samples.
+        """
+        for number, batch in enumerate(self.track(title)):
+            if not batch_size(batch):
+                raise InputsError(
+                    f"{self.who} takes batches apart, and batch {number} ({_describe(batch)}) has no tensor whose "
+                    "first axis counts samples; pass batches of tensors, or an option that works on whole batches"
+                )
+            for i in range(batch_size(batch)):
+                yield take(batch, [i])
 
     def track(self, title: str) -> Iterable[Any]:
         """The batches, behind a progress bar if one was asked for."""
-        if not self.progress:
+        if not self.progress or not ranks.first():
             return self.batches
         from rich.progress import track
 
         return track(self.batches, description=f"{self.criterion}: {title}")
 
 
-def missing(criterion: str, data: bool, loss: bool) -> str:
+def named(criterion: str, package: str = "") -> str:
+    """A criterion as messages name it."""
+    return f"criterion {criterion!r}{f' of package {package!r}' if package else ''}"
+
+
+def missing(who: str, data: bool, loss: bool) -> str:
     """The one sentence that asks for data, a loss, or both."""
     wanted = [
         text
@@ -174,7 +341,12 @@ def missing(criterion: str, data: bool, loss: bool) -> str:
         )
         if absent
     ]
-    return f"criterion {criterion!r} looks at the model at work: pass {', and '.join(wanted)}"
+    return f"{who} looks at the model at work: pass {', and '.join(wanted)}"
+
+
+def _run(model: nn.Module, batch: Any) -> Any:
+    args, kwargs = as_inputs(batch)
+    return model(*args, **kwargs)
 
 
 def _describe(batch: Any) -> str:
@@ -185,64 +357,3 @@ def _describe(batch: Any) -> str:
     if isinstance(batch, (tuple, list)):
         return f"a {type(batch).__name__} of {len(batch)}"
     return f"a {type(batch).__name__}"
-
-
-@contextlib.contextmanager
-def unchanged(model: nn.Module, criterion: str) -> Iterator[None]:
-    """Within: eval mode, all parameters require grad, no `.grad`, own random state.  Afterwards all is as before."""
-    parameters = dict(model.named_parameters())
-    versions = {n: p._version for n, p in parameters.items()}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(evaluating(model))
-        stack.enter_context(_buffers_kept(model))
-        stack.enter_context(_requiring_grad(parameters.values()))
-        yield
-    changed = [n for n, p in parameters.items() if p._version != versions[n]]
-    if changed:
-        raise CriterionError(
-            f"criterion {criterion!r} changed the model: {changed[0]} was written to in place; a criterion must work "
-            "on copies (and a loss must not step an optimizer)"
-        )
-
-
-@contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    held = [(m, k, b) for m in model.modules() for k, b in m._buffers.items() if b is not None]
-    saved = [b.detach().clone() for _, _, b in held]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for (module, key, buffer), value in zip(held, saved, strict=True):
-                module._buffers[key] = buffer
-                buffer.copy_(value)
-
-
-@contextlib.contextmanager
-def _requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    was = [(p, p.requires_grad, p.grad) for p in parameters]
-    try:
-        for p, _, _ in was:
-            p.grad = None
-            if p.is_floating_point():
-                p.requires_grad_(True)
-        yield
-    finally:
-        for p, required, grad in was:
-            p.requires_grad_(required)
-            p.grad = grad
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    devices = {t.device for t in itertools.chain(model.parameters(), model.buffers()) if t.is_cuda}
-    return sorted(d.index or 0 for d in devices)
-
-
-def seed_torch(model: nn.Module, seed: int) -> None:
-    """Seed torch's generator of the CPU and of the model's devices, and no other."""
-    torch.default_generator.manual_seed(seed)
-    for index in _cuda_devices(model):
-        torch.cuda.default_generators[index].manual_seed(seed)

@@ -19,8 +19,8 @@ class Elementwise:
     """`of(tensor)`, where `of` acts on each element by itself; a criterion may return it in place of a tensor.
 
     >>> import torch
-    >>> Elementwise(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.square).sum([1])
-    tensor([ 5., 25.], dtype=torch.float64)
+    >>> Elementwise(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.square).fold([1])
+    tensor([ 5., 25.])
     """
 
     tensor: Tensor
@@ -32,18 +32,23 @@ class Elementwise:
         return self.tensor.shape
 
     def blocks(self) -> Iterator[Tensor]:
-        """The values, a block of rows (positions of axis 0) at a time, of floating type and float32 at least."""
+        """The values, a block of rows (positions of axis 0) at a time, of floating type and float32 at least.
+
+        A GPU takes them at once.
+        """
         data = self.tensor.detach()
-        rows = max(1, BLOCK * len(data) // max(1, data.numel())) if data.dim() else 1
-        for block in data.split(rows) if data.dim() else (data,):
+        rows = max(1, BLOCK * len(data) // max(1, data.numel())) if data.dim() and data.device.type == "cpu" else 0
+        for block in data.split(rows) if rows else (data,):
             yield self.of(block if block.dtype in (torch.float32, torch.float64) else block.float())
 
-    def sum(self, dims: Sequence[int]) -> Tensor:
-        """Σ over some axes, in float64."""
-        dims = list(dims)
-        if not dims or not self.tensor.dim():
-            return (
-                torch.cat([b.double() for b in self.blocks()]) if self.tensor.dim() else self.of(self.tensor).double()
-            )
-        parts = (block.sum(dims).double() for block in self.blocks())
-        return torch.stack(list(parts)).sum(0) if 0 in dims else torch.cat(list(parts))
+    def fold(self, dims: Sequence[int], largest: bool = False) -> Tensor:
+        """Σ over some axes, or the largest value along them."""
+        if not dims:
+            parts = list(self.blocks())
+        else:
+            parts = [block.amax(dims) if largest else block.sum(dims) for block in self.blocks()]
+        if len(parts) == 1:
+            return parts[0]
+        if 0 not in dims:
+            return torch.cat(parts)
+        return torch.stack(parts).amax(0) if largest else torch.stack(parts).sum(0)

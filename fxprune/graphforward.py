@@ -196,7 +196,7 @@ def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping
     Args:
         groups: new numbers of groups of group norms and grouped convolutions, by node.
     """
-    keep = plan.keep(graph)
+    keep = plan.kept(graph)
     traced = graph.traced
     rewriter = Rewriter(graph, keep, groups)
     calls = [n for n in traced.graph.nodes if n.op == "call_function"]

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -21,6 +20,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError
 from fxprune.plan import NormChange
 from fxprune.rules.op import op_name
+from fxprune.statistics import masked_batch_norm, masked_group_norm, masked_layer_norm, masked_mean, masked_var
 from fxprune.trace import Inputs, last_uses, same_draws
 
 Statistic: TypeAlias = "Callable[[MaskedRun, fx.Node, tuple[Any, ...], dict[str, Any]], Any]"
@@ -112,13 +112,6 @@ class MaskedRun:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _mean(x: Tensor, dims: tuple[int, ...], m: Tensor | None, keepdim: bool = True) -> Tensor:
-    if m is None:
-        return x.mean(dims, keepdim=keepdim)
-    weight = m.expand_as(x)
-    return (x * m).sum(dims, keepdim=keepdim) / weight.sum(dims, keepdim=keepdim).clamp_min(torch.finfo(x.dtype).tiny)
-
-
 def _dims(x: Tensor, dim: Any) -> tuple[int, ...]:
     if dim is None or dim == []:
         return tuple(range(x.dim()))
@@ -144,58 +137,29 @@ def _source(node: fx.Node) -> fx.Node:
 def _layer_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     x = args[0]
     dims = tuple(range(x.dim() - len(args[1]), x.dim()))
-    m = run.along(_source(node), x, dims)
     get = functools.partial(_argument, node, args, kwargs)
-    rms = "rms" in op_name(node.target)
-    eps = get("eps")
+    rms, eps = "rms" in op_name(node.target), get("eps")
     eps = (torch.finfo(x.dtype).eps if rms else 1e-5) if eps is None else eps
-    y = x if rms else x - _mean(x, dims, m)
-    y = y * torch.rsqrt(_mean(y * y, dims, m) + eps)
-    weight, bias = get("weight"), get("bias")
-    y = y if weight is None else y * weight
-    out: Tensor = y if bias is None else y + bias
-    return out
+    m = run.along(_source(node), x, dims)
+    return masked_layer_norm(x, dims, m, get("weight"), get("bias"), eps, centred=not rms)
 
 
 def _group_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     x, groups = args[0], args[1]
     get = functools.partial(_argument, node, args, kwargs)
     m = run.axis_mask(run.graph.env[_source(node)][1], x)
-    place = torch.arange(len(m), device=x.device) // (len(m) // groups)
-    change = run.norms.get(node.name)
+    change, place = run.norms.get(node.name), None
     if change is not None and not change.exact:
         position = torch.cumsum(m > 0, 0) - 1
         place = (position // (int((m > 0).sum()) // change.after)).clamp(0, change.after - 1)
         groups = change.after
-    member = F.one_hot(place, groups).to(x.dtype)  # (C, G)
-    weights = (member * m[:, None]).sum(0).clamp_min(torch.finfo(x.dtype).tiny)
-    flat = x.flatten(2) if x.dim() > 2 else x[:, :, None]
-
-    def mean(v: Tensor) -> Tensor:
-        per_group = torch.einsum("bc,cg->bg", v.mean(-1) * m, member) / weights
-        return per_group[:, place][:, :, None]
-
-    y: Tensor = flat - mean(flat)
-    y = y * torch.rsqrt(mean(y * y) + get("eps", 1e-5))
-    weight, bias = get("weight"), get("bias")
-    y = y if weight is None else y * weight[:, None]
-    y = y if bias is None else y + bias[:, None]
-    return y.reshape(x.shape)
+    return masked_group_norm(x, m, groups, get("weight"), get("bias"), get("eps", 1e-5), place)
 
 
 def _batch_norm(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """With batch statistics: how weight standardisation is written."""
-    x = args[0]
     get = functools.partial(_argument, node, args, kwargs)
-    dims = tuple(d for d in range(x.dim()) if d != 1)
-    m = run.along(_source(node), x, dims)
-    y = x - _mean(x, dims, m)
-    y = y * torch.rsqrt(_mean(y * y, dims, m) + get("eps", 1e-5))
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    weight, bias = get("weight"), get("bias")
-    y = y if weight is None else y * weight.view(shape)
-    out: Tensor = y if bias is None else y + bias.view(shape)
-    return out
+    m = run.along(_source(node), args[0], tuple(d for d in range(args[0].dim()) if d != 1))
+    return masked_batch_norm(args[0], m, get("weight"), get("bias"), get("eps", 1e-5))
 
 
 def _reduce(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -206,19 +170,15 @@ def _reduce(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[s
     m = run.along(_source(node), x, dims)
     assert m is not None
     if name == "aten::mean":
-        return _mean(x, dims, m, keep)
+        return masked_mean(x, dims, m, keep)
     if name in ("aten::sum", "aten::linalg_vector_norm", "aten::norm"):
         return node.target(x * m, *args[1:], **kwargs)  # type: ignore[operator]
-    mean = _mean(x, dims, m)
-    count = m.expand_as(x).sum(dims, keepdim=True)
     correction = _argument(node, args, kwargs, "correction")
     if correction is None:
         correction = int(bool(_argument(node, args, kwargs, "unbiased", True)))
-    var = ((x - mean) ** 2 * m).sum(dims, keepdim=True) / (count - correction)
-    var, mean = (v if keep else v.squeeze(dims) for v in (var, mean))
-    if name.endswith("_mean"):
-        return (var if "var" in name else var.sqrt()), mean
-    return var if "var" in name else var.sqrt()
+    var, mean = masked_var(x, dims, m, correction, keep)
+    value = var if "var" in name else var.sqrt()
+    return (value, mean) if name.endswith("_mean") else value
 
 
 _STATISTICS: dict[str, Statistic] = {

@@ -9,7 +9,7 @@ regrouped            as many channels as keep the norm's channel count divisible
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -38,6 +38,11 @@ class Moves:
     def __len__(self) -> int:
         return len(self.score)
 
+    def first(self, n: int) -> Moves:
+        """The first `n` moves."""
+        last = int(self.ends[n])
+        return Moves(self.score[:n], self.group[:last], self.channel[:last], self.ends[: n + 1])
+
 
 def _stacked(moves: Sequence[tuple[float, Sequence[tuple[int, Sequence[int]]]]]) -> Moves:
     """`Moves` from (score, [(group, channels), ...]) items."""
@@ -49,14 +54,24 @@ def _stacked(moves: Sequence[tuple[float, Sequence[tuple[int, Sequence[int]]]]])
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a group may shrink: `max_ratio` of its channels; `round_to` a multiple that its width keeps."""
+    """How far a group may shrink.
+
+    Attributes:
+        max_ratio: the share of its channels that it may lose.
+        round_to: a multiple that its width keeps.
+        min_width: the channels that it keeps at least, where it has them.
+        freed: groups to which `max_ratio` does not apply, by index.
+    """
 
     max_ratio: float = 0.9
     round_to: int = 1
+    min_width: int = 1
+    freed: Container[int] = ()
 
-    def most(self, n: int) -> int:
-        """Most channels that may go out of `n`."""
-        return min(n - 1, int(n * self.max_ratio + 1e-9))
+    def most(self, g: int, n: int) -> int:
+        """Most channels that may go out of the `n` of group `g`."""
+        share = n if g in self.freed else int(n * self.max_ratio + 1e-9)
+        return min(n - min(n, self.min_width), share)
 
 
 def _blocks(graph: ChannelGraph, norm: NormGroups) -> tuple[Ints, Ints]:
@@ -86,14 +101,14 @@ def sequences(
     scores: Mapping[str, Floats],
     limits: Limits,
     allowed: Sequence[bool],
-    exact: bool,
+    regroup: Container[str] = (),
 ) -> list[Moves]:
     """For every independent part of the model its nested moves, in the order in which they must be taken.
 
     Args:
         scores: one score a channel, by group name.
         allowed: whether a group may be pruned at all, by index.
-        exact: keep the members of every norm group together.
+        regroup: group norms (by node) whose groups may lose their own members.
     """
     out: list[Moves] = []
     for members, norms in _clusters(graph):
@@ -101,7 +116,7 @@ def sequences(
         values = {g: scores[graph.groups[g].name] for g in members}
         if not norms:
             out += [_free(g, values[g], _quantum(graph, g, limits), limits) for g in live]
-        elif exact:
+        elif not all(norm.node in regroup for norm in norms):
             out.append(_exact(graph, members, norms, values, limits) if len(live) == len(members) else _stacked([]))
         else:
             out += [_regrouped(graph, g, norms, values[g], limits) for g in live]
@@ -125,7 +140,7 @@ def _quantum(graph: ChannelGraph, g: int, limits: Limits) -> int:
 
 def _free(g: int, score: Floats, quantum: int, limits: Limits) -> Moves:
     """`quantum` channels a move, the lowest first; the first move makes the width a multiple."""
-    order = np.argsort(score, kind="stable")[: limits.most(len(score))]
+    order = np.argsort(score, kind="stable")[: limits.most(g, len(score))]
     first = len(score) % quantum
     ends = np.arange(first, len(order) + 1, quantum)
     return _in_order(g, score, order, np.concatenate([[0], ends]) if first else ends)
@@ -147,7 +162,7 @@ def _regrouped(graph: ChannelGraph, g: int, norms: list[NormGroups], score: Floa
         if times := _times(graph, g, norm.axis):
             base = max(d for d in range(1, max(1, norm.groups // 4) + 1) if norm.groups % d == 0)
             q = math.lcm(q, base // math.gcd(base, times))
-    order = np.argsort(score, kind="stable")[: limits.most(len(score))]
+    order = np.argsort(score, kind="stable")[: limits.most(g, len(score))]
     return _in_order(g, score, order, np.arange(0, len(order) + 1, q))
 
 
@@ -185,7 +200,7 @@ def _one_partition(cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[
 def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) -> Moves:
     """Greedy: the worst member of every block, or the worst block whole, whichever has the lower mean score."""
     left = [sorted(b, key=lambda c: (score[c], c)) for b in blocks]
-    budget = limits.most(len(score))
+    budget = limits.most(g, len(score))
     moves: list[tuple[float, list[tuple[int, list[int]]]]] = []
     while True:
         options = []
@@ -210,8 +225,9 @@ def _lockstep(
     """Every cell loses the same share a move."""
     share = math.gcd(*(len(c) for c in cells.values()))
     ordered = {key: sorted(c, key=lambda k: (values[key[0]][k], k)) for key, c in cells.items()}
+    sizes = {g: len(values[g]) for g, _ in cells}
     moves = []
-    for step in range(min(share - 1, int(share * limits.max_ratio + 1e-9))):
+    for step in range(min(limits.most(g, n) // (n // share) for g, n in sizes.items())):
         gone: dict[int, list[int]] = {}
         for (g, _), c in ordered.items():
             n = len(c) // share

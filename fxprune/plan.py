@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
-from fxprune.errors import PlanError
+from fxprune.errors import BudgetError, PlanError
+
+if TYPE_CHECKING:
+    from fxprune.draft import Draft
 
 FORMAT = 1
 
@@ -33,6 +36,36 @@ class NormChange:
 
 
 @dataclass(frozen=True)
+class PlanDiff:
+    """Channels that only the first or only the second of two plans removes, by group, and what both leave.
+
+    Attributes:
+        costs: measure -> (what the first leaves, what the second leaves).
+    """
+
+    only_first: Mapping[str, tuple[int, ...]]
+    only_second: Mapping[str, tuple[int, ...]]
+    costs: Mapping[str, tuple[float, float]]
+
+    def __bool__(self) -> bool:
+        return bool(self.only_first or self.only_second)
+
+    def __repr__(self) -> str:
+        groups = dict.fromkeys([*self.only_first, *self.only_second])
+        lines = [f"{len(groups)} groups differ"]
+        lines += [f"  {k:9s} {a:,.0f} | {b:,.0f} ({b - a:+,.0f})" for k, (a, b) in self.costs.items()]
+        for g in list(groups)[:16]:
+            lines.append(f"  {g}: {len(self.only_first.get(g, ()))} | {len(self.only_second.get(g, ()))} go here only")
+        return "\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16))
+
+
+def _draft(plan: Plan) -> Draft:
+    from fxprune.draft import Draft
+
+    return Draft.of(plan)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which channels go, and what that costs.
 
@@ -43,8 +76,9 @@ class Plan:
         sizes: group name -> number of channels before.
         norms: node of a group norm -> its number of groups before and after.
         ratio, of: the budget asked for; `achieved` the share of `of` that goes.
-        cost: measure -> (before, after).
+        costs: measure -> (before, after).
         criterion: what scored the channels.
+        traced: the `attention` that the model was traced with, and the graph's `revisions`.
     """
 
     model: str
@@ -55,8 +89,19 @@ class Plan:
     ratio: float = 0.0
     of: str = "params"
     achieved: float = 0.0
-    cost: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     criterion: str = ""
+    traced: tuple[str, ...] = ("heads",)
+
+    def cost(self, of: str | None = None) -> float:
+        """What is left of a measure ("params", "macs", ...; None: that of the budget).
+
+        Raises:
+            BudgetError: where the plan does not count it.
+        """
+        if (of := of or self.of) not in self.costs:
+            raise BudgetError(f"this plan does not count {of!r}; it counts {', '.join(self.costs) or 'nothing'}")
+        return self.costs[of][1]
 
     @property
     def regrouped(self) -> tuple[str, ...]:
@@ -75,7 +120,7 @@ class Plan:
             if any(not 0 <= c < n for c in gone) or len(set(gone)) != len(gone) or (n and len(gone) >= n):
                 raise PlanError(f"the plan removes channels {gone[:4]}... of group {name!r}, which has {n} channels")
 
-    def keep(self, graph: ChannelGraph) -> npt.NDArray[np.bool_]:
+    def kept(self, graph: ChannelGraph) -> npt.NDArray[np.bool_]:
         """Which components of the graph stay.
 
         Raises:
@@ -87,10 +132,46 @@ class Plan:
             keep[graph.group(name).components[list(gone)]] = False
         return keep
 
+    # ---- edits ----------------------------------------------------------------------------------------------------
+
+    def keep(self, name: str, channels: Iterable[int] | None = None) -> Draft:
+        """A draft without some channels: see `Draft.keep`; `.on(graph)` makes it a plan."""
+        return _draft(self).keep(name, channels)
+
+    def __or__(self, other: Plan | Draft) -> Draft:
+        """A draft of the channels that one of the two removes; `.on(graph)` makes it a plan."""
+        return _draft(self) | other
+
+    def __and__(self, other: Plan | Draft) -> Draft:
+        """A draft of the channels that both remove; `.on(graph)` makes it a plan."""
+        return _draft(self) & other
+
+    def diff(self, other: Plan) -> PlanDiff:
+        """What another plan of the same graph does differently.
+
+        Raises:
+            PlanError: it is of another graph.
+        """
+        self.same_graph(other)
+        pairs = {g: (set(self.removed.get(g, ())), set(other.removed.get(g, ()))) for g in self.sizes}
+        return PlanDiff(
+            only_first={g: tuple(sorted(a - b)) for g, (a, b) in pairs.items() if a - b},
+            only_second={g: tuple(sorted(b - a)) for g, (a, b) in pairs.items() if b - a},
+            costs={k: (self.costs[k][1], other.costs[k][1]) for k in self.costs if k in other.costs},
+        )
+
+    def same_graph(self, other: Plan) -> None:
+        """Raise `PlanError` unless both plans are of one graph."""
+        if self.fingerprint != other.fingerprint:
+            raise PlanError(
+                f"the plans are of different graphs, of a {self.model} ({self.fingerprint}) and a {other.model} "
+                f"({other.fingerprint}); make both with fxprune.plan(graph, scores) on one graph"
+            )
+
     def to_json(self) -> str:
         """The plan as JSON text."""
         data = asdict(self)
-        data["format"] = FORMAT
+        data["cost"], data["format"] = data.pop("costs"), FORMAT
         return json.dumps(data, indent=1)
 
     @classmethod
@@ -118,14 +199,15 @@ class Plan:
             if not isinstance(data[key], str):
                 raise TypeError(f"{key} is a {type(data[key]).__name__}, not text")
         data["norms"] = {str(k): NormChange(**v) for k, v in data["norms"].items()}
-        data["cost"] = {str(k): (float(v[0]), float(v[1])) for k, v in data["cost"].items()}
+        data["costs"] = {str(k): (float(v[0]), float(v[1])) for k, v in data.pop("cost").items()}
+        data["traced"] = tuple(str(step) for step in data.get("traced", ("heads",)))
         return cls(**data)
 
     def __repr__(self) -> str:
         lines = [
             f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
         ]
-        lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.cost.items()]
+        lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.costs.items()]
         cut = [(n, len(c)) for n, c in self.removed.items() if c]
         lines += [f"  {n}: {self.sizes[n]} -> {self.sizes[n] - k}" for n, k in cut[:16]]
         if len(cut) > 16:

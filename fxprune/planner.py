@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
+from fxprune.constraints import Constraints, split
 from fxprune.cost import MEASURES, CostModel
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
-from fxprune.moves import Limits, Moves, sequences
+from fxprune.moves import sequences
 from fxprune.plan import NormChange, Plan
+from fxprune.ranking import Curves, by_harm, keys
 from fxprune.score import Scores
+from fxprune.search import Cut, Met, Queue, meet, queue
+from fxprune.select import Ignore, as_items, ignored
 
 Floats = npt.NDArray[np.float64]
-TRIES = 2000  # moves tried after the prefix
-MOST = 0.9  # share of its channels that a group may lose, unless asked otherwise
 NEAR = 0.005  # how far from the asked ratio an exact plan may be before norms are regrouped
 
 
 def plan(
     graph: ChannelGraph,
     scores: Scores | Mapping[str, Floats],
-    ratio: float,
+    ratio: float | None = None,
     of: str = "params",
     *,
-    ignore: Sequence[str] = (),
+    target: float | None = None,
+    ratios: Mapping[str, float] | Curves | None = None,
+    ignore: Ignore = (),
     round_to: int = 1,
+    min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
@@ -42,42 +46,67 @@ def plan(
         scores: one score a channel and group (low goes first), from `fxprune.score`.
         ratio: share of `of` to remove, in [0, 1).
         of: "params", "macs" (multiply-accumulates of one forward on the example inputs) or "channels".
-        ignore: tensor or module names, or globs of these, that stay as they are.
+        target: in place of `ratio`, the cost to end at, in units of `of` (20e6 parameters, say).
+        ratios: name or glob of groups -> share of their channels that goes, whatever their scores; the other groups
+            meet the budget (or lose nothing, where neither `ratio` nor `target` is given). The first pattern that
+            matches counts; groups tied by a norm lose one share, the mean of those asked. Or a table of
+            `fxprune.sensitivity`, by which the budget does the same harm to every group.
+        ignore: what stays as it is: names or globs of tensors or modules, and module types such as `nn.Conv2d`.
         round_to: widths of groups without a norm constraint are kept multiples of this.
-        max_ratio: largest share of its channels that one group may lose; None: 0.9, or all but one channel where the
-            ratio cannot be reached otherwise.
+        min_width: channels (heads) that every group keeps, or all of them where it has fewer.
+        max_ratio: largest share of its channels that one group may lose, unless `ratios` says otherwise; None: 0.9, or
+            all but one channel where the ratio cannot be reached otherwise.
         exact_norms: never regroup a group norm.
-        scope: "global" ranks all channels together, "local" each group by itself.
+        scope: "global" ranks all channels together, "local" each group by itself, "isomorphic" groups of the same
+            structure together, where every such class loses the same share.
 
     Raises:
-        BudgetError: where the ratio is out of range or cannot be reached.
+        BudgetError: where the budget is out of range or cannot be reached; tells how far one can go.
         CriterionError: where scores are missing or not finite.
+        InputsError: where `ignore` holds something else than names and types.
     """
-    if not 0 <= ratio < 1:
-        raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
     if of not in MEASURES:
         raise BudgetError(f"of={of!r} is unknown; choose one of {', '.join(MEASURES)}")
-    if not 0 < (1 if max_ratio is None else max_ratio) <= 1 or round_to < 1:
-        raise BudgetError(f"max_ratio={max_ratio} must be in (0, 1], round_to={round_to} at least 1")
-    if scope not in ("global", "local"):
-        raise BudgetError(f"scope={scope!r} is unknown; choose global or local")
+    limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, exact_norms, scope)
     values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
-    name = scores.criterion if isinstance(scores, Scores) else "given scores"
     cost = CostModel(graph)
-    allowed = [not _ignored(graph, g, ignore) for g in range(len(graph.groups))]
-    if scope == "local":
-        values = {k: _ranks(v) for k, v in values.items()}
-    met = []
-    caps = (MOST, 1.0) if max_ratio is None else (max_ratio,)
-    for cap, exact in itertools.product(caps, (True,) if exact_norms else (True, False)):
-        met.append(_meet(cost, sequences(graph, values, Limits(cap, round_to), allowed, exact), ratio, of))
-        if abs(met[-1].share - ratio) <= NEAR:
-            break
-    best = min(met, key=lambda m: abs(m.share - ratio))
-    reachable = max(m.reachable for m in met)
-    if reachable < ratio - 1e-9 and best.share < ratio - NEAR:
-        raise BudgetError(_too_far(graph, reachable, ratio, of, ignore, caps[-1], exact_norms), reachable=reachable)
-    return _as_plan(graph, cost, best, ratio, of, name)
+    asked = asked_share(cost, ratio, target, of)
+    if asked is None and not limits.stated:
+        raise BudgetError(f"no budget is given: pass ratio=, the share of {of} to remove, or target=, what is to stay")
+    met = _families(cost, values, limits, of, asked)
+    best = met[0].below if asked is None else _nearest(met, asked)
+    if asked is not None and best.share < asked - NEAR and (most := max(m.reachable for m in met)) < asked - 1e-9:
+        raise BudgetError(_too_far(cost, values, limits, of, asked, most), reachable=most)
+    if asked is not None and (least := min(m.least for m in met)) > asked + NEAR:
+        raise BudgetError(f"ratios= alone takes {least:.1%} of {of}, more than the {asked:.1%} asked; lower its shares")
+    name = scores.criterion if isinstance(scores, Scores) else "given scores"
+    return as_plan(graph, cost, best, best.share if asked is None else asked, of, name)
+
+
+def check_budget(ratio: float | None, target: float | None, of: str) -> None:
+    """Raise `BudgetError` where a budget is wrong for any model."""
+    if ratio is not None and target is not None:
+        raise BudgetError(f"ratio={ratio} and target={target} both set the budget; pass one of them")
+    if ratio is not None and not 0 <= ratio < 1:
+        raise BudgetError(f"ratio={ratio} is outside [0, 1): it is the share of {of} to remove, such as 0.4")
+
+
+def asked_share(cost: CostModel, ratio: float | None, target: float | None, of: str) -> float | None:
+    """The share of the cost to remove, None where nothing is asked.
+
+    Raises:
+        BudgetError: where it is out of range.
+    """
+    check_budget(ratio, target, of)
+    if target is None:
+        return ratio
+    total = cost.of(of, np.zeros(len(cost.graph.groups)))
+    if not 0 < target <= total:
+        raise BudgetError(
+            f"target={target:,} is outside (0, {total:,.0f}]: it is what stays of the {total:,.0f} {of} of this "
+            f"{cost.graph.model_class}, such as {0.6 * total:.3g}"
+        )
+    return 1 - target / total
 
 
 def _checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -98,122 +127,56 @@ def _checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Flo
     return out
 
 
-def _ranks(v: Floats) -> Floats:
-    return np.argsort(np.argsort(v, kind="stable"), kind="stable") / len(v)
-
-
-def _ignored(graph: ChannelGraph, g: int, patterns: Sequence[str]) -> bool:
-    names = {s.tensor for s in graph.groups[g].slices}
-    prefixes = {n[:i] for n in names for i in range(len(n)) if n[i] == "."} | names
-    return any(fnmatch.fnmatchcase(n, p) for n in prefixes for p in patterns)
-
-
-@dataclass(frozen=True)
-class _Queue:
-    """All moves of all parts in the order in which they are tried; `part[k]` is the part that move k belongs to."""
-
-    part: npt.NDArray[np.int64]
-    moves: Moves
-    groups: int
-
-    def loss(self, first: int, last: int) -> Floats:
-        """Channels that each group loses by moves first, ..., last - 1."""
-        taken = self.moves.group[self.moves.ends[first] : self.moves.ends[last]]
-        return np.bincount(taken, minlength=self.groups).astype(float)
-
-
-def _queue(parts: list[Moves], groups: int) -> _Queue:
-    """All moves by score; within a part in its own order (a later move waits for an earlier, dearer one)."""
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return _Queue(none, Moves(np.zeros(0), none, none, np.zeros(1, np.int64)), groups)
-    order = np.argsort(np.concatenate([np.maximum.accumulate(seq.score) for seq in parts]), kind="stable")
-    part = np.repeat(np.arange(len(parts)), [len(seq) for seq in parts])[order]
-    sizes = np.concatenate([np.diff(seq.ends) for seq in parts])
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[order]
-    ends = np.concatenate([[0], np.cumsum(sizes[order])])
-    slots = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], sizes[order])
-    score = np.concatenate([seq.score for seq in parts])[order]
-    group = np.concatenate([seq.group for seq in parts])[slots]
-    return _Queue(part, Moves(score, group, np.concatenate([seq.channel for seq in parts])[slots], ends), groups)
-
-
-@dataclass(frozen=True)
-class _Met:
-    """Channels taken (group and index), channels each group loses, the share of the cost that goes, and can go."""
-
-    group: npt.NDArray[np.int64]
-    channel: npt.NDArray[np.int64]
-    removed: Floats
-    share: float
-    reachable: float
-
-
-def _meet(cost: CostModel, parts: list[Moves], ratio: float, of: str) -> _Met:
-    """The longest prefix of all moves that does not overshoot, then smaller moves into what is left of the budget."""
-    queue = _queue(parts, len(cost.graph.groups))
-    total = cost.of(of, np.zeros(queue.groups))
-
-    def share(removed: Floats) -> float:
-        return 1 - cost.of(of, removed) / total
-
-    low, high = 0, len(queue.part)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if share(queue.loss(0, middle)) <= ratio + 1e-9 else (low, middle - 1)
-    taken, removed = list(range(low)), queue.loss(0, low)
-    stuck: set[int] = set()
-    tries = 0
-    for k in range(low, len(queue.part)):
-        if queue.part[k] in stuck:
-            continue
-        more = removed + queue.loss(k, k + 1)
-        if share(more) <= ratio + 1e-9:
-            removed = more
-            taken.append(k)
+def _families(
+    cost: CostModel, values: Mapping[str, Floats], limits: Constraints, of: str, asked: float | None
+) -> list[Met]:
+    """The budget met with moves of one kind after the other, until one comes near: exact norms first."""
+    graph = cost.graph
+    shares = limits.shares(graph)
+    allowed = [not out for out in ignored(graph, limits.ignore)]
+    every = {norm.node for norm in graph.facts.norm_groups}
+    met: list[Met] = []
+    for cap, regroup in itertools.product(limits.caps, ((),) if limits.exact_norms else ((), every)):
+        parts = sequences(graph, values, limits.limits(cap, shares), allowed, regroup)
+        stated, free = split(graph, parts, shares)
+        if asked is None:
+            free, order = [], list[Floats]()
+        elif limits.table is not None:
+            free, order = by_harm(graph, free, limits.table)
         else:
-            stuck.add(int(queue.part[k]))
-        tries += 1
-        if tries == TRIES or len(stuck) == len(parts):
+            order = keys(graph, free, limits.scope)
+        met.append(meet(cost, of, queue(free, order, len(graph.groups)), stated, asked or 0.0))
+        if (asked or 0.0) - met[-1].below.share <= NEAR:
             break
-    if ratio - share(removed) > NEAR:  # steps are coarse here: take one more where that is nearer
-        after = {k: share(removed + queue.loss(k, k + 1)) for k in _next(queue, set(taken))}
-        best = min(after, key=lambda k: after[k], default=None)
-        if best is not None and after[best] - ratio < ratio - share(removed):
-            taken.append(best)
-            removed = removed + queue.loss(best, best + 1)
-    ends = queue.moves.ends
-    slots = np.concatenate([np.arange(ends[k], ends[k + 1]) for k in taken]) if taken else np.zeros(0, np.int64)
-    everything = share(queue.loss(0, len(queue.part)))
-    return _Met(queue.moves.group[slots], queue.moves.channel[slots], removed, share(removed), everything)
+    return met
 
 
-def _next(queue: _Queue, taken: set[int]) -> list[int]:
-    """The first move of every part that is not taken yet."""
-    first: dict[int, int] = {}
-    for k, part in enumerate(queue.part.tolist()):
-        if k not in taken:
-            first.setdefault(part, k)
-    return list(first.values())
+def _nearest(met: list[Met], asked: float) -> Cut:
+    """The cut next to the budget from below; the one above where the steps are coarse and it is nearer."""
+    below = max((m.below for m in met), key=lambda cut: cut.share)
+    above = min((m.above for m in met if m.above is not None), key=lambda cut: cut.share, default=None)
+    if above is not None and asked - below.share > NEAR and above.share - asked < asked - below.share:
+        return above
+    return below
 
 
-def _as_plan(graph: ChannelGraph, cost: CostModel, met: _Met, ratio: float, of: str, criterion: str) -> Plan:
-    removed = {}
-    for g in np.flatnonzero(met.removed).tolist():
-        removed[graph.groups[g].name] = tuple(sorted(met.channel[met.group == g].tolist()))
+def as_plan(graph: ChannelGraph, cost: CostModel, cut: Cut, ratio: float, of: str, criterion: str) -> Plan:
+    """The plan that takes the channels of a cut."""
     nothing = np.zeros(len(graph.groups))
+    gone = {g: tuple(sorted(cut.channel[cut.group == g].tolist())) for g in np.flatnonzero(cut.removed).tolist()}
     made = Plan(
         model=graph.model_class,
         fingerprint=graph.fingerprint,
-        removed=removed,
+        removed={graph.groups[g].name: channels for g, channels in gone.items()},
         sizes={g.name: len(g) for g in graph.groups},
         ratio=ratio,
         of=of,
-        achieved=met.share,
-        cost={k: (cost.of(k, nothing), cost.of(k, met.removed)) for k in MEASURES},
+        achieved=cut.share,
+        costs={k: (cost.of(k, nothing), cost.of(k, cut.removed)) for k in MEASURES},
         criterion=criterion,
+        traced=(graph.prefer[0] if graph.prefer else "heads", *graph.revisions),
     )
-    return replace(made, norms=norm_changes(graph, made.keep(graph)))
+    return replace(made, norms=norm_changes(graph, made.kept(graph)))
 
 
 def norm_changes(graph: ChannelGraph, keep: Bools) -> dict[str, NormChange]:
@@ -238,17 +201,48 @@ def norm_changes(graph: ChannelGraph, keep: Bools) -> dict[str, NormChange]:
 
 
 def _too_far(
-    graph: ChannelGraph, reachable: float, ratio: float, of: str, ignore: Sequence[str], max_ratio: float, exact: bool
+    cost: CostModel, values: Mapping[str, Floats], limits: Constraints, of: str, asked: float, reachable: float
 ) -> str:
-    """How far one can go, and what is in the way."""
+    """How far one can go, what cannot go at all, and how far one could go without each of the limits."""
+    graph = cost.graph
     held: dict[str, int] = {}
     for h in graph.frozen():
         if h.tensor in graph.parameters:
             held[h.cause] = held.get(h.cause, 0) + h.positions
     causes = ", ".join(f"{k} ({v} positions)" for k, v in sorted(held.items(), key=lambda x: -x[1])[:4])
-    limits = [f"max_ratio={max_ratio}"] + [f"ignore={list(ignore)}"] * bool(ignore) + ["exact_norms=True"] * exact
+    without = [
+        f"{text} (without it {max(m.reachable for m in _families(cost, values, looser, of, 1.0)):.1%})"
+        for text, looser in limits.loosened()
+    ]
+    left = (1 - reachable) * cost.of(of, np.zeros(len(graph.groups)))
     return (
-        f"{ratio:.1%} of {of} cannot be removed from this {graph.model_class}: at most {reachable:.1%} can. "
-        f"In the way: {causes or 'nothing frozen'}; limits: {', '.join(limits)}. "
+        f"{asked:.1%} of {of} cannot be removed from this {graph.model_class}: at most {reachable:.1%} can, down to "
+        f"{left:,.0f}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
         f"Ask for ratio={max(0.0, reachable - 0.005):.2f}, or loosen a limit"
     )
+
+
+def ranking(
+    graph: ChannelGraph,
+    values: Mapping[str, Floats],
+    *,
+    ratios: Mapping[str, float] | Curves | None = None,
+    ignore: Ignore = (),
+    round_to: int = 1,
+    min_width: int = 1,
+    max_ratio: float | None = None,
+    exact_norms: bool = True,
+    scope: str = "global",
+) -> Queue:
+    """The order in which `plan` would take channels, norms kept exact; groups with a stated share come first."""
+    limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, True, scope)
+    shares = limits.shares(graph)
+    allowed = [not out for out in ignored(graph, limits.ignore)]
+    parts = sequences(graph, _checked(graph, values), limits.limits(limits.caps[0], shares), allowed, ())
+    stated, free = split(graph, parts, shares)
+    if limits.table is not None:
+        free, order = by_harm(graph, free, limits.table)
+    else:
+        order = keys(graph, free, limits.scope)
+    first = [np.full(len(seq), -np.inf) for seq in stated]
+    return queue([*stated, *free], [*first, *order], len(graph.groups))

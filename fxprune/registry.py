@@ -57,6 +57,35 @@ def get(kind: Kind, name: str) -> type[Any]:
     return _load(kind, found[0])
 
 
+def make(kind: Kind, name: str) -> Any:
+    """An instance of a plugin, with its default options.
+
+    Raises:
+        CriterionError, PluginError: as `get`; or the class cannot be called without arguments.
+    """
+    plugin = get(kind, name)
+    try:
+        return plugin()
+    except Exception as e:
+        what = f"{_SINGULAR[kind]} {name!r}" + (f" of package {origin!r}" if (origin := package(kind, name)) else "")
+        raise PluginError(
+            f"the {what} cannot be made: {type(e).__name__}: {e}; its options need defaults, or pass an instance"
+        ) from e
+
+
+def package(kind: Kind, name: str) -> str:
+    """The third-party package that registered a name; "" for ours and for names that nobody registered."""
+    packages = (_package(point) for point in _points(kind) if point.name == name)
+    return next((p for p in packages if p != OWN), "")
+
+
+def package_of(kind: Kind, plugin: type[Any]) -> str:
+    """The third-party package that registered a class; "" for ours and for classes that nobody registered."""
+    value = f"{plugin.__module__}:{plugin.__qualname__}"
+    packages = (_package(point) for point in _points(kind) if point.value == value)
+    return next((p for p in packages if p != OWN), "")
+
+
 def names_with_origin(kind: Kind) -> list[Plugin]:
     """Name, package and first docstring line of all plugins.  Imports them; a broken one says so in its summary."""
     return [Plugin(point.name, _package(point), _summary(kind, point)) for point in _points(kind)]

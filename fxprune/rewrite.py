@@ -68,7 +68,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
         PlanError: where plan, graph and model do not belong together.
         UnsolvedError: where the module's own forward cannot follow the plan; names the attribute.
     """
-    keep = plan.keep(graph)
+    keep = plan.kept(graph)
     _belongs(model, graph)
     try:
         attributes = _solve(graph, plan, keep) if forward == "module" else {}

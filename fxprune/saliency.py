@@ -1,12 +1,19 @@
-"""From what a criterion returned to one number a channel.
+"""From what a criterion returned to one number a channel: reduction and normalisation, for all criteria alike.
 
 With saliency s, and the elements E(c) that go when channel c goes (each counted once, also where two axes of one tensor
 belong to c, as in a convolution from a residual stream to itself):
 
     score(c) = Σ_{e ∈ E(c)} s_e              reduce="sum"
     score(c) = Σ_{e ∈ E(c)} s_e / |E(c)|     reduce="mean"
+    score(c) = max_{e ∈ E(c)} s_e            reduce="max"
+    score(c) = √ Σ_{e ∈ E(c)} s_e²           reduce="l2"
+    score(c) = Σ_{e ∈ F(c)} s_e              reduce="first", F(c) ⊂ E(c) in the first parameter that makes the channel
 
-Tensors for which the criterion returned nothing count neither in the sum nor in |E(c)|.
+Tensors for which the criterion returned nothing count neither in the sum nor in |E(c)|.  Within a group of n channels:
+
+    normalize="mean", "max"      over the mean, or the largest, of the absolute values (unchanged where that is zero)
+    normalize="standardize"      less their mean, over their standard deviation (zero where that is zero)
+    normalize="rank"             (rank − ½) / n, equal scores sharing the mean of their ranks
 """
 
 from __future__ import annotations
@@ -27,127 +34,170 @@ from fxprune.elementwise import Elementwise
 from fxprune.errors import CriterionError
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-Reduction: TypeAlias = Literal["sum", "mean"]
-Normalization: TypeAlias = Literal["none", "mean", "max"]
-REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean")
-NORMALIZATIONS: tuple[Normalization, ...] = ("none", "mean", "max")
+Reduction: TypeAlias = Literal["sum", "mean", "max", "l2", "first"]
+Normalization: TypeAlias = Literal["none", "mean", "max", "standardize", "rank"]
+REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "max", "l2", "first")
+NORMALIZATIONS: tuple[Normalization, ...] = ("none", "mean", "max", "standardize", "rank")
 
 
-def channel_scores(graph: ChannelGraph, criterion: str, returned: Any, reduce: Reduction) -> dict[str, Floats]:
+def channel_scores(
+    graph: ChannelGraph, who: str, returned: Any, reduce: Reduction, partial: bool = False
+) -> dict[str, Floats]:
     """Group name -> one score a channel, from what a criterion returned.
+
+    Args:
+        who: the criterion, as messages name it.
+        partial: leave out groups for which the criterion returned nothing, unless that is all of them.
 
     Raises:
         CriterionError: an unknown name, a wrong shape, a value that is not finite, or a group without a score.
     """
-    if not isinstance(returned, Mapping) or not returned:
+    if not isinstance(returned, Mapping) or not (returned or partial):
         what = "nothing" if isinstance(returned, Mapping) else f"a {type(returned).__name__}"
         raise CriterionError(
-            f"criterion {criterion!r} returned {what}; return a dict of tensor name -> saliency of the tensor's shape, "
+            f"{who} returned {what}; return a dict of tensor name -> saliency of the tensor's shape, "
             "or of group name -> one score a channel"
         )
     groups = {g.name for g in graph.groups}
     unknown = [n for n in returned if n not in groups and n not in graph.shapes]
     if unknown:
-        raise CriterionError(_unknown_name(criterion, unknown[0], [*groups, *graph.shapes]))
-    if all(n in groups for n in returned):
-        return {g.name: _of_group(g, criterion, returned) for g in graph.groups}
-    if any(n in groups for n in returned):
-        mixed = next(n for n in returned if n in groups)
+        raise CriterionError(_unknown_name(who, unknown[0], [*groups, *graph.shapes]))
+    of_groups = [n for n in returned if n in groups]
+    if of_groups and len(of_groups) < len(returned):
         raise CriterionError(
-            f"criterion {criterion!r} returned scores of groups ({mixed}) beside saliencies of tensors; return one kind"
+            f"{who} returned scores of groups ({of_groups[0]}) beside saliencies of tensors; return one kind"
         )
-    cut = {s.tensor for g in graph.groups for s in g.slices}
-    summed = _Summed(criterion, {n: _saliency(graph, criterion, n, v) for n, v in returned.items() if n in cut})
-    return {g.name: _reduced(g, criterion, summed, reduce) for g in graph.groups}
+    if of_groups:
+        scored = {g.name: _of_group(g, who, returned) for g in graph.groups if g.name in returned}
+    else:
+        cut = {s.tensor for g in graph.groups for s in g.slices}
+        folded = _Folded(who, {n: _saliency(graph, who, n, v) for n, v in returned.items() if n in cut}, reduce)
+        parts = ((g, _reduced(g, folded, graph)) for g in graph.groups)
+        scored = {g.name: _finite(v, who, f"the score of group {g.name}") for g, v in parts if v is not None}
+    missing = next((g for g in graph.groups if g.name not in scored), None)
+    if missing is not None and not (partial and scored):
+        raise CriterionError(_nothing_for(who, missing, bool(of_groups), partial, graph))
+    return scored
 
 
-def _unknown_name(criterion: str, name: Any, known: list[str]) -> str:
+def _nothing_for(who: str, group: Group, of_groups: bool, partial: bool, graph: ChannelGraph) -> str:
+    if partial:
+        return f"{who} has nothing to say about any channel of this {graph.model_class}; use another criterion"
+    if of_groups:
+        return f"{who} returned no score for group {group.name}; score every group"
+    tensors = ", ".join(dict.fromkeys(s.tensor for s in group.slices[:3]))
+    return (
+        f"{who} returned no saliency for any tensor of group {group.name} ({tensors}, ...); return one for at least "
+        "one tensor of every group, or declare `partial = True`: such groups are then pruned last"
+    )
+
+
+def _unknown_name(who: str, name: Any, known: list[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did it mean {close[0]!r}?" if close else ""
     return (
-        f"criterion {criterion!r} returned {name!r}, which is neither a tensor of the graph nor a group{hint} "
+        f"{who} returned {name!r}, which is neither a tensor of the graph nor a group{hint} "
         "Use names of ctx.parameters, ctx.buffers or ctx.graph.groups"
     )
 
 
-def _of_group(group: Group, criterion: str, returned: Mapping[str, Any]) -> Floats:
+def _of_group(group: Group, who: str, returned: Mapping[str, Any]) -> Floats:
     """Scores that a criterion gave for a group itself."""
-    if group.name not in returned:
-        raise CriterionError(f"criterion {criterion!r} returned no score for group {group.name}; score every group")
     given = returned[group.name]
     values = np.asarray(given.detach().double().cpu() if isinstance(given, Tensor) else given, np.float64)
     if values.shape != (len(group),):
         raise CriterionError(
-            f"criterion {criterion!r} returned shape {values.shape} for group {group.name}; return one number for "
+            f"{who} returned shape {values.shape} for group {group.name}; return one number for "
             f"each of its {len(group)} channels, shape ({len(group)},)"
         )
-    return _finite(values, criterion, f"the scores of group {group.name}")
+    return _finite(values, who, f"the scores of group {group.name}")
 
 
-def _saliency(graph: ChannelGraph, criterion: str, name: str, given: Any) -> Elementwise:
-    """A criterion's saliency of one tensor, its shape checked."""
+def _saliency(graph: ChannelGraph, who: str, name: str, given: Any) -> Elementwise:
+    """A criterion's saliency of one tensor, its shape checked, where it is."""
     value = given if isinstance(given, Elementwise) else Elementwise(torch.as_tensor(given), lambda block: block)
     if tuple(value.shape) != graph.shapes[name]:
         raise CriterionError(
-            f"criterion {criterion!r} returned shape {tuple(value.shape)} for {name}; return a saliency of the "
+            f"{who} returned shape {tuple(value.shape)} for {name}; return a saliency of the "
             f"tensor's own shape {graph.shapes[name]}"
         )
     return value
 
 
-def _not_finite(criterion: str, what: str, kind: str) -> str:
-    return f"criterion {criterion!r}: {what} holds {kind}; check the model's weights, the data and the loss for it"
+def _not_finite(who: str, what: str, kind: str) -> str:
+    return f"{who}: {what} holds {kind}; check the model's weights, the data and the loss for it"
 
 
-def _finite(values: Floats, criterion: str, what: str) -> Floats:
+def _finite(values: Floats, who: str, what: str) -> Floats:
     if not np.isfinite(values).all():
-        raise CriterionError(_not_finite(criterion, what, "NaN" if np.isnan(values).any() else "an infinite value"))
+        raise CriterionError(_not_finite(who, what, "NaN" if np.isnan(values).any() else "an infinite value"))
     return values
 
 
-class _Summed:
-    """Saliencies, each summed over all but some axes once, however many groups cut those axes."""
+class _Folded:
+    """Saliencies, each folded over all but some axes once, however many groups cut those axes."""
 
-    def __init__(self, criterion: str, saliency: Mapping[str, Elementwise]) -> None:
-        self.criterion, self.saliency = criterion, saliency
+    def __init__(self, who: str, saliency: Mapping[str, Elementwise], reduce: Reduction) -> None:
+        self.who, self.saliency, self.reduce = who, saliency, reduce
+        self._small: dict[str, Elementwise] = {}
         self._cache: dict[tuple[str, tuple[int, ...]], Floats] = {}
 
     def over_all_but(self, tensor: str, axes: tuple[int, ...]) -> Floats:
-        """Σ over the other axes, with the axes in the given (ascending) order.
+        """Σ s, Σ s² or max s over the other axes, with the axes in the given (ascending) order.
 
         Raises:
             CriterionError: the saliency holds NaN or an infinite value.
         """
         if (tensor, axes) not in self._cache:
-            value = self.saliency[tensor]
-            total = value.sum([d for d in range(len(value.shape)) if d not in axes])
-            self._cache[tensor, axes] = _finite(total.cpu().numpy(), self.criterion, f"the saliency of {tensor}")
+            value = self._without_taps(tensor) if max(axes) < 2 else self._values(tensor)
+            folded = self._fold(value, axes).cpu().double().numpy()
+            self._cache[tensor, axes] = _finite(folded, self.who, f"the saliency of {tensor}")
         return self._cache[tensor, axes]
 
+    def _values(self, tensor: str) -> Elementwise:
+        value = self.saliency[tensor]
+        return Elementwise(value.tensor, lambda x: value.of(x).square()) if self.reduce == "l2" else value
 
-def _reduced(group: Group, criterion: str, summed: _Summed, reduce: Reduction) -> Floats:
+    def _without_taps(self, tensor: str) -> Elementwise:
+        """Folded over a kernel's taps once: most of a network's elements, which several axes have in common."""
+        if tensor not in self._small:
+            value = self._values(tensor)
+            if math.prod(value.shape[2:]) > 1:
+                value = Elementwise(self._fold(value, (0, 1)), lambda block: block)
+            self._small[tensor] = value
+        return self._small[tensor]
+
+    def _fold(self, value: Elementwise, axes: tuple[int, ...]) -> Tensor:
+        return value.fold([d for d in range(len(value.shape)) if d not in axes], largest=self.reduce == "max")
+
+
+def _reduced(group: Group, folded: _Folded, graph: ChannelGraph) -> Floats | None:
+    """One number a channel; None where no tensor of the group has a saliency."""
+    known = [s for s in group.slices if s.tensor in folded.saliency]
+    if not known:
+        return None
+    if folded.reduce == "max":
+        largest = [folded.over_all_but(s.tensor, (s.axis,))[s.positions].max(1) for s in known]
+        return np.max(largest, axis=0)  # type: ignore[no-any-return]
+    if folded.reduce == "first":
+        known = [next((s for s in known if s.axis == 0 and s.tensor in graph.parameters), known[0])]
     total, count = np.zeros(len(group)), 0
-    for tensor, cuts in itertools.groupby(sorted(group.slices, key=lambda s: s.tensor), key=lambda s: s.tensor):
-        if tensor in summed.saliency:
-            part, elements = _union(tuple(sorted(cuts, key=lambda s: s.axis)), summed)
-            total, count = total + part, count + elements
-    if not count:
-        tensors = ", ".join(dict.fromkeys(s.tensor for s in group.slices[:3]))
-        raise CriterionError(
-            f"criterion {criterion!r} returned no saliency for any tensor of group {group.name} ({tensors}, ...); "
-            "return one for at least one tensor of every group"
-        )
-    return _finite(total / count if reduce == "mean" else total, criterion, f"the score of group {group.name}")
+    for _, cuts in itertools.groupby(sorted(known, key=lambda s: s.tensor), key=lambda s: s.tensor):
+        part, elements = _union(tuple(sorted(cuts, key=lambda s: s.axis)), folded)
+        total, count = total + part, count + elements
+    if folded.reduce == "l2":
+        total = np.sqrt(total.clip(0))
+    return total / count if folded.reduce == "mean" else total
 
 
-def _union(cuts: tuple[Slice, ...], summed: _Summed) -> tuple[Floats, int]:
+def _union(cuts: tuple[Slice, ...], folded: _Folded) -> tuple[Floats, int]:
     """Sum and number of one tensor's elements that lie in any of a channel's cuts, by inclusion and exclusion."""
-    shape = summed.saliency[cuts[0].tensor].shape
+    shape = folded.saliency[cuts[0].tensor].shape
     total, count = np.zeros(len(cuts[0].positions)), 0
     for size in range(1, len(cuts) + 1):
         for chosen in itertools.combinations(cuts, size):
             axes = {s.axis: s.positions.shape[1] for s in chosen}
-            values = summed.over_all_but(chosen[0].tensor, tuple(axes))[_index(chosen)]
+            values = folded.over_all_but(chosen[0].tensor, tuple(axes))[_index(chosen)]
             sign = (-1) ** (size + 1)
             total += sign * values.reshape(len(total), -1).sum(1)
             count += sign * math.prod(axes.get(d, n) for d, n in enumerate(shape))
@@ -163,8 +213,14 @@ def _index(chosen: tuple[Slice, ...]) -> tuple[npt.NDArray[np.int64], ...]:
 
 
 def normalized(values: Floats, how: Normalization) -> Floats:
-    """A group's scores over the mean or the maximum of their absolute values (unchanged where that is zero)."""
+    """A group's scores, made comparable with those of other groups."""
     if how == "none" or not len(values):
         return values
-    size = np.abs(values).mean() if how == "mean" else np.abs(values).max()
+    if how == "rank":
+        _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
+        return ((np.cumsum(count) - count / 2)[inverse]) / len(values)
+    if how == "standardize":
+        values, size = values - values.mean(), values.std()
+    else:
+        size = np.abs(values).mean() if how == "mean" else np.abs(values).max()
     return values / size if size > 0 else values

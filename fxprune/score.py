@@ -5,8 +5,12 @@ A criterion is any callable `(ctx: Context) -> {name: tensor}`.  It may answer i
     {tensor name: saliency, of the tensor's shape}     summed into channels by `fxprune.saliency`
     {group name:  score, one number a channel}         taken as it is
 
-It may declare, as attributes, `reduction`, `normalization` (defaults for `score`'s arguments) and `needs`, a set that
-holds "data" or "loss" where it cannot do without.
+It may declare, as attributes:
+
+    reduction, normalization   defaults for `score`'s arguments
+    needs                      a set with "data" where it needs batches, "loss" where it needs the loss's gradients, and
+                               "forward" where it only needs the model to run: then data without a loss are its inputs
+    partial                    true where it may have nothing to say about some groups; these are pruned last
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ from torch import nn
 
 from fxprune import registry
 from fxprune.channels import ChannelGraph
-from fxprune.context import Context, Loss, missing, seed_torch, unchanged
-from fxprune.errors import CriterionError, InputsError
+from fxprune.context import Context, Loss, missing, named
+from fxprune.errors import CriterionError, FxPruneError, InputsError
 from fxprune.saliency import (
     NORMALIZATIONS,
     REDUCTIONS,
@@ -33,6 +37,7 @@ from fxprune.saliency import (
     channel_scores,
     normalized,
 )
+from fxprune.untouched import seed_torch, unchanged
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
 
@@ -44,10 +49,12 @@ class Scores:
     Attributes:
         values: group name -> float64 array, one number a channel, in the order of the group's channels (read-only).
         criterion: what scored them, for people and for the saved plan.
+        unscored: groups about which the criterion had nothing to say; their channels have the largest score there is.
     """
 
     values: Mapping[str, Floats]
     criterion: str
+    unscored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
@@ -71,17 +78,22 @@ class Scores:
             lines.append(f"  {name}: {len(v)} channels, {spread}")
         if len(self.values) > 12:
             lines.append(f"  ... and {len(self.values) - 12} more")
+        if self.unscored:
+            more = f" and {len(self.unscored) - 3} more" if len(self.unscored) > 3 else ""
+            lines.append(f"  last, for want of a score: {', '.join(self.unscored[:3])}{more}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
         """The scores as JSON text; `from_json` gives equal scores."""
-        return json.dumps({"criterion": self.criterion, "values": {k: v.tolist() for k, v in self.values.items()}})
+        values = {k: v.tolist() for k, v in self.values.items()}
+        return json.dumps({"criterion": self.criterion, "values": values, "unscored": self.unscored})
 
     @classmethod
     def from_json(cls, text: str) -> Scores:
         """The scores that `to_json` wrote."""
         held = json.loads(text)
-        return cls({k: np.array(v, np.float64) for k, v in held["values"].items()}, held["criterion"])
+        values = {k: np.array(v, np.float64) for k, v in held["values"].items()}
+        return cls(values, held["criterion"], tuple(held.get("unscored", ())))
 
 
 def score(
@@ -109,11 +121,13 @@ def score(
         data: an iterable of batches, whatever `loss` takes; read once.
         loss: `loss(model, batch) -> scalar tensor`.
         seed: for criteria and losses that draw random numbers.
-        reduce: "sum" or "mean" over a channel's elements; None: the criterion's `reduction`, else "sum".
-        normalize: divide a group's scores by their "mean" or "max" size; "none": don't; None: the criterion's
+        reduce: "sum", "mean", "max", "l2" or "first" over a channel's elements (see `fxprune.saliency`); None: the
+            criterion's `reduction`, else "sum".
+        normalize: "mean", "max", "standardize" or "rank" within a group; "none": don't; None: the criterion's
             `normalization`, else "none".
         progress: show a bar.
-        reuse: a dict that keeps the saliencies of tensors from one call to the next, on graphs of the same weights.
+        reuse: a dict that keeps what was computed (gradients, input moments, saliencies) from one call to the next: for
+            other criteria, or other graphs, of the same weights, data, loss and seed.
 
     Raises:
         CriterionError: the criterion is unknown, changed a weight, or returned something of the wrong shape, of an
@@ -128,27 +142,55 @@ def score(
     >>> ones.values["0.weight:0"].tolist()  # two weights, a bias and the reader's weight
     [4.0, 4.0]
     """
-    call, name = _resolve(criterion)
+    call, name, package = resolve(criterion)
     reduce = _option("reduce", reduce, getattr(call, "reduction", None) or "sum", REDUCTIONS)
     normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
-    _check_needs(name, call, data, loss)
+    partial = bool(getattr(call, "partial", False))
+    _check_needs(named(name, package), call, data, loss)
     _check_model(graph, model)
-    returned: Any = reuse
-    if not reuse or any(n not in graph.shapes for n in reuse):
-        with unchanged(model, name):
-            seed_torch(model, seed)
-            returned = call(Context(graph, model, name, data, loss, seed, progress))
-        if reuse is not None and isinstance(returned, Mapping):
-            reuse.update(returned)
+    memo: dict[Any, Any] = {} if reuse is None else reuse
+    ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
+    returned = _called(call, ctx)
     with torch.no_grad():
-        values = channel_scores(graph, name, returned, reduce)
-    return Scores({g: normalized(v, normalize) for g, v in values.items()}, name)
+        values = channel_scores(graph, ctx.who, returned, reduce, partial)
+    values = {g: normalized(v, normalize) for g, v in values.items()}
+    unscored = tuple(g.name for g in graph.groups if g.name not in values)
+    top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)
+    filled = {g.name: values.get(g.name, np.full(len(g), top)) for g in graph.groups}
+    return Scores(filled, name, unscored)
 
 
-def _resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str]:
-    """The callable, and a name for it: the registered name, a dataclass's repr, or a function's own name."""
+def _called(call: Criterion, ctx: Context) -> Any:
+    """What the criterion returns, or returned before for the tensors of the graph."""
+    key = ("returned", call if getattr(call, "__hash__", None) is not None else object())
+    held = ctx.memo.get(key)
+    if isinstance(held, Mapping) and held and all(n in ctx.graph.shapes for n in held):
+        return held
+    own = type(call).__module__.startswith("fxprune.criteria.")
+    with unchanged(ctx.model, ctx.who, restore=not own):
+        seed_torch(ctx.model, ctx.seed)
+        try:
+            ctx.memo[key] = call(ctx)
+        except (FxPruneError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            if not ctx.package:
+                raise
+            raise CriterionError(f"{ctx.who} failed: {type(e).__name__}: {e}; report it to {ctx.package}") from e
+    return ctx.memo[key]
+
+
+def resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str, str]:
+    """The callable, a name for it, and the package that it comes from ("" if it is fxprune's or the caller's own).
+
+    The name is the registered one, a dataclass's repr, or a function's own name.
+
+    Raises:
+        CriterionError: the name is unknown, or it is nothing that can be called.
+        PluginError: it cannot be imported or made.
+    """
     if isinstance(criterion, str):
-        return cast(Criterion, registry.get("criteria", criterion)()), criterion
+        return cast(Criterion, registry.make("criteria", criterion)), criterion, registry.package("criteria", criterion)
     if isinstance(criterion, type):
         criterion = cast(Criterion, criterion())
     if not callable(criterion):
@@ -157,7 +199,8 @@ def _resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str]:
             "(ctx) -> {name: values}"
         )
     is_dataclass = hasattr(criterion, "__dataclass_fields__")
-    return criterion, repr(criterion) if is_dataclass else getattr(criterion, "__name__", type(criterion).__name__)
+    name = repr(criterion) if is_dataclass else getattr(criterion, "__name__", type(criterion).__name__)
+    return criterion, name, registry.package_of("criteria", type(criterion))
 
 
 def _option(what: str, asked: Any, default: Any, allowed: tuple[str, ...]) -> Any:
@@ -167,11 +210,11 @@ def _option(what: str, asked: Any, default: Any, allowed: tuple[str, ...]) -> An
     return chosen
 
 
-def _check_needs(name: str, call: Criterion, data: Any, loss: Any) -> None:
+def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
     needs: frozenset[str] = getattr(call, "needs", frozenset())
     no_data, no_loss = "data" in needs and data is None, "loss" in needs and loss is None
     if no_data or no_loss:
-        raise InputsError(missing(name, no_data, no_loss))
+        raise InputsError(missing(who, no_data, no_loss))
 
 
 def _check_model(graph: ChannelGraph, model: nn.Module) -> None:

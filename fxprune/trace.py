@@ -144,6 +144,19 @@ def tensor_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(t), name) for name, t in named}
 
 
+def lineage(model: nn.Module) -> dict[str, dict[str, type]]:
+    """Canonical name of every tensor -> all its names, and the paths of all modules that it lies in, with classes."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    out: dict[str, dict[str, type]] = {}
+    for name, first in tensor_names(model).items():
+        found = out.setdefault(first, {"": type(model)})
+        parts = name.split(".")
+        paths = (".".join(parts[:i]) for i in range(1, len(parts)))
+        found.update({path: type(modules[path]) for path in paths})
+        found[name] = torch.Tensor
+    return out
+
+
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

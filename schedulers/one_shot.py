@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxprune.schedule import Floats, Flow, Problem, Scheduler, Values
+
 
 @dataclass(frozen=True)
-class OneShot:
-    """Prune to the final ratio in the first step, and stay there.
+class OneShot(Scheduler):
+    """Score once, cut to the final ratio in the first step, and stay there.
 
-        f(step, total) = 1
+        m(t) = m_final  for t ≥ 1
 
-    A scheduler is called as `scheduler(step, total)` with step = 0, ..., total − 1 and returns the fraction f of the
-    final ratio that is to be gone after that step; the last step's is 1.  Here one step does it all: score, plan and
-    rewrite run once.  Raises nothing.
+    Raises nothing.  `fxprune.prune` without `steps` does the same without training.
 
     Source: the usual practice where fine-tuning follows once, as in Fang et al., DepGraph, CVPR 2023.
-
-    >>> OneShot()(0, 1)
-    1.0
     """
 
-    def __call__(self, step: int, total: int) -> float:
-        """Fraction of the final ratio after `step`: always all of it."""
-        return 1.0
+    def begin(self, problem: Problem) -> Flow:
+        """A run that cuts in its first step."""
+        return _Cut(problem)
+
+
+class _Cut(Flow):
+    def refresh(self, values: Values) -> None:
+        self.chosen, self.due = self.problem.plan(values), False
+
+    def step(self) -> Floats:
+        self.taken += 1
+        self.mask = self.problem.mask(self.plan)
+        return self.mask

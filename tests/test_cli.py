@@ -60,7 +60,7 @@ def test_prune_a_model(small: Path) -> None:
     plan = fxprune.report(again).plan
     assert plan.criterion == "magnitude"
     assert abs(plan.achieved - 0.3) < 0.01
-    assert sum(p.numel() for p in again.parameters()) == plan.cost["params"][1]
+    assert sum(p.numel() for p in again.parameters()) == plan.costs["params"][1]
 
 
 def test_prune_a_pipeline_with_the_defaults(tmp_path: Path, stock: Path) -> None:
@@ -84,18 +84,22 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys.modules["fxprune.api"], "prune", spy)
     options = """--ratio 0.2 --criterion taylor --of macs --scheduler one_shot --attention head_dim --ignore conv_in
         --ignore mid* --round-to 2 --max-ratio 0.5 --exact-norms --scope local --samples 4 --seed 5 --no-verify
-        --strict --quiet"""
+        --strict --quiet --target 9e4 --group-ratio mid*=0.1 --group-ratio x=0 --min-width 3 --normalize max"""
     assert call("prune", stock / "model", "-o", tmp_path / "out", *options.split()).exit_code == 1
     assert given == {
         "args": ("taylor", 0.2),
         "of": "macs",
+        "target": 90_000,
+        "ratios": {"mid*": 0.1, "x": 0.0},
         "scheduler": "one_shot",
         "attention": "head_dim",
         "ignore": ("conv_in", "mid*"),
         "round_to": 2,
+        "min_width": 3,
         "max_ratio": 0.5,
         "exact_norms": True,
         "scope": "local",
+        "normalize": "max",
         "samples": 4,
         "seed": 5,
         "verify": False,
@@ -187,6 +191,17 @@ def _odd(root: Path) -> Path:
     return root / "odd"
 
 
+def test_budgets_of_every_kind(stock: Path, tmp_path: Path) -> None:
+    name = "mid_block.resnets.0.conv1"
+    common = ("prune", stock / "model", "--criterion", "magnitude", "--quiet", "-o", tmp_path / "out")
+    run(*common, "--target", 60_000, "--group-ratio", f"{name}=0.5", "--min-width", 2, "--scope", "isomorphic")
+    small = load(tmp_path / "out")
+    plan = fxprune.report(small).plan
+    assert sum(p.numel() for p in small.parameters()) == pytest.approx(60_000, rel=0.01)
+    assert len(plan.removed[f"{name}.weight:0"]) == pytest.approx(plan.sizes[f"{name}.weight:0"] / 2, abs=2)
+    assert min(n - len(plan.removed.get(g, ())) for g, n in plan.sizes.items()) >= 2
+
+
 def _taken(root: Path) -> Path:
     (root / "taken").mkdir()
     (root / "taken" / "mine.txt").touch()
@@ -200,6 +215,9 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no diffusers class": (lambda r, s: ["inspect", _odd(r)], "names 'BertModel', which is no model of diffusers"),
     "tensor unknown": (lambda r, s: ["inspect", s / "model", "--explain", "x"], "PlanError: this UNet2DModel has no"),
     "ratio": (lambda r, s: ["prune", s / "model", "-o", r / "o", "--ratio", 1.5], "BudgetError: ratio=1.5 is outside"),
+    "shares": (lambda r, s: ["prune", s / "model", "-o", r / "o", "--group-ratio", "x"], "--group-ratio x is not of"),
+    "two budgets": (
+        lambda r, s: ["prune", s / "model", "-o", r / "o", "--ratio", 0.2, "--target", 9], "pass one of them"),
     "measure": (lambda r, s: ["prune", s / "model", "-o", r / "o", "--criterion=random", "--of=x"], "of='x' is"),
     "criterion": (lambda r, s: ["prune", s / "model", "-o", r / "o", "--criterion", "gradfow"], "mean 'gradflow'?"),
     "device": (lambda r, s: ["prune", s / "model", "-o", r / "o", "--device", "x"], "InputsError: --device x cannot"),

@@ -45,8 +45,8 @@ def test_law(name: str) -> None:
     assert check.ok, check
     assert type(small) is type(model)
     now = sum(p.numel() for p in small.parameters())
-    assert now == planned.cost["params"][1]
-    assert now < 0.9 * planned.cost["params"][0]
+    assert now == planned.costs["params"][1]
+    assert now < 0.9 * planned.costs["params"][0]
     again = pytree.tree_map(lambda t: torch.cat([t, t[:1]]) if isinstance(t, Tensor) else t, inputs)
     if name != "Bags":
         assert outputs(small, again)[0].shape[0] == inputs[0][0].shape[0] + 1

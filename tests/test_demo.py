@@ -53,8 +53,8 @@ def test_demo_reloads_the_same_model(demo: Path) -> None:
     assert json.loads((demo / "table.json").read_text(encoding="utf-8"))["reloaded_is_identical"] is True
     pipeline = fxprune.load(demo / "model")
     plan = fxprune.report(pipeline.unet).plan
-    assert plan.cost["params"] == (1_001_729, pipeline.unet.num_parameters())
-    assert plan.cost["macs"][1] == count_macs(pipeline.unet)  # the plan's arithmetic and PyTorch's counter agree
+    assert plan.costs["params"] == (1_001_729, pipeline.unet.num_parameters())
+    assert plan.costs["macs"][1] == count_macs(pipeline.unet)  # the plan's arithmetic and PyTorch's counter agree
 
 
 def test_demo_writes_table_and_picture(demo: Path) -> None:

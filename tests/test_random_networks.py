@@ -57,7 +57,7 @@ def test_pruned_network_is_the_masked_network(network: tuple[list[str], list[str
     check = check_dense(model, small, graph, made)
     assert check.ok, check
     have = sum(p.numel() for p in small.parameters())
-    assert have == made.cost["params"][1]
+    assert have == made.costs["params"][1]
     for node, change in made.norms.items():
         assert change.after >= 1, node
     # another batch size works
@@ -71,7 +71,7 @@ def test_larger_ratio_never_costs_more(ratio: float, seed: int) -> None:
     graph = analyse(model, as_inputs(inputs))
     scores = random_scores(graph, seed)
     low, high = plan(graph, scores, ratio), plan(graph, scores, ratio + 0.05)
-    assert high.cost["params"][1] <= low.cost["params"][1]
+    assert high.costs["params"][1] <= low.costs["params"][1]
     assert plan(graph, scores, ratio) == low
 
 

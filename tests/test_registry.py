@@ -5,10 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fxprune import registry
+from fxprune.channels import analyse
 from fxprune.errors import CriterionError, PluginError
+from fxprune.score import score
 
+CRITERIA = {"magnitude", "random", "taylor", "gradflow", "fisher", "snip", "synflow", "wanda", "activation", "bn_scale"}
+CRITERIA |= {"lamp", "fpgm", "hrank", "obs", "diff_pruning"}
 PLUGIN = Path(__file__).parent / "plugin"
 
 
@@ -23,7 +28,7 @@ def install_by_hand(folder: Path, package: str, entry_points: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("criteria", {"magnitude", "random", "taylor", "gradflow"}),
+        ("criteria", CRITERIA),
         ("schedulers", {"one_shot"}),
         ("adapters", {"ddpm", "ldm", "dit", "timm", "torchvision", "transformers", "generic"}),
     ],
@@ -98,3 +103,73 @@ def test_a_third_party_criterion_is_installed_and_scores_by_name(tmp_path: Path)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["last_first [3.0, 2.0, 1.0]", "['fxprune-test-plugin']"]
+
+
+SHAKY = """
+import torch
+
+class Base:
+    def __call__(self, ctx):
+        return {n: torch.ones_like(p) for n, p in ctx.parameters.items()}
+
+class Fine(Base): pass
+
+class Shape(Base):
+    def __call__(self, ctx):
+        return {"0.weight": torch.ones(7)}
+
+class NaN(Base):
+    def __call__(self, ctx):
+        return {n: p * torch.nan for n, p in ctx.parameters.items()}
+
+class Group(Base):
+    def __call__(self, ctx):
+        return {"0.weigth:0": [1.0, 2.0, 3.0]}
+
+class Changes(Base):
+    def __call__(self, ctx):
+        ctx.parameters["0.weight"].data.zero_()
+        return super().__call__(ctx)
+
+class Raises(Base):
+    def __call__(self, ctx):
+        raise IndexError("seven")
+
+class Options(Base):
+    def __init__(self, needed):
+        pass
+"""
+BAD = [
+    ("shape", CriterionError, r"criterion 'shape' of package 'shaky-plugin' returned shape \(7,\) for 0.weight"),
+    ("nan", CriterionError, r"criterion 'nan' of package 'shaky-plugin': the saliency of 0.weight holds NaN"),
+    ("group", CriterionError, r"'group' of package 'shaky-plugin' returned '0.weigth:0', .* did it mean '0.weight"),
+    ("changes", CriterionError, "'changes' of package 'shaky-plugin' changed the model: 0.weight was written to"),
+    (
+        "raises",
+        CriterionError,
+        "'raises' of package 'shaky-plugin' failed: IndexError: seven; report it to shaky-plugin",
+    ),
+    ("options", PluginError, "criterion 'options' of package 'shaky-plugin' cannot be made: TypeError: .*'needed'"),
+    ("gone", PluginError, "criterion 'gone' of package 'shaky-plugin' cannot be imported: ModuleNotFoundError"),
+]
+
+
+def test_a_bad_criterion_is_named_with_its_package_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = ["Fine", "Shape", "NaN", "Group", "Changes", "Raises", "Options"]
+    points = "".join(f"{c.lower()} = shaky_criteria:{c}\n" for c in classes)
+    install_by_hand(tmp_path, "shaky-plugin", f"[fxprune.criteria]\n{points}gone = no_such_module_at_all:Gone\n")
+    (tmp_path / "shaky_criteria.py").write_text(SHAKY, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    graph = analyse(net, ((torch.ones(1, 2),), {}))
+    expected = score(graph, net, "magnitude")
+    for name, kind, message in BAD:
+        with pytest.raises(kind, match=message):
+            score(graph, net, name)
+        assert score(graph, net, "magnitude") == expected
+        assert score(graph, net, "fine").values["0.weight:0"].tolist() == [4.0] * 3
+    fine = registry.get("criteria", "shape")()
+    with pytest.raises(CriterionError, match="'Shape' of package 'shaky-plugin' returned shape"):
+        score(graph, net, fine)

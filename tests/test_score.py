@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fxprune.channels import ChannelGraph, Group, analyse
 from fxprune.context import Context
 from fxprune.errors import CriterionError, FxPruneError, InputsError
+from fxprune.saliency import normalized
 from fxprune.score import Scores, score
 from fxprune.trace import as_inputs
 
@@ -106,7 +107,15 @@ def noise(ctx: Context) -> dict[str, Tensor]:
     return {n: torch.randn(p.shape, generator=ctx.generator) for n, p in {**ctx.parameters, **ctx.buffers}.items()}
 
 
-@pytest.mark.parametrize("reduce", ["sum", "mean"])
+REDUCED: dict[str, Callable[[Tensor], float]] = {
+    "sum": lambda s: float(s.sum()),
+    "mean": lambda s: float(s.mean()),
+    "max": lambda s: float(s.max()),
+    "l2": lambda s: float(s.square().sum().sqrt()),
+}
+
+
+@pytest.mark.parametrize("reduce", REDUCED)
 @pytest.mark.parametrize("name", NETS)
 def test_a_channel_scores_the_elements_that_go_with_it_each_once(name: str, reduce: Any) -> None:
     net, graph = made(name)
@@ -122,9 +131,25 @@ def test_a_channel_scores_the_elements_that_go_with_it_each_once(name: str, redu
     for group in graph.groups:
         for c in range(len(group)):
             masks = {n: m for n, m in elements(graph, group, c).items() if n in seen}
-            total = sum(float(seen[n].double()[m].sum()) for n, m in masks.items())
-            count = sum(int(m.sum()) for m in masks.values()) if reduce == "mean" else 1
-            assert scores.values[group.name][c] == pytest.approx(total / count, rel=1e-4, abs=1e-6)
+            all_of_it = torch.cat([seen[n].double()[m] for n, m in masks.items()])
+            assert scores.values[group.name][c] == pytest.approx(REDUCED[reduce](all_of_it), rel=1e-4, abs=1e-6)
+
+
+def test_the_first_producer_alone() -> None:
+    net, graph = made("residual")
+    s = torch.arange(6.0)[:, None, None, None].expand(6, 2, 3, 3)
+    scores = score(graph, net, lambda ctx: {**noise(ctx), "stem.weight": s}, reduce="first").values
+    assert scores["stem.weight:0"].tolist() == [18.0 * k for k in range(6)]
+    # where the first has no saliency, the next that makes the channel
+    other = score(graph, net, lambda ctx: {**noise(ctx), "stem.weight": s, "turn.weight": torch.ones(6, 6, 1, 1)})
+    assert set(other.values) == set(scores)
+    turned = score(
+        graph,
+        net,
+        lambda ctx: {"turn.weight": torch.ones(6, 6, 1, 1), "side.weight": noise(ctx)["side.weight"]},
+        reduce="first",
+    )
+    assert turned.values["stem.weight:0"].tolist() == [6.0] * 6
 
 
 def test_a_tensor_cut_on_both_axes_really_occurs_above() -> None:
@@ -163,6 +188,22 @@ def test_a_tied_weight_has_one_name_and_counts_once() -> None:
     names: list[str] = []
     score(graph, net, lambda ctx: names.extend(ctx.parameters) or noise(ctx))  # type: ignore[func-returns-value]
     assert sorted(names) == ["a.weight", "c.bias", "c.weight", "enter.bias", "enter.weight"]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("none", [4.0, -2.0, 1.0, 1.0]),
+        ("mean", [2.0, -1.0, 0.5, 0.5]),
+        ("max", [1.0, -0.5, 0.25, 0.25]),
+        ("standardize", [3 / 4.5**0.5, -3 / 4.5**0.5, 0.0, 0.0]),
+        ("rank", [7 / 8, 1 / 8, 1 / 2, 1 / 2]),
+    ],
+)
+def test_normalization_by_hand(how: Any, expected: list[float]) -> None:
+    assert normalized(np.array([4.0, -2.0, 1.0, 1.0]), how).tolist() == pytest.approx(expected)
+    assert len(set(normalized(np.array([3.0, 3.0]), how))) == 1
+    assert len(normalized(np.array([]), how)) == 0
 
 
 @pytest.mark.parametrize("how", ["none", "mean", "max"])
@@ -314,6 +355,21 @@ def test_the_model_is_put_back_when_a_criterion_fails() -> None:
 # ---- what is said when something is wrong ---------------------------------------------------------------------------
 
 
+def writes_data(ctx: Context) -> dict[str, Tensor]:
+    ctx.parameters["stem.weight"].data[0, 0, 0, 0] += 1  # no version tells of this
+    return noise(ctx)
+
+
+def replaces(ctx: Context) -> dict[str, Tensor]:
+    ctx.model.stem.weight = nn.Parameter(torch.ones(6, 2, 3, 3))  # type: ignore[union-attr]
+    return noise(ctx)
+
+
+def hooks(ctx: Context) -> dict[str, Tensor]:
+    ctx.model.stem.register_forward_hook(lambda *a: None)  # type: ignore[operator, union-attr]
+    return noise(ctx)
+
+
 def overwrites(ctx: Context) -> dict[str, Tensor]:
     with torch.no_grad():
         ctx.parameters["stem.weight"].zero_()
@@ -335,6 +391,9 @@ BAD_CRITERIA: list[tuple[Any, str]] = [
     (lambda ctx: {"stem.weight:0": [1.0] * 6, **noise(ctx)}, "scores of groups .* beside saliencies; return one kind"),
     (lambda ctx: {"stem.weight": torch.ones(6, 2, 3, 3)}, "no saliency for any tensor of group side.weight:0"),
     (overwrites, "criterion 'overwrites' changed the model: stem.weight was written to in place"),
+    (writes_data, "stem.weight was written to in place; .*; the weights have been put back"),
+    (replaces, "changed the model: stem.weight was replaced; a criterion must work on copies"),
+    (hooks, r"changed the model: it left a hook on a module; call the handle's remove\(\)"),
 ]
 
 
@@ -343,6 +402,29 @@ def test_a_bad_criterion_is_named_with_what_to_do(criterion: Any, message: str) 
     net, graph = made("residual")
     with pytest.raises(CriterionError, match=message.replace("saliencies;", "saliencies of tensors;")):
         score(graph, net, criterion)
+
+
+@pytest.mark.parametrize("bad", [overwrites, writes_data])
+def test_weights_that_a_foreign_criterion_changed_are_put_back(bad: Any) -> None:
+    net, graph = made("residual")
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(CriterionError, match="put back"):
+        score(graph, net, bad)
+    assert all(torch.equal(v, before[n]) for n, v in net.state_dict().items())
+
+
+def test_a_criterion_that_is_partial_leaves_the_rest_for_last() -> None:
+    net, graph = made("residual")
+
+    def some(ctx: Context) -> dict[str, Tensor]:
+        return {"bn.weight": torch.arange(6.0)}
+
+    with pytest.raises(CriterionError, match="or declare `partial = True`: such groups are then pruned last"):
+        score(graph, net, some)
+    some.partial = True  # type: ignore[attr-defined]
+    scores = score(graph, net, some, normalize="max")
+    assert scores.unscored == ("side.weight:0",)
+    assert scores.values["side.weight:0"].tolist() == [1.0] * 4  # as high as the highest
 
 
 def nan_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -388,7 +470,9 @@ def test_another_model_than_the_graphs_is_refused() -> None:
 
 def test_an_unknown_option_is_refused() -> None:
     net, graph = made("residual")
-    with pytest.raises(CriterionError, match="reduce is 'median'; use one of 'sum', 'mean'"):
+    with pytest.raises(CriterionError, match="reduce is 'median'; use one of 'sum', 'mean', 'max', 'l2', 'first'"):
         score(graph, net, noise, reduce="median")  # type: ignore[arg-type]
-    with pytest.raises(CriterionError, match="normalize is 'sum'; use one of 'none', 'mean', 'max'"):
+    with pytest.raises(
+        CriterionError, match="normalize is 'sum'; use one of 'none', 'mean', 'max', 'standardize', 'rank'"
+    ):
         score(graph, net, noise, normalize="sum")  # type: ignore[arg-type]

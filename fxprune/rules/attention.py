@@ -18,7 +18,7 @@ def sdpa(op: Op) -> Labels:
     op.tie(q[-1], k[-1])
     op.tie(k[-2], v[-2])
     op.freeze(k[-2], "softmax runs over it", cause="mixes along the axis")
-    op.reads(node, -1)
+    op.reads(node, -1, (op.arg("key"), -1))
     batch = [q[:-2], k[:-2], v[:-2]]
     shapes = [sq[:-2], sk[:-2], sv[:-2]]
     if op.arg("enable_gqa", False):

@@ -22,9 +22,10 @@ def _convolve(op: Op, rows: Axis, columns: Axis, n_rows: int, transposed: bool, 
     channels = x[at]
     node = op.tensor("input")
     assert node is not None
+    weight = op.arg("weight")
     if groups == 1:
         op.tie(channels, rows if transposed else columns)
-        op.reads(node, at)
+        op.reads(node, at, (weight, 0 if transposed else 1))
         return columns if transposed else rows
     n_in = op.shape("input")[at]
     if transposed:
@@ -33,7 +34,7 @@ def _convolve(op: Op, rows: Axis, columns: Axis, n_rows: int, transposed: bool, 
             return rows
         group, inner = op.space.split(rows, (groups, n_in // groups), op.name)
         if inner is not None:
-            op.reads(node, at)
+            op.reads(node, at, (weight, 0))
         n_out = op.shape("weight")[1]
         return op.space.merge((group, columns), (groups, n_out), op.name)
     if n_in == groups and n_rows == groups:
@@ -41,7 +42,7 @@ def _convolve(op: Op, rows: Axis, columns: Axis, n_rows: int, transposed: bool, 
     group, inner = op.space.split(channels, (groups, n_in // groups), op.name)
     op.tie(inner, columns)
     if inner is not None:
-        op.reads(node, at)
+        op.reads(node, at, (weight, 1))
     out_group, _ = op.space.split(rows, (groups, n_rows // groups), op.name)
     op.tie(group, out_group)
     return rows

@@ -19,7 +19,7 @@ def linear(op: Op) -> Labels:
     op.tie(x[-1], w[1])
     node = op.tensor("input")
     assert node is not None
-    op.reads(node, -1)
+    op.reads(node, -1, (op.arg("weight"), 1))
     if op.tensor("bias") is not None and op.shape("bias"):
         op.tie(w[0], op.labels("bias")[0])
     return (*x[:-1], w[0])
@@ -31,10 +31,10 @@ def bilinear(op: Op) -> Labels:
     a, b, w = op.labels("input1"), op.labels("input2"), op.labels("weight")
     op.tie(a[-1], w[1])
     op.tie(b[-1], w[2])
-    for name in ("input1", "input2"):
+    for axis, name in enumerate(("input1", "input2"), start=1):
         node = op.tensor(name)
         assert node is not None
-        op.reads(node, -1)
+        op.reads(node, -1, (op.arg("weight"), axis))
     if op.tensor("bias") is not None:
         op.tie(w[0], op.labels("bias")[0])
     return (*(op.tie(p, q) for p, q in zip(a[:-1], b[:-1], strict=True)), w[0])
@@ -51,8 +51,9 @@ def product(op: Op, left: str, right: str) -> Labels:
     sa, sb = op.shape(left), op.shape(right)
     node = op.tensor(left)
     assert node is not None
-    op.tie(a[-1], b[-2] if len(b) > 1 else b[-1])
-    op.reads(node, -1)
+    meets = max(-2, -len(b))
+    op.tie(a[-1], b[meets])
+    op.reads(node, -1, (op.arg(right), meets))
     rows = a[-2:-1]
     cols = b[-1:] if len(b) > 1 else ()
     n = max(len(sa), len(sb)) - 2
@@ -165,7 +166,7 @@ def einsum(op: Op) -> Labels:
         if c not in right:
             if len(where) == 1:
                 op.freeze(axes[c], "is summed over", cause="reduction over channels")
-            op.reads(n, terms[where[0]].index(c))
+            op.reads(n, terms[where[0]].index(c), *((operands[k], terms[k].index(c)) for k in where[1:]))
         if activations:
             shared = len(where) == 2 and c in right
             op.space.hint(axes[c], "heads" if shared else "head_dim")
@@ -183,7 +184,7 @@ def grouped_mm(op: Op) -> Labels:
     for axis in op.labels(offsets) if is_tensor(offsets) else ():  # type: ignore[arg-type]
         op.freeze(axis, "says where experts start", cause="positions")
     op.tie(a[-1], b[1])
-    op.reads(x, -1)  # type: ignore[arg-type]
+    op.reads(x, -1, (w, 1))  # type: ignore[arg-type]
     for axis in b[1:]:  # the kernel wants strides of 16 bytes
         if axis is not None:
             op.facts.multiples.append((axis, max(1, 16 // w.meta["val"].element_size())))  # type: ignore[union-attr]
@@ -244,7 +245,7 @@ def recurrent(op: Op) -> list[Labels]:
     for s in states[1:]:
         hidden = op.tie(hidden, op.labels(s)[-1])
     below = op.labels(x)[-1]
-    op.reads(x, -1)
+    op.reads(x, -1, *((params[k * step], 1) for k in range(directions)))
     for layer in range(0, len(params), step * directions):
         for start in range(layer, layer + step * directions, step):
             cell: list[Any] = list(params[start : start + step])

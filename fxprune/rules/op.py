@@ -39,6 +39,7 @@ class Facts:
 
     Attributes:
         reads: node -> (argument node, axis) pairs over which the node contracts; a mask multiplies these.
+        against: (node, argument node, axis) of a read -> the (argument node, axis) pairs that it is multiplied with.
         norm_groups: group norms over live channels.
         attended: attentions with an implicit scale.
         statistics: nodes that take a mean, a variance or a norm over live axes.
@@ -46,6 +47,7 @@ class Facts:
     """
 
     reads: dict[str, list[tuple[fx.Node, int]]] = field(default_factory=dict)
+    against: dict[tuple[str, fx.Node, int], list[tuple[fx.Node, int]]] = field(default_factory=dict)
     norm_groups: list[NormGroups] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
     statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -119,11 +121,15 @@ class Op:
                 self.freeze(axis, why, cause)
         return frozen_like(self.node.meta.get("val"))
 
-    def reads(self, argument: fx.Node, axis: int) -> None:
-        """The op sums over this axis of this argument (a mask may multiply it)."""
+    def reads(self, argument: fx.Node, axis: int, *against: tuple[Any, int]) -> None:
+        """The op sums over this axis of this argument (a mask may multiply it).
+
+        `against` are the arguments and axes that it is multiplied with, position by position, where there are such.
+        """
         axis %= len(shape_of(argument))
         if self.labels(argument)[axis] is not None:
             self.facts.reads.setdefault(self.name, []).append((argument, axis))
+            self.facts.against[self.name, argument, axis] = [(n, d % len(shape_of(n))) for n, d in against]
 
 
 def _flat(labels: Any) -> list[Axis]:

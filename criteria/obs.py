@@ -1,0 +1,137 @@
+"""Optimal Brain Surgeon on whole channels: what the readers lose once the channels that stay have made up for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.context import Context
+from fxprune.errors import CriterionError
+from fxprune.moments import Inputs
+from fxprune.plan import Plan
+
+
+@dataclass(frozen=True)
+class Obs:
+    """The rise of the squared error of a channel's readers, after the best correction of their other weights.
+
+    For a reader y = W x with the second moments H = E[x xᵀ] + damping · mean(diag H) · 1 of its input, and the columns
+    P of W that go with channel c,
+
+        min E‖W x − W' x‖²  over W' with W'_P = 0    is    score_W(c) = tr( W_P ([H⁻¹]_PP)⁻¹ W_Pᵀ )
+        score(c) = Σ over its readers of score_W(c), relative to the group's mean
+
+    which is w_c² / [H⁻¹]_cc for each row where P is one column.  A convolution reads x at every place, all taps of its
+    kernel with the same H: what a channel's place can be predicted from are the other channels there.
+
+    `compensate` applies the correction for all channels R of a plan at once, with K the columns that stay:
+
+        W'_K = W_K + W_R H_RK H_KK⁻¹      (−W_R [H⁻¹]_RR⁻¹ [H⁻¹]_RK is the same)
+
+    so each reader does as well as a linear layer can from what is left of the *old* activations; layers are corrected
+    side by side, not one after the other.
+
+    Needs data, and either a loss that runs the model or batches that are its inputs; forward passes only, and for each
+    reader I² numbers for I input channels.  Shape: one score a channel of each group that a weight reads, ≥ 0, in
+    squared units of the layers' output before the division; the other groups come last.
+    Errors: InputsError without data; CriterionError for damping ≤ 0, or where activations are NaN or infinite.
+    Source: Hassibi and Stork, Optimal Brain Surgeon, NIPS 1992; Frantar and Alistarh, SparseGPT, ICML 2023; structured
+    Kurtić et al., ZipLM, NeurIPS 2023, and OBS-Diff, arXiv 2510.06751.
+
+    >>> import torch
+    >>> from fxprune.channels import analyse
+    >>> from fxprune.score import score
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> net.load_state_dict({"0.weight": torch.eye(2), "1.weight": torch.tensor([[2.0, 2.0]])})
+    <All keys matched successfully>
+    >>> graph = analyse(net, ((torch.ones(1, 2),), {}))
+    >>> data = [torch.tensor([[2.0, 0.0], [0.0, 1.0]])]  # H = diag(2, 1/2): nothing makes up for anything
+    >>> score(graph, net, Obs(damping=1e-9), data=data, normalize="none").values["0.weight:0"].round(4).tolist()
+    [8.0, 2.0]
+    """
+
+    damping: float = 0.01
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "forward"})
+    normalization: ClassVar[str] = "mean"
+    partial: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.damping > 0:
+            raise CriterionError(f"Obs(damping={self.damping}): must be positive, such as 0.01, or H has no inverse")
+
+    @torch.no_grad()
+    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+        """Group name -> one score a channel."""
+        scores: dict[str, Tensor] = {}
+        for reader in self._readers(ctx):
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(reader.moment))
+            columns = _columns(ctx.tensors[reader.weight], reader)
+            for group in ctx.graph.groups:
+                for s in group.slices:
+                    if (s.tensor, s.axis) == (reader.weight, reader.axis):
+                        positions = torch.from_numpy(s.positions).to(inverse.device)
+                        part = _loss(columns, inverse, positions)
+                        scores[group.name] = scores[group.name] + part if group.name in scores else part
+        return scores
+
+    @torch.no_grad()
+    def compensate(self, ctx: Context, plan: Plan) -> dict[str, Tensor]:
+        """New values of the readers that lose a part of their input, for the channels that stay."""
+        keep = plan.kept(ctx.graph)
+        new: dict[str, Tensor] = {}
+        for reader in self._readers(ctx):
+            stays = keep[ctx.components(reader.weight, reader.axis)]
+            if stays.all() or not stays.any() or not reader.alone:
+                continue
+            weight = ctx.tensors[reader.weight]
+            kept, gone = (torch.from_numpy(np.flatnonzero(x)).to(weight.device) for x in (stays, ~stays))
+            columns = _columns(weight, reader)
+            rows = reader.moment[:, kept]
+            correction = torch.linalg.solve(rows[:, :, kept], rows[:, :, gone]) @ columns[:, gone]
+            columns[:, kept] += correction
+            new[reader.weight] = _weight(columns, weight, reader)
+        return new
+
+    def _readers(self, ctx: Context) -> Iterator[Inputs]:
+        """Moments of every reader in double precision, damped; without those of transposed grouped convolutions."""
+        for reader in ctx.inputs(covariance=True).values():
+            if reader.axis == 0 and reader.groups > 1:
+                continue
+            h = reader.moment.double()
+            if not bool(torch.isfinite(h).all()):
+                raise CriterionError(
+                    f"{ctx.who}: the input of {reader.weight} holds NaN or infinite values; check weights and data"
+                )
+            mean = h.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(h.dtype).tiny)
+            damped = h + self.damping * mean[:, None, None] * torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
+            yield Inputs(reader.weight, reader.axis, reader.groups, damped, reader.alone)
+
+
+def _columns(weight: Tensor, reader: Inputs) -> Tensor:
+    """(groups, inputs, outputs · taps) of a weight, a copy in double precision."""
+    wide = weight.detach().double()
+    if reader.groups == 1:
+        return wide.movedim(reader.axis, 0).flatten(1)[None].clone()
+    return wide.reshape(reader.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(2).clone()
+
+
+def _weight(columns: Tensor, weight: Tensor, reader: Inputs) -> Tensor:
+    """The weight that these are the columns of."""
+    if reader.groups == 1:
+        rest = [n for d, n in enumerate(weight.shape) if d != reader.axis]
+        return columns[0].reshape(-1, *rest).movedim(0, reader.axis).to(weight.dtype)
+    taps = columns.reshape(*columns.shape[:2], -1, *weight.shape[2:])
+    return taps.transpose(1, 2).flatten(0, 1).to(weight.dtype)
+
+
+def _loss(columns: Tensor, inverse: Tensor, positions: Tensor) -> Tensor:
+    """Σ over groups of tr(W_P ([H⁻¹]_PP)⁻¹ W_Pᵀ), for positions P (channels, m): (channels,)."""
+    block = inverse[:, positions[:, :, None], positions[:, None, :]]
+    part = columns[:, positions]
+    out: Tensor = (part * torch.linalg.solve(block, part)).sum((0, 2, 3))
+    return out

@@ -1,0 +1,153 @@
+"""What flows through a model's contractions while it runs: the input and the output of every one with a weight.
+
+    linear, matmul, einsum   out[..., o] = Σ_i in[..., i] W[o, i]
+    convolution              the same over channels, at every place
+    embedding                rows of a table: an output, but no input
+
+Seen below autograd, at the level of ATen kernels, where it makes no difference whether a module, a functional call or
+`nn.MultiheadAttention` uses a weight, or a part of one; a weight is known by its storage.  A weight that is computed on
+the way (by weight norm, say) is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One contraction at work.
+
+    Attributes:
+        weight: name of the parameter or buffer.
+        reads: its axis that is summed over; -1 for an embedding.
+        makes: its axis that the output's channels stand on, from position `start`; -1 where that is no one axis.
+        groups: of a convolution.
+        inputs: (n, channels, places), with `groups` times as many channels as `reads` has positions; None for an
+            embedding.
+        output: (n, channels, places...), or (n, channels) where there is one place.
+    """
+
+    weight: str
+    reads: int
+    makes: int
+    start: int
+    groups: int
+    inputs: Tensor | None
+    output: Tensor
+
+
+Visit: TypeAlias = Callable[[Call], None]
+Located: TypeAlias = tuple[str, Tensor]
+
+
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within, `visit` is called for every contraction with one of the tensors."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], visit: Visit) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.visit = visit
+        self.held: dict[int, list[Located]] = {}
+        for name, t in tensors.items():
+            self._hold(name, t)
+
+    def __enter__(self) -> Observer:
+        # PyTorch's fused transformer layers do all of their work inside one kernel, where nothing is seen.
+        self.fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.backends.mha.set_fastpath_enabled(self.fused)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _hold(self, name: str, tensor: Tensor) -> None:
+        if tensor.numel():
+            self.held.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            for call in handler(self, args, out):
+                self.visit(call)
+        return out
+
+    def locate(self, tensor: Any) -> Located | None:
+        """The tensor that this one is a view of, with its name."""
+        if not isinstance(tensor, Tensor):
+            return None
+        for name, whole in self.held.get(tensor.untyped_storage().data_ptr(), ()):
+            first = whole.storage_offset()
+            if first <= tensor.storage_offset() < first + whole.numel():
+                return name, whole
+        return None
+
+    def _copied(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:
+        """A copy in another type (autocast makes them) stands for the weight."""
+        found = self.locate(args[0])
+        if found is not None and out.shape == found[1].shape and args[0].shape == out.shape:
+            self._hold(found[0], out)
+        return []
+
+    def _convolved(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:
+        x, w, transposed, groups = args[0], args[1], args[6], args[8]
+        found = self.locate(w)
+        if found is None or found[1].shape != w.shape:
+            return []
+        reads, makes = (0, 1 if groups == 1 else -1) if transposed else (1, 0)
+        return [Call(found[0], reads, makes, 0, groups, x.flatten(2), out)]
+
+    def _looked_up(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:
+        found = self.locate(args[0])
+        return [] if found is None else [Call(found[0], -1, 1, 0, 1, None, out.reshape(-1, out.shape[-1]))]
+
+    def _added(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:
+        return self._multiplied(args[1:], out)
+
+    def _multiplied(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:
+        """a @ b, where one of them is a weight; the other is its input."""
+        a, b = args[0], args[1]
+        if (found := self.locate(b)) is not None:
+            return self._product(found, a, b, out)
+        if (found := self.locate(a)) is not None and b.dim() > 1:
+            return self._product(found, b.mT, a.mT, out.mT)
+        return []
+
+    def _product(self, found: Located, x: Tensor, w: Tensor, out: Tensor) -> list[Call]:
+        name, whole = found
+        if w.dim() == 1 or (reads := _axis(whole, w, -2)) < 0:
+            return []
+        makes = _axis(whole, w, -1, part=True)
+        offset = int(w.storage_offset() - whole.storage_offset())
+        start = offset // whole.stride(makes) if makes >= 0 else 0
+        return [Call(name, reads, makes, start, 1, x.reshape(-1, x.shape[-1], 1), out.reshape(-1, out.shape[-1]))]
+
+
+def _axis(whole: Tensor, view: Tensor, dim: int, part: bool = False) -> int:
+    """The axis of a tensor that one of a view's is (with `part`, or a part of it); -1 if none is."""
+    size, step = view.shape[dim], view.stride(dim)
+    for d, (n, s) in enumerate(zip(whole.shape, whole.stride(), strict=True)):
+        if s == step and (n == size or (part and size < n)):
+            return d
+    return -1
+
+
+_aten = torch.ops.aten
+_HANDLERS: dict[Any, Callable[[Observer, tuple[Any, ...], Tensor], list[Call]]] = {
+    _aten._to_copy.default: Observer._copied,
+    _aten.clone.default: Observer._copied,
+    _aten.convolution.default: Observer._convolved,
+    _aten.embedding.default: Observer._looked_up,
+    _aten.mm.default: Observer._multiplied,
+    _aten.bmm.default: Observer._multiplied,
+    _aten.addmm.default: Observer._added,
+    _aten.baddbmm.default: Observer._added,
+}

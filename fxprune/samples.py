@@ -1,0 +1,36 @@
+"""Batches taken apart into samples: every tensor whose first axis is the batch's is cut along it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+def batch_size(batch: Any) -> int:
+    """Length of the first axis of the first tensor of a batch (nested tuples, lists and mappings); 0 without one."""
+    return next((len(t) for t in _leaves(batch) if isinstance(t, Tensor) and t.dim()), 0)
+
+
+def take(batch: Any, samples: Sequence[int]) -> Any:
+    """A batch of some samples of another; what has another first axis (a number, a table) goes along whole."""
+    n = batch_size(batch)
+
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != n:
+            return leaf
+        return leaf[torch.tensor(samples, device=leaf.device)]
+
+    return pytree.tree_map(cut, _plain(batch))
+
+
+def _leaves(batch: Any) -> list[Any]:
+    return pytree.tree_leaves(_plain(batch))
+
+
+def _plain(batch: Any) -> Any:
+    """Mappings that torch's pytrees do not know (a tokenizer's answer) as dicts."""
+    return dict(batch) if isinstance(batch, Mapping) and type(batch) is not dict else batch

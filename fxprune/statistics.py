@@ -1,0 +1,89 @@
+"""Norms and reductions over what stays: every mean is Σ m·x / Σ m.
+
+A mask of ones gives the plain function, a mask of zeros and ones what the function gives once the masked channels are
+gone, and between the two everything is differentiable.  Masks broadcast against x; None stands for ones.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, dims: tuple[int, ...], m: Tensor | None, keepdim: bool = True) -> Tensor:
+    """Σ m·x / Σ m over `dims` (0 where nothing stays)."""
+    if m is None:
+        return x.mean(dims, keepdim=keepdim)
+    weight = m.expand_as(x)
+    return (x * m).sum(dims, keepdim=keepdim) / weight.sum(dims, keepdim=keepdim).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def masked_var(
+    x: Tensor, dims: tuple[int, ...], m: Tensor, correction: float, keepdim: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Variance Σ m·(x − mean)² / (Σ m − correction) and mean over `dims`."""
+    mean = masked_mean(x, dims, m)
+    count = m.expand_as(x).sum(dims, keepdim=True)
+    var = ((x - mean) ** 2 * m).sum(dims, keepdim=True) / (count - correction)
+    return (var, mean) if keepdim else (var.squeeze(dims), mean.squeeze(dims))
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def masked_layer_norm(
+    x: Tensor,
+    dims: tuple[int, ...],
+    m: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool = True,
+) -> Tensor:
+    """Layer norm over `dims`; an RMS norm if not `centred`."""
+    y = x - masked_mean(x, dims, m) if centred else x
+    return _affine(y * torch.rsqrt(masked_mean(y * y, dims, m) + eps), weight, bias)
+
+
+def masked_group_norm(
+    x: Tensor,
+    m: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    place: Tensor | None = None,
+) -> Tensor:
+    """Group norm of x (N, C, ...) under a channel mask m (C,).
+
+    The moments of each channel come first (one pass over x), those of each group from them (small), and one multiply
+    and add applies scale and shift, as in the fused kernel.
+
+    Args:
+        place: the group of every channel; None: blocks of equal size.
+    """
+    channels, space = x.shape[1], tuple(range(2, x.dim()))
+    if place is None:
+        place = torch.arange(channels, device=x.device) // (channels // groups)
+    member = F.one_hot(place, groups).to(x.dtype) * m[:, None]  # (C, G)
+    share = member / member.sum(0).clamp_min(torch.finfo(x.dtype).tiny)
+    var, mean = torch.var_mean(x, space, correction=0) if space else (torch.zeros_like(x), x)
+    centre = (mean @ share)[:, place]  # (N, C)
+    spread = (var + (mean - centre) ** 2) @ share
+    scale = torch.rsqrt(spread + eps)[:, place]
+    scale = scale if weight is None else scale * weight
+    shift = -centre * scale if bias is None else bias - centre * scale
+    wide = (...,) + (None,) * len(space)
+    return torch.addcmul(shift[wide], x, scale[wide])
+
+
+def masked_batch_norm(x: Tensor, m: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Batch norm with statistics of the batch itself, channels on axis 1: how weight standardisation is written."""
+    dims = tuple(d for d in range(x.dim()) if d != 1)
+    y = x - masked_mean(x, dims, m)
+    y = y * torch.rsqrt(masked_mean(y * y, dims, m) + eps)
+    wide = (slice(None),) + (None,) * (x.dim() - 2)
+    return _affine(y, None if weight is None else weight[wide], None if bias is None else bias[wide])
