@@ -5,7 +5,7 @@ A copy of every weight would double the memory of a large model, and writing it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +38,10 @@ class Elementwise:
         """
         data = self.tensor.detach()
         rows = max(1, BLOCK * len(data) // max(1, data.numel())) if data.dim() and data.device.type == "cpu" else 0
-        for block in data.split(rows) if rows else (data,):
+        for block in torch.split(data, rows) if rows else (data,):
             yield self.of(block if block.dtype in (torch.float32, torch.float64) else block.float())
 
-    def fold(self, dims: Sequence[int], largest: bool = False) -> Tensor:
+    def fold(self, dims: list[int], largest: bool = False) -> Tensor:
         """Σ over some axes, or the largest value along them."""
         if not dims:
             parts = list(self.blocks())

@@ -168,7 +168,7 @@ def _submatrix(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) 
     """`matrix[rows][:, columns]`, a block of rows at a time, so that what lies between is never whole in memory."""
     out = matrix.new_empty(len(rows), len(columns), *matrix.shape[2:])
     at_once = max(1, BLOCK // max(1, matrix[0].numel()))
-    for block, some in zip(out.split(at_once), rows.split(at_once), strict=True):
+    for block, some in zip(torch.split(out, at_once), torch.split(rows, at_once), strict=True):
         torch.index_select(matrix.index_select(0, some), 1, columns, out=block)
     return out
 
