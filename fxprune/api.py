@@ -314,7 +314,7 @@ def _apply(
     try:
         plan = first = planned(graph)
     except BudgetError as e:
-        if strict or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
+        if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
             raise
         return made
     original, trouble, literals = graph, "", graph.literals
@@ -336,6 +336,10 @@ def _apply(
             plan = planned(graph)
         except BudgetError:
             break
+    if graph.traced.noted:
+        raise RewriteError(
+            f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
+        )
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
     return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)

@@ -22,6 +22,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune.values import Noting, Values
+
 MARK = "fxprune_call"
 
 
@@ -243,9 +245,9 @@ _ARITHMETIC = {
 class RecordingMode(TorchFunctionMode):
     """Unwraps traced integers, records the call, and marks the nodes and tensors that come out of it."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, values: Values | None = None) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.recorder, self.values = recorder, values
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -263,6 +265,10 @@ class RecordingMode(TorchFunctionMode):
             return sizes if dim is None else sizes[int(dim)]
         if name == "numel" and args and isinstance(args[0], torch.Tensor):
             return math.prod(self._sizes(args[0], torch.Size(args[0].shape)))
+        if self.values is not None:
+            answered, args = self.values.answer(name, args)
+            if answered:
+                return args
         number = self.recorder.count
         self.recorder.count += 1
         flat = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, (torch.Size, slice)))
@@ -355,10 +361,15 @@ def _open_functional() -> Iterator[None]:
 class Recorded(nn.Module):
     """`model` under a `RecordingMode`: what is exported in place of the model itself."""
 
-    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+    def __init__(self, model: nn.Module, recorder: Recorder, values: Values | None = None) -> None:
         super().__init__()
         self.model = model
-        self.__dict__["recorder"] = recorder
+        self.__dict__.update(recorder=recorder, values=values)
+
+    def noting(self, *args: Any, **kwargs: Any) -> None:
+        """Run the model as it is, and note what its Python reads."""
+        with torch.no_grad(), _open_functional(), Noting(self.__dict__["values"]):
+            self.model(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         recorder: Recorder = self.__dict__["recorder"]
@@ -370,7 +381,7 @@ class Recorded(nn.Module):
                 x._fxprune_origin = ("input", k)  # type: ignore[attr-defined]
         recorder.active = True
         try:
-            with _open_functional(), RecordingMode(recorder):
+            with _open_functional(), RecordingMode(recorder, self.__dict__["values"]):
                 return self.model(*args, **kwargs)
         finally:
             recorder.active = False
