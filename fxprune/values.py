@@ -1,7 +1,7 @@
 """What a model's Python reads from the values of tensors, for models that `torch.export` alone cannot capture.
 
 Export runs on tensors without values, so it stops at `mask.sum().item()`, at `x[mask]`, at `if valid.any():`.  Where
-such values come from the example inputs (and not from channels, which pruning changes), a run on these inputs tells them:
+such values come from the example inputs (and not from channels, which pruning changes), a run on them tells:
 first the model runs as it is and what is read is noted; then it is exported, and reads the notes.
 """
 
