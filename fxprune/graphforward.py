@@ -134,7 +134,7 @@ class Program:
         seen: dict[fx.Node, tuple[int, ...]] = {}
         read = self.shapes.read()
         for node in self.nodes:
-            env[node] = self._step(node, env, given, state, seen)
+            env[node] = self.step(node, env, given, state, seen)
             if node in read:
                 seen[node] = shape_now(env[node])
             for n in self.last.get(node, ()):
@@ -142,14 +142,15 @@ class Program:
         out = [env[o] if isinstance(o, fx.Node) else o for o in self.outputs]
         return pytree.tree_unflatten(out, self.out_spec)
 
-    def _step(
+    def step(
         self,
         node: fx.Node,
         env: Env,
         given: Mapping[str, Any],
         state: Mapping[str, Tensor],
-        seen: Mapping[fx.Node, tuple[int, ...]],
+        seen: Mapping[fx.Node, tuple[int, ...]] | None = None,
     ) -> Any:
+        """The value of one node: `env` holds those before it, `seen` the shapes that sizes follow (None: as traced)."""
         if node.op == "placeholder":
             if node.name in self.tensors:
                 return state[self.tensors[node.name]]
@@ -161,7 +162,7 @@ class Program:
             return list(torch.split(args[0], self.pieces[node], int(dim)))
         if op_name(node.target) == "aten::repeat_interleave":
             kwargs.pop("output_size", None)  # a hint, true for the traced batch only
-        for number in self.sized.get(node, ()):
+        for number in () if seen is None else self.sized.get(node, ()):
             k, j = number.path
             put(args, number.path, self.shapes.now(number, args[k] if j is None else args[k][j], seen))
         if op_name(node.target) in ("aten::view", "aten::reshape", "aten::_unsafe_view"):
@@ -190,20 +191,19 @@ class _Shared:
         return self
 
 
-def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping[str, int]) -> None:
-    """Make the rewritten graph the forward of `small`, whose tensors are already cut.
+def program_of(graph: ChannelGraph, keep: Bools, groups: Mapping[str, int]) -> Program:
+    """The graph rewritten for the components that stay.
 
     Args:
         groups: new numbers of groups of group norms and grouped convolutions, by node.
     """
-    keep = plan.kept(graph)
     traced = graph.traced
     rewriter = Rewriter(graph, keep, groups)
     calls = [n for n in traced.graph.nodes if n.op == "call_function"]
     spec = pytree.tree_structure(traced.example)
     pieces = {n: p for n in calls if (p := rewriter.pieces(n)) is not None}
     numbers = sized(traced)
-    program = Program(
+    return Program(
         nodes=tuple(traced.graph.nodes),
         arguments={n: rewriter.arguments(n) for n in calls},
         pieces=pieces,
@@ -217,5 +217,10 @@ def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping
         in_spec=spec,
         out_spec=traced.out_spec,
     )
+
+
+def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping[str, int]) -> None:
+    """Make the rewritten graph the forward of `small`, whose tensors are already cut (`groups`: see `program_of`)."""
+    program = program_of(graph, plan.kept(graph), groups)
     small.__dict__["_fxprune_program"] = _Shared(program)
     small.__dict__["forward"] = types.MethodType(_graph_forward, small)
