@@ -162,9 +162,10 @@ class Program:
             return list(torch.split(args[0], self.pieces[node], int(dim)))
         if op_name(node.target) == "aten::repeat_interleave":
             kwargs.pop("output_size", None)  # a hint, true for the traced batch only
-        for number in () if seen is None else self.sized.get(node, ()):
-            k, j = number.path
-            put(args, number.path, self.shapes.now(number, args[k] if j is None else args[k][j], seen))
+        if seen is not None:
+            for number in self.sized.get(node, ()):
+                k, j = number.path
+                put(args, number.path, self.shapes.now(number, args[k] if j is None else args[k][j], seen))
         if op_name(node.target) in ("aten::view", "aten::reshape", "aten::_unsafe_view"):
             args[1] = _filling(args[0].numel(), args[1])
         return node.target(*args, **kwargs)  # type: ignore[operator]
