@@ -24,7 +24,7 @@ from fxprune.ranking import Curves
 from fxprune.report import Report, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.saliency import Normalization
-from fxprune.score import Criterion, score
+from fxprune.score import Criterion, needs_of, score
 from fxprune.select import Ignore, named
 from fxprune.trace import ExampleInputs, as_inputs
 from fxprune.verify import Check, check_dense, same_batches
@@ -152,7 +152,7 @@ def prune(
     if attention == "both":
         same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention")}
         return _prune_both(model, ratio, target, same)
-    asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
+    needs = needs_of(criterion)
     registry.get("schedulers", scheduler)
     adapter = find_adapter(model)
     net, back = adapter.unwrap(model)
@@ -160,7 +160,7 @@ def prune(
     with clock("trace"):
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
-        batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
+        batches, how = _data_and_loss(adapter, model, needs, data, loss, samples, seed, progress)
     limits: dict[str, Any] = {"round_to": round_to, "min_width": min_width, "max_ratio": max_ratio, "scope": scope}
     limits |= {"exact_norms": exact_norms, "target": target, "ratios": ratios}
     limits["ignore"] = (*named(net, ignore), *adapter.protect(net))
@@ -358,7 +358,7 @@ def _attempt(
 def _data_and_loss(
     adapter: Adapter,
     model: Any,
-    criterion: Any,
+    needs: frozenset[str],
     data: Iterable[Any] | None,
     loss: Callable[[nn.Module, Any], Any] | None,
     samples: int,
@@ -366,7 +366,6 @@ def _data_and_loss(
     progress: bool,
 ) -> tuple[Iterable[Any] | None, Callable[[nn.Module, Any], Any] | None]:
     """What the caller gave, completed by the adapter as far as the criterion needs it."""
-    needs: frozenset[str] = getattr(criterion, "needs", frozenset())
     if "data" in needs and data is None:
         data = adapter.calibration(model, samples, seed, progress)
     if needs & {"loss", "forward"} and loss is None:
