@@ -78,7 +78,7 @@ def _items(model: nn.Module, held: Holders, group: Group) -> tuple[list[_Item], 
 
     box, items, odd = function.PrunerBox, list[_Item](), list[str]()
     for s in group.slices:
-        found = [(m, h) for m, k in held[s.tensor] if (h := _handler(m, k, s)) is not None]
+        found: list[tuple[Any, Any]] = [(m, h) for m, k in held[s.tensor] if (h := _handler(m, k, s)) is not None]
         if not found or isinstance(found[0][0], nn.Embedding):
             odd.append(s.tensor)
         parameter = getattr(*held[s.tensor][0])
