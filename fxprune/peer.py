@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxprune.channels import Group
 from fxprune.context import Context
 from fxprune.errors import CriterionError
 from fxprune.peer_groups import holders, present
+from fxprune.untouched import attributes_kept
 
 PACKAGE = "torch_pruning"
 
@@ -55,7 +55,7 @@ class Peer:
         held = holders(ctx.model)
         given = [(g, *present(ctx.model, held, g)) for g in ctx.graph.groups]
         _tell(ctx, list(dict.fromkeys(name for *_, odd in given for name in odd)))
-        with _attributes_kept(ctx.model):
+        with attributes_kept(ctx.model):
             _prepare(self.importance, ctx)
             found = [(g, self.importance(made), width) for g, made, width, _ in given if len(made)]
         return {g.name: self._by_channel(ctx, g, s, width) for g, s, width in found if s is not None}
@@ -142,23 +142,6 @@ class _Layers:
 
     def _downstream_node_as_root_if_attention(self, group: Any) -> Any:
         return group
-
-
-@contextlib.contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """What is written on modules within, hooks too, is gone afterwards."""
-    before = [
-        (m, dict(vars(m)), {k: v.copy() for k, v in vars(m).items() if isinstance(v, dict)}) for m in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes, dicts in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for k, held in dicts.items():
-                attributes[k].clear()
-                attributes[k].update(held)
 
 
 def _tell(ctx: Context, odd: list[str]) -> None:

@@ -38,7 +38,7 @@ from fxprune.saliency import (
     channel_scores,
     normalized,
 )
-from fxprune.untouched import seed_torch, unchanged
+from fxprune.untouched import attributes_kept, seed_torch, unchanged
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
 
@@ -168,7 +168,7 @@ def _called(call: Criterion, ctx: Context) -> Any:
     if isinstance(held, Mapping) and held and all(n in ctx.graph.shapes for n in held):
         return held
     own = type(call).__module__.startswith("fxprune.criteria.")
-    with unchanged(ctx.model, ctx.who, restore=not own):
+    with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own):
         seed_torch(ctx.model, ctx.seed)
         try:
             ctx.memo[key] = call(ctx)
