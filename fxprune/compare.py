@@ -144,7 +144,7 @@ class _Trial:
         self, criterion: str | Criterion, label: str, ratios: Sequence[float], seed: int, batches: list[Any] | None
     ) -> Iterator[Compared]:
         """One row a ratio; an error at scoring is in all of them."""
-        given = {"data": batches, "loss": self.how, "seed": seed}
+        given: dict[str, Any] = {"data": batches, "loss": self.how, "seed": seed}
         peak = Peak(next((p.device for p in self.net.parameters()), torch.device("cpu")))
         scores: Scores | None = None
         start = time.perf_counter()

@@ -92,7 +92,7 @@ def _check_loss(claims: Claims, adapter: Adapter, model: Any, net: nn.Module) ->
         claims.fail("it makes calibration batches, but no loss for them: loss_of() is None")
     for batch in batches:
         with claims.during("the loss of a calibration batch fails"), evaluating(net):
-            values = [loss(net, batch) for _ in range(2)]
+            values: list[Any] = [loss(net, batch) for _ in range(2)]
         scalar = isinstance(values[0], Tensor) and values[0].numel() == 1 and math.isfinite(float(values[0].detach()))
         claims.hold(scalar, "the loss of a calibration batch is no finite scalar tensor")
         claims.hold(bool(values[0].requires_grad), "the loss of a calibration batch has no gradient")

@@ -80,7 +80,7 @@ def _step(claims: Claims, problem: Problem, flow: Flow, most: float | None) -> F
         if flow.due:
             flow.refresh(_values(problem, taken))
             claims.hold(not flow.due, "refresh() does not clear `due`")
-        mask = np.asarray(flow.step()).copy()
+        mask: Floats = np.array(flow.step(), np.float64)
     claims.hold(flow.taken == taken + 1, "step() must count in `taken`, one at a time")
     claims.hold(mask.shape == before.shape, f"a mask has shape {mask.shape}, not one number a channel, {before.shape}")
     claims.hold(bool(((mask >= 0) & (mask <= 1)).all()), f"a mask leaves [0, 1] at step {taken}, or is NaN")
