@@ -15,18 +15,24 @@ from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
 from fxprune.compensate import compensated
+from fxprune.constraints import Constraints
+from fxprune.context import Loss
 from fxprune.cost import CostModel
 from fxprune.errors import BudgetError, InputsError, PlanError, RewriteError, VerifyError
+from fxprune.latency import latency_of
 from fxprune.plan import Plan
 from fxprune.planner import asked_share, check_budget
 from fxprune.planner import plan as make_plan
 from fxprune.ranking import Curves
-from fxprune.report import Report, attach, causes, is_pruned, report
+from fxprune.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
+from fxprune.rounding import place_of
 from fxprune.saliency import Normalization
 from fxprune.score import Criterion, needs_of, score
 from fxprune.select import Ignore, named
-from fxprune.trace import ExampleInputs, as_inputs
+from fxprune.stopwatch import take_turns
+from fxprune.timesteps import Timesteps
+from fxprune.trace import ExampleInputs, as_inputs, evaluating
 from fxprune.verify import Check, check_dense, same_batches
 
 M = TypeVar("M")
@@ -84,10 +90,11 @@ def prune(
     example_inputs: ExampleInputs | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
+    timesteps: str | Timesteps | None = None,
     scheduler: str = "one_shot",
     attention: str = "heads",
     ignore: Ignore = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
@@ -107,13 +114,16 @@ def prune(
             pipeline comes back). It is left as it is, unless `inplace`.
         criterion: a name (see `fxprune list`), a criterion, or a callable `(ctx) -> {tensor or group: scores}`.
         ratio: share of `of` to remove, in [0, 1); None: 0.4, unless `target` or `ratios` by name is given.
-        of: "params", "macs" or "channels".
+        of: "params", "macs", "channels", "memory" or "latency" (see `plan`); a latency is confirmed by timing both
+            models afterwards, unless `verify` is off.
         target: see `plan`.
         ratios: see `plan`.
         example_inputs: see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself).
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
+        timesteps: which times of a diffusion process the adapter's loss sees: a `Timesteps`, or the name of its rule
+            ("uniform", "snr", "threshold"); None: uniform.
         scheduler: "one_shot".
         attention: prune whole "heads", the "head_dim" of all heads, or "both", one after the other.
         ignore: what stays as it is: names or globs of tensors or modules, module types such as `nn.Conv2d`, and
@@ -147,35 +157,38 @@ def prune(
     if ratio is None and target is None and not isinstance(ratios, Mapping):
         ratio = 0.4
     check_budget(ratio, target, of)
+    limits: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_width": min_width, "max_ratio": max_ratio}
+    limits |= {"exact_norms": exact_norms, "scope": scope}
+    Constraints(**limits)  # raises before the work, not after it
     if data is not None and not isinstance(data, (torch.Tensor, Mapping, str)):  # these are no batches: score() says so
         data = list(data)
     if attention == "both":
-        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention")}
+        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention", "limits")}
         return _prune_both(model, ratio, target, same)
     needs = needs_of(criterion)
     registry.get("schedulers", scheduler)
-    adapter = find_adapter(model)
+    adapter = _seeing(find_adapter(model), timesteps)
     net, back = adapter.unwrap(model)
     clock = _Clock()
     with clock("trace"):
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, needs, data, loss, samples, seed, progress)
-    limits: dict[str, Any] = {"round_to": round_to, "min_width": min_width, "max_ratio": max_ratio, "scope": scope}
-    limits |= {"exact_norms": exact_norms, "target": target, "ratios": ratios}
-    limits["ignore"] = (*named(net, ignore), *adapter.protect(net))
-
+    limits |= {"target": target, "ignore": (*named(net, ignore), *adapter.protect(net))}
     known: dict[str, Any] = {}
 
     def planned(graph: ChannelGraph) -> Plan:
         with clock("score"):
             how_much: dict[str, Any] = {"normalize": normalize, "seed": seed, "progress": progress, "reuse": known}
             scores = score(graph, net, criterion, data=batches, loss=how, **how_much)
+        if of == "latency":
+            with clock("measure"):
+                latency_of(graph, progress)
         with clock("plan"):
             return make_plan(graph, scores, ratio, of, **limits)
 
     def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
-        with clock("compensate"):
+        with clock("score"):
             return compensated(
                 graph, net, plan, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known
             )
@@ -230,23 +243,18 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     net, back = find_adapter(model).unwrap(model)
-    clock = _Clock()
-    with clock("trace"):
-        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
     plan.check(graph)
-
-    def replayed(again: ChannelGraph) -> Plan:
-        if again.fingerprint != plan.fingerprint:
-            raise BudgetError("a plan that is given cannot be made anew")
-        return plan
-
-    made = _apply(lambda *_: net, graph, replayed, clock, verify, strict)
-    applied: M = back(_finished(net, made, clock, inplace))
+    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 
 def _finished(net: nn.Module, made: _Made, clock: _Clock, inplace: bool, seed: int | None = None) -> nn.Module:
     """The dense model, with its report."""
+    timing = None
+    if made.plan.of == "latency" and made.check is not None:
+        with clock("confirm"):
+            timing = _timed(net, made)
     small = transplant(net, made.done.model) if inplace else made.done.model
     checks = () if made.check is None else (made.check,)
     told = Report(
@@ -258,9 +266,19 @@ def _finished(net: nn.Module, made: _Made, clock: _Clock, inplace: bool, seed: i
         causes(made.graph),
         dict(clock.seconds),
         seed=seed,
+        timing=timing,
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small
+
+
+def _timed(net: nn.Module, made: _Made) -> Timing:
+    """Both models, in turns, on the example inputs."""
+    args, kwargs = made.graph.traced.example
+    device = place_of(made.graph)[0]
+    with evaluating(net), evaluating(made.done.model):
+        turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)
+    return Timing(min(turns[0]), min(turns[1]), made.plan.achieved)
 
 
 @dataclass(frozen=True)
@@ -286,7 +304,15 @@ def settled(
     return _apply(lambda *_: net, graph, planned, _Clock(), verify=True, strict=False)
 
 
-def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, strict: bool, seed: int) -> nn.Module:
+def finished(
+    net: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    verify: bool,
+    strict: bool,
+    seed: int | None = None,
+    inplace: bool = False,
+) -> nn.Module:
     """The dense model of a plan that is settled, with its report."""
 
     def planned(other: ChannelGraph) -> Plan:
@@ -296,7 +322,7 @@ def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, stri
 
     clock = _Clock()
     made = _apply(lambda *_: net, graph, planned, clock, verify, strict)
-    return _finished(net, made, clock, inplace=False, seed=seed)
+    return _finished(net, made, clock, inplace, seed)
 
 
 def _apply(
@@ -353,6 +379,41 @@ def _attempt(
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
     return _Made(graph, plan, done, check, trouble)
+
+
+def calibration(
+    model: Any,
+    samples: int = 8,
+    *,
+    timesteps: str | Timesteps | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[list[Any], Loss]:
+    """The data and the loss that `prune` uses where it is given none, for `score` and for training.
+
+    Args:
+        model: a model or pipeline whose family can make its own data: a diffusion model, or an autoencoder.
+        samples: how many, in all batches together.
+        timesteps: see `prune`.
+        seed: for everything drawn at random.
+        progress: show a progress bar.
+
+    Returns:
+        Batches, and `loss(model, batch) -> scalar`, a fixed function of the weights, which also takes batches of your
+        own (`docs/diffusion.md`).
+
+    Raises:
+        InputsError: where the family has no loss, or cannot make data.
+    """
+    adapter = _seeing(find_adapter(model), timesteps)
+    loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
+    if loss is None or batches is None:
+        raise InputsError(f"fxprune has no {'loss' if loss is None else 'data'} for {type(model).__name__}: bring both")
+    return batches, loss
+
+
+def _seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
+    return adapter if timesteps is None else adapter.seeing(timesteps)
 
 
 def _data_and_loss(

@@ -1,4 +1,4 @@
-"""The command line: `fxprune prune`, `inspect`, `compare`, `list` and `demo`.
+"""The command line: `fxprune prune`, `inspect`, `sensitivity`, `compare`, `list` and `demo`.
 
 A folder is a diffusers pipeline (model_index.json), a diffusers model (config.json) or what `fxprune prune` wrote.
 """
@@ -87,7 +87,7 @@ def prune(
         float | None, typer.Option(help="In place of --ratio: what is to stay of --of, such as 20e6 parameters.")
     ] = None,
     criterion: Annotated[str, typer.Option(help="How channels are ranked; see `fxprune list`.")] = "gradflow",
-    of: Annotated[str, typer.Option(help="What the budget counts: params, macs or channels.")] = "params",
+    of: Annotated[str, typer.Option(help="The budget is one of params, macs, channels, memory, latency.")] = "params",
     group_ratio: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SHARE", help="Share of its channels that a group (or a glob's) loses; repeatable."),
@@ -97,7 +97,9 @@ def prune(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
     ] = None,
-    round_to: Annotated[int, typer.Option(help="Keep widths multiples of this.")] = 1,
+    round_to: Annotated[
+        str, typer.Option(metavar="N", help="Keep widths multiples of this; auto: what suits the device.")
+    ] = "1",
     min_width: Annotated[int, typer.Option(help="Channels that every group keeps.")] = 1,
     max_ratio: Annotated[
         float | None, typer.Option(help="Largest share that one group of channels may lose (0.9, or all but one).")
@@ -111,6 +113,9 @@ def prune(
     ] = "global",
     normalize: Annotated[
         str | None, typer.Option(help="How scores of different groups are made comparable; see fxprune.score.")
+    ] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help="Times of a diffusion process that count: uniform, snr or threshold.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
@@ -143,12 +148,13 @@ def prune(
             scheduler=scheduler,
             attention=attention,
             ignore=tuple(ignore or ()),
-            round_to=round_to,
+            round_to=int(round_to) if round_to.isdecimal() else round_to,
             min_width=min_width,
             max_ratio=max_ratio,
             exact_norms=exact_norms,
             scope=scope,
             normalize=normalize,  # type: ignore[arg-type]  # score() checks it
+            timesteps=timesteps,
             samples=samples,
             seed=seed,
             verify=verify,
@@ -203,6 +209,8 @@ def _print_pruned(small: Any) -> None:
     _print_plan(made.plan)
     for check in made.checks:
         out.print(escape(str(check)), highlight=False)
+    if made.timing:
+        out.print(str(made.timing), highlight=False)
     if made.forward != "module":
         out.print(f"forward: {made.forward} ({escape(made.reason)})", highlight=False)
 
@@ -293,6 +301,47 @@ def _per_channel(graph: ChannelGraph, group: Group) -> float:
         for s in group.slices
         if s.tensor in graph.parameters
     )
+
+
+# ---- sensitivity ---------------------------------------------------------------------------------
+
+
+@app.command()
+def sensitivity(
+    directory: Folder,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves, as .png, .svg or .pdf.")] = None,
+    criterion: Annotated[str, typer.Option(help="Which channels go first; see `fxprune list`.")] = "magnitude",
+    share: Annotated[list[float] | None, typer.Option(help="A share of the channels to remove; repeatable.")] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
+    ] = None,
+    attention: Annotated[str, typer.Option(help="What an attention loses: heads or head_dim.")] = "heads",
+    samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
+    seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Measure how much the loss of the model in DIR rises when one part after the other loses channels."""
+    with _told():
+        from fxprune.sensitivity import SHARES
+        from fxprune.sensitivity import sensitivity as measure
+
+        table = measure(
+            _on(_open(directory), device),
+            criterion,
+            shares=share or SHARES,
+            attention=attention,
+            ignore=tuple(ignore or ()),
+            samples=samples,
+            seed=seed,
+            progress=not quiet,
+        )
+        out.print(escape(repr(table)), highlight=False, soft_wrap=True)
+        if csv is not None:
+            table.to_csv(csv)
+        if plot is not None:
+            table.plot(plot)
 
 
 # ---- compare -------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ from fxprune.errors import InputsError, PluginError
 from fxprune.live import LiveMasks
 from fxprune.schedule import Flow, Problem, Scheduler
 from fxprune.score import Criterion, needs_of, score
+from fxprune.select import named
 from fxprune.trace import ExampleInputs
 
 M = TypeVar("M", bound=nn.Module)
-LIMITS = ("ignore", "round_to", "max_ratio", "exact_norms", "scope")
+LIMITS = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Pruner(Generic[M]):
         example_inputs, attention: see `fxprune.trace`.
         remember: how many batches to keep for scoring.
         seed: of the criterion's random numbers.
-        limits: `ignore`, `round_to`, `max_ratio`, `exact_norms`, `scope`: see `fxprune.plan`.
+        limits: `ignore` (see `fxprune.prune`), `round_to`, `min_width`, `max_ratio`, `exact_norms`, `scope`: see
+            `fxprune.plan`.
 
     Attributes:
         graph: the model's channels.
@@ -104,7 +106,7 @@ class Pruner(Generic[M]):
             seed,
             progress,
         )
-        limits["ignore"] = (*limits.get("ignore", ()), *adapter.protect(self.net))
+        limits["ignore"] = (*named(self.net, limits.get("ignore", ())), *adapter.protect(self.net))
         chosen = _scheduler(scheduler)
         _check_needs(criterion, self.loss)
         made = settled(self.net, ratio, of, limits, example_inputs, attention)

@@ -108,6 +108,18 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
     }
 
 
+def test_round_to_may_be_auto(tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def spy(model: Any, *args: Any, **kwargs: Any) -> Any:
+        given.update(kwargs)
+        raise fxprune.BudgetError("enough")
+
+    monkeypatch.setattr(sys.modules["fxprune.api"], "prune", spy)
+    call("prune", stock / "model", "-o", tmp_path / "out", "--round-to", "auto", "--of", "latency")
+    assert (given["round_to"], given["of"]) == ("auto", "latency")
+
+
 def test_inspect_a_stock_folder(stock: Path) -> None:
     shown = run("inspect", stock / "pipeline", "--explain", "conv_out")
     assert re.search(r"UNet2DModel: 176,849 parameters, \d+ groups of \d+ channels", shown)
@@ -202,6 +214,14 @@ def test_budgets_of_every_kind(stock: Path, tmp_path: Path) -> None:
     assert min(n - len(plan.removed.get(g, ())) for g, n in plan.sizes.items()) >= 2
 
 
+def test_sensitivity(stock: Path, tmp_path: Path) -> None:
+    files = ("--csv", tmp_path / "t.csv", "--plot", tmp_path / "t.png")
+    shown = run("sensitivity", stock / "pipeline", "--share", 0.5, "--samples", 1, "--quiet", *files)
+    assert "Sensitivity of UNet2DModel: loss" in shown
+    assert (tmp_path / "t.csv").read_text().startswith("group,with,channels,share,loss\nconv_in.weight:0,")
+    assert (tmp_path / "t.png").stat().st_size > 1000
+
+
 def _taken(root: Path) -> Path:
     (root / "taken").mkdir()
     (root / "taken" / "mine.txt").touch()
@@ -241,8 +261,8 @@ def test_an_error_is_one_red_paragraph(tmp_path: Path, stock: Path, case: str) -
 
 def test_help_explains_itself() -> None:
     shown = run("--help")
-    assert all(command in shown for command in ("prune", "inspect", "list", "demo"))
-    for command in ("prune", "inspect", "list", "demo"):
+    assert all(command in shown for command in ("prune", "inspect", "sensitivity", "list", "demo"))
+    for command in ("prune", "inspect", "sensitivity", "list", "demo"):
         assert "Usage" in run(command, "--help")
     assert run("--version") == f"fxprune {fxprune.__version__} "
     assert call("prune", "somewhere").exit_code == 2  # --output is missing
