@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -99,6 +99,7 @@ def prune(
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
+    granularity: str = "channel",
     normalize: Normalization | None = None,
     inplace: bool = False,
     verify: bool = True,
@@ -133,6 +134,7 @@ def prune(
         max_ratio: see `plan`.
         exact_norms: see `plan`.
         scope: see `plan`.
+        granularity: "channel", "block" (residual branches go whole), or "both"; see `plan`.
         normalize: see `score`.
         inplace: change `model` itself.
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
@@ -174,7 +176,8 @@ def prune(
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, needs, data, loss, samples, seed, progress)
-    limits |= {"target": target, "ignore": (*named(net, ignore), *adapter.protect(net))}
+    limits |= {"target": target, "granularity": granularity}
+    limits |= {"ignore": (*named(net, ignore), *adapter.protect(net))}
     known: dict[str, Any] = {}
 
     def planned(graph: ChannelGraph) -> Plan:
@@ -208,6 +211,7 @@ def _prune_both(model: M, ratio: float | None, target: float | None, options: di
     assert ratio is not None
     once = prune(model, ratio=1 - (1 - ratio) ** 0.5, attention="heads", **options)
     first = report(once).plan.achieved
+    options["granularity"] = "channel"  # blocks have gone already
     return prune(once, ratio=max(0.0, 1 - (1 - ratio) / (1 - first)), attention="head_dim", **options)
 
 
@@ -347,7 +351,9 @@ def _apply(
             graph = graph.holding(e.equation)
         except VerifyError as e:
             trouble = trouble or str(e)
-            if graph.streamed:
+            if stuck := _stuck(base(plan, graph), graph, plan):
+                graph = replace(graph, fixed=graph.fixed | stuck)
+            elif graph.streamed:
                 graph = graph.coarser()
             elif literals:
                 graph, literals = graph.holding(*literals), ()
@@ -360,6 +366,19 @@ def _apply(
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
     return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+
+
+def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
+    """Blocks of a plan without which, each by itself, the module does not compute what it should."""
+
+    def fails(name: str) -> bool:
+        alone = replace(plan, blocks=(name,), removed={}, norms={})
+        try:
+            return not check_dense(net, rewrite(net, graph, alone).model, graph, alone).ok
+        except (VerifyError, UnsolvedError):
+            return True
+
+    return frozenset(name for name in plan.blocks if fails(name))
 
 
 def _attempt(

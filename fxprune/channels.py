@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -29,6 +29,9 @@ from fxprune.temperature import query_rows
 from fxprune.trace import Inputs, Traced, capture, lineage, tensor_names
 
 COARSER = "coarser"
+
+if TYPE_CHECKING:
+    from fxprune.depth.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class ChannelGraph:
         stated: how many of `space.freezes` the rules stated (the others follow from decisions about splits).
         equations: what the model's Python needs its integers to be (see `fxprune.equations`).
         literals: the same for integers of unknown origin.
+        removed: names of the blocks that are gone from it; `whole` is the graph that holds them, too.
+        fixed: names of blocks that cannot go: the module does not follow.
         within: tensor -> its names (tied ones have several) and the modules around it, each with its class.
         revisions: how `holding` and `coarser` made this graph from the traced one (see `revised`).
     """
@@ -107,6 +112,9 @@ class ChannelGraph:
     owned: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     stated: int = 0
     fine: bool = True
+    whole: ChannelGraph | None = None
+    removed: tuple[str, ...] = ()
+    fixed: frozenset[str] = frozenset()
     within: Mapping[str, Mapping[str, type]] = field(default_factory=dict)
     revisions: tuple[str, ...] = ()
     groups: tuple[Group, ...] = field(default=(), init=False)
@@ -137,6 +145,8 @@ class ChannelGraph:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes where the model's tensors or their channels do: a plan made for one fits no other."""
+        if self.whole is not None:
+            return self.whole.fingerprint
         text = repr([(n, s) for n, s in self.shapes.items()]) + repr([(g.name, len(g), g.slices) for g in self.groups])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -150,6 +160,28 @@ class ChannelGraph:
             if g.name == name:
                 return g
         raise PlanError(f"no group is called {name!r}; see graph.groups")
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual branches that can be taken out whole, in order; a nested one goes with what holds it."""
+        from fxprune.depth.blocks import find_blocks
+
+        return tuple(b for b in find_blocks(self) if b.name not in self.fixed)
+
+    def without(self, names: Sequence[str]) -> ChannelGraph:
+        """The same graph with some of its blocks taken out, all else labelled as before.
+
+        Raises:
+            PlanError: where it has no such block.
+        """
+        from fxprune.depth.reduced import without
+
+        if set(names) <= set(self.removed):
+            return self
+        known = {b.name: b for b in self.blocks}
+        if unknown := [n for n in names if n not in known]:
+            raise PlanError(f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks")
+        return without(self, [known[n] for n in dict.fromkeys(names)])
 
     def holding(self, *equations: Equation) -> ChannelGraph:
         """The same graph, with the axes of some equations held as they are: the module's Python cannot follow them."""
@@ -195,7 +227,9 @@ class ChannelGraph:
     def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool, step: str) -> ChannelGraph:
         resolved = resolve(space, self.owned, self.prefer, fine)
         revisions = (*self.revisions, step)
-        return replace(self, space=space, resolved=resolved, stated=stated, fine=fine, revisions=revisions)
+        out = replace(self, space=space, resolved=resolved, stated=stated, fine=fine, revisions=revisions)
+        out.__dict__["blocks"] = self.blocks  # these do not hang on labels
+        return out
 
     # ---- questions ------------------------------------------------------------------------------------------------
 

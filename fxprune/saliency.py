@@ -79,6 +79,27 @@ def channel_scores(
     return scored
 
 
+def block_scores(graph: ChannelGraph, returned: Mapping[str, Any]) -> dict[str, float]:
+    """Block name -> what the criterion gave to all that goes with it: saliencies of tensors, or scores of channels.
+
+    A block of which the criterion says nothing gets no score.
+    """
+    owner = {g.name: {s.tensor for s in g.slices} for g in graph.groups}
+    total = {n: float(np.sum(_numbers(v))) for n, v in returned.items()}
+    out = {}
+    for block in graph.blocks:
+        gone = set(block.tensors)
+        scored = [n for n in total if owner.get(n, {n}) <= gone]
+        if scored:
+            out[block.name] = sum(total[n] for n in scored)
+    return out
+
+
+def _numbers(given: Any) -> Floats:
+    """The sum of a tensor's values, or the values of anything else, in float64."""
+    return np.asarray(given.detach().sum(dtype=torch.float64).cpu() if isinstance(given, Tensor) else given, np.float64)
+
+
 def _nothing_for(who: str, group: Group, of_groups: bool, partial: bool, graph: ChannelGraph) -> str:
     if partial:
         return f"{who} has nothing to say about any channel of this {graph.model_class}; use another criterion"

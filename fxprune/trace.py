@@ -237,18 +237,17 @@ def _flatten(
         if (number := node.meta["custom"].get(MARK)) is not None:
             calls.setdefault(number, []).append(node)
         stack = node.meta.get("nn_module_stack") or {}
-        node.meta["fxprune_module"] = _module_path(stack, prefix)
+        node.meta["fxprune_calls"] = _module_paths(stack, prefix)
+        node.meta["fxprune_module"] = next(reversed(node.meta["fxprune_calls"]), "")
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     return Traced(graph, tensors, constants, tuple(users), outputs, out_spec, inputs, recorder, calls)
 
 
-def _module_path(stack: Mapping[str, Any], prefix: str) -> str:
-    """Dotted path of the innermost module that issued a node."""
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0])
-    return path.removeprefix(prefix.rstrip(".")).removeprefix(".") if prefix else path
+def _module_paths(stack: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
+    """Dotted paths of the modules whose calls a node was issued in, the innermost last."""
+    paths = (str(path) for path, _ in stack.values())
+    return tuple(p.removeprefix(prefix.rstrip(".")).removeprefix(".") if prefix else p for p in paths)
 
 
 def _inline(module: fx.GraphModule) -> tuple[fx.Graph, tuple[Any, ...]]:
