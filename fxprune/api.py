@@ -341,7 +341,12 @@ def _apply(
 
     `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
     """
-    plan = first = planned(graph)
+    try:
+        plan = first = planned(graph)
+    except BudgetError as e:
+        if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
+            raise
+        return made
     original, trouble, literals = graph, "", graph.literals
     for _ in range(REPLANS):
         try:
@@ -363,6 +368,10 @@ def _apply(
             plan = planned(graph)
         except BudgetError:
             break
+    if graph.traced.noted:
+        raise RewriteError(
+            f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
+        )
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
     return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
@@ -379,6 +388,25 @@ def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
             return True
 
     return frozenset(name for name in plan.blocks if fails(name))
+
+
+def _beyond(
+    base: Base,
+    graph: ChannelGraph,
+    planned: Callable[[ChannelGraph], Plan],
+    clock: _Clock,
+    verify: bool,
+    missed: BudgetError,
+) -> _Made | None:
+    """The graph as the forward, where the budget is out of reach only for the sake of the module's own Python."""
+    graph = graph.uncoupled()
+    how_far = "the budget" if missed.reachable is None else f"more than {missed.reachable:.1%}"
+    trouble = f"the forward of {graph.model_class} computes with sizes that couple axes and cannot follow {how_far}"
+    try:
+        plan = planned(graph)
+        return _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
+    except (BudgetError, RewriteError, VerifyError):
+        return None
 
 
 def _attempt(

@@ -22,6 +22,7 @@ from torch import nn
 from fxprune.channels import ChannelGraph
 from fxprune.depth.install import take_out
 from fxprune.depth.skip import Skip, put
+from fxprune.elementwise import BLOCK
 from fxprune.equations import Equation, Unsolved, solve
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graphforward import use_graph
@@ -159,14 +160,26 @@ def _get(model: nn.Module, name: str) -> torch.Tensor:
 
 def _cut(tensor: torch.Tensor, positions: list[torch.Tensor | None]) -> torch.Tensor:
     data = tensor.detach()
-    for d, p in enumerate(positions):
-        if p is not None:
-            data = data.index_select(d, p.to(data.device))
+    index = {d: p.to(data.device) for d, p in enumerate(positions) if p is not None}
+    if list(index) == [0, 1] and data.is_contiguous():
+        data = _submatrix(data, index[0], index[1])
+    else:
+        for d, p in index.items():
+            data = data.index_select(d, p)
     if tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_last(tensor)):
         data = data.contiguous(memory_format=_last(tensor))
     if not isinstance(tensor, nn.Parameter):
         return data
     return nn.Parameter(data, requires_grad=tensor.requires_grad)
+
+
+def _submatrix(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`matrix[rows][:, columns]`, a block of rows at a time, so that what lies between is never whole in memory."""
+    out = matrix.new_empty(len(rows), len(columns), *matrix.shape[2:])
+    at_once = max(1, BLOCK // max(1, matrix[0].numel()))
+    for block, some in zip(torch.split(out, at_once), torch.split(rows, at_once), strict=True):
+        torch.index_select(matrix.index_select(0, some), 1, columns, out=block)
+    return out
 
 
 def _last(tensor: torch.Tensor) -> torch.memory_format:
