@@ -8,6 +8,8 @@ is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify
 from fxprune.api import apply, calibration, prune, trace
 from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.compare import compare
+from fxprune.compared import Comparison
 from fxprune.draft import Draft
 from fxprune.energy import Energy
 from fxprune.errors import (
@@ -41,6 +43,7 @@ __all__ = [
     "BudgetError",
     "Carry",
     "ChannelGraph",
+    "Comparison",
     "CriterionError",
     "Draft",
     "Energy",
@@ -66,6 +69,7 @@ __all__ = [
     "VerifyError",
     "apply",
     "calibration",
+    "compare",
     "coupling",
     "load",
     "load_pipeline",

@@ -28,7 +28,7 @@ from fxprune.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.rounding import place_of
 from fxprune.saliency import Normalization
-from fxprune.score import Criterion, score
+from fxprune.score import Criterion, needs_of, score
 from fxprune.select import Ignore, named
 from fxprune.stopwatch import take_turns
 from fxprune.timesteps import Timesteps
@@ -167,7 +167,7 @@ def prune(
     if attention == "both":
         same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention", "limits")}
         return _prune_both(model, ratio, target, same)
-    asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
+    needs = needs_of(criterion)
     registry.get("schedulers", scheduler)
     adapter = _seeing(find_adapter(model), timesteps)
     net, back = adapter.unwrap(model)
@@ -175,7 +175,7 @@ def prune(
     with clock("trace"):
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
-        batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
+        batches, how = _data_and_loss(adapter, model, needs, data, loss, samples, seed, progress)
     limits |= {"target": target, "granularity": granularity}
     limits |= {"ignore": (*named(net, ignore), *adapter.protect(net))}
     known: dict[str, Any] = {}
@@ -466,7 +466,7 @@ def _seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
 def _data_and_loss(
     adapter: Adapter,
     model: Any,
-    criterion: Any,
+    needs: frozenset[str],
     data: Iterable[Any] | None,
     loss: Callable[[nn.Module, Any], Any] | None,
     samples: int,
@@ -474,7 +474,6 @@ def _data_and_loss(
     progress: bool,
 ) -> tuple[Iterable[Any] | None, Callable[[nn.Module, Any], Any] | None]:
     """What the caller gave, completed by the adapter as far as the criterion needs it."""
-    needs: frozenset[str] = getattr(criterion, "needs", frozenset())
     if "data" in needs and data is None:
         data = adapter.calibration(model, samples, seed, progress)
     if needs & {"loss", "forward"} and loss is None:

@@ -20,7 +20,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError, PluginError
 from fxprune.live import LiveMasks
 from fxprune.schedule import Flow, Problem, Scheduler
-from fxprune.score import Criterion, score
+from fxprune.score import Criterion, needs_of, score
 from fxprune.select import named
 from fxprune.trace import ExampleInputs
 
@@ -248,8 +248,7 @@ class Pruner(Generic[M]):
 
 
 def _check_needs(criterion: Any, loss: Any) -> None:
-    asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
-    if "loss" in getattr(asked, "needs", ()) and loss is None:
+    if "loss" in needs_of(criterion) and loss is None:
         raise InputsError("the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor")
 
 

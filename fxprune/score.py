@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from fxprune import registry
+from fxprune.adapter import comes_from
 from fxprune.channels import ChannelGraph
 from fxprune.context import Context, Loss, missing, named
 from fxprune.errors import CriterionError, FxPruneError, InputsError
@@ -38,7 +39,7 @@ from fxprune.saliency import (
     channel_scores,
     normalized,
 )
-from fxprune.untouched import seed_torch, unchanged
+from fxprune.untouched import attributes_kept, seed_torch, unchanged
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
 
@@ -173,7 +174,7 @@ def _called(call: Criterion, ctx: Context) -> Any:
     if isinstance(held, Mapping) and held and all(n in ctx.graph.shapes for n in held):
         return held
     own = type(call).__module__.startswith("fxprune.criteria.")
-    with unchanged(ctx.model, ctx.who, restore=not own):
+    with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own):
         seed_torch(ctx.model, ctx.seed)
         try:
             ctx.memo[key] = call(ctx)
@@ -196,7 +197,7 @@ def resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str, str
         PluginError: it cannot be imported or made.
     """
     if isinstance(criterion, str):
-        return cast(Criterion, registry.make("criteria", criterion)), criterion, registry.package("criteria", criterion)
+        return _call(registry.make("criteria", criterion)), criterion, registry.package("criteria", criterion)
     if isinstance(criterion, type):
         criterion = cast(Criterion, criterion())
     if not callable(criterion):
@@ -204,9 +205,32 @@ def resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str, str
             f"criterion is a {type(criterion).__name__}; pass a registered name, an instance, or a callable "
             "(ctx) -> {name: values}"
         )
-    is_dataclass = hasattr(criterion, "__dataclass_fields__")
-    name = repr(criterion) if is_dataclass else getattr(criterion, "__name__", type(criterion).__name__)
-    return criterion, name, registry.package_of("criteria", type(criterion))
+    call = _call(criterion)
+    is_dataclass = hasattr(call, "__dataclass_fields__")
+    name = repr(call) if is_dataclass else getattr(call, "__name__", type(call).__name__)
+    return call, name, registry.package_of("criteria", type(criterion)) or _distribution(criterion)
+
+
+def needs_of(criterion: str | type[Any] | Criterion) -> frozenset[str]:
+    """What a criterion says that it needs.
+
+    Raises:
+        CriterionError, PluginError: as `resolve`.
+    """
+    return frozenset(getattr(resolve(criterion)[0], "needs", ()))
+
+
+def _call(criterion: Any) -> Criterion:
+    """A criterion, or what makes one of an importance of Torch-Pruning (imported only then)."""
+    if not comes_from(criterion, "torch_pruning"):
+        return cast(Criterion, criterion)
+    from fxprune.peer import Peer
+
+    return Peer(criterion)
+
+
+def _distribution(criterion: Any) -> str:
+    return "torch-pruning" if type(criterion).__module__.partition(".")[0] == "torch_pruning" else ""
 
 
 def _option(what: str, asked: Any, default: Any, allowed: tuple[str, ...]) -> Any:

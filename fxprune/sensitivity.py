@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fxprune import registry
 from fxprune.adapter import find_adapter
 from fxprune.api import trace
 from fxprune.channels import ChannelGraph
@@ -24,7 +23,7 @@ from fxprune.plan import Plan
 from fxprune.planner import as_plan
 from fxprune.ranking import lost, size, touched
 from fxprune.rewrite import UnsolvedError, rewrite
-from fxprune.score import Criterion, Scores, score
+from fxprune.score import Criterion, Scores, needs_of, score
 from fxprune.search import Cut
 from fxprune.select import Ignore, ignored, named
 from fxprune.trace import ExampleInputs, evaluating
@@ -84,8 +83,7 @@ def sensitivity(
     adapter = find_adapter(model)
     net = adapter.unwrap(model)[0]
     graph = trace(net, example_inputs, attention=attention)
-    asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
-    if data is None and (metric is None or "data" in getattr(asked, "needs", ())):
+    if data is None and (metric is None or "data" in needs_of(criterion)):
         data = adapter.calibration(model, samples, seed, progress)
     batches = None if data is None else list(data)
     loss = loss or adapter.loss_of(model, seed)

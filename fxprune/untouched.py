@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,27 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
         )
     if _hooks(model) != hooks:
         raise CriterionError(f"{who} changed the model: it left a hook on a module; call the handle's remove()")
+
+
+@contextlib.contextmanager
+def attributes_kept(model: nn.Module, always: bool = True) -> Iterator[None]:
+    """What is written on modules within, hooks and new parameters too, is gone afterwards (or only after an error)."""
+    before = [(m, dict(vars(m)), _dicts(m)) for m in model.modules()]
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        for module, attributes, dicts in before if always or not done else ():
+            vars(module).clear()
+            vars(module).update(attributes)
+            for k, held in dicts.items():
+                attributes[k].clear()
+                attributes[k].update(held)
+
+
+def _dicts(module: nn.Module) -> dict[str, Any]:
+    return {k: v.copy() for k, v in vars(module).items() if type(v) in (dict, OrderedDict)}
 
 
 def _sums(tensors: Iterable[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("criteria", "schedulers", "adapters")
-NOT_AT_IMPORT = {"diffusers", "timm", "transformers", "torchvision", "matplotlib", "sklearn"}
+NOT_AT_IMPORT = {"diffusers", "timm", "transformers", "torchvision", "matplotlib", "sklearn", "torch_pruning"}
 # An absolute path into somebody's machine; a URL or a relative path has a character of this class before its slash.
 MACHINE_PATH = re.compile(rb"(?<![\w.~$/}-])/(?:work|home|root|Users)/[\w.]")
 
