@@ -98,6 +98,8 @@ def block_scores(graph: ChannelGraph, returned: Mapping[str, Any]) -> dict[str, 
 
 def _numbers(given: Any) -> Floats:
     """The sum of a tensor's values, or the values of anything else, in float64."""
+    if isinstance(given, Elementwise):
+        given = given.fold(list(range(given.tensor.dim())))
     return np.asarray(given.detach().sum(dtype=torch.float64).cpu() if isinstance(given, Tensor) else given, np.float64)
 
 
