@@ -78,12 +78,15 @@ class Denoiser:
             **self.conditions(1, generator),
         }
 
-    def loss_of(self, noising: Noising, seed: int) -> Loss:
-        """Mean squared error of what the model predicts for noisy samples, in float32."""
+    def loss_of(self, noising: Noising, seed: int | None) -> Loss:
+        """Mean squared error of what the model predicts for noisy samples, in float32.
+
+        Without a seed, noise and times are drawn anew at each call, from numbers of torch's global generator.
+        """
         self._check()
 
         def loss(model: nn.Module, batch: Any) -> Tensor:
-            full = self.complete(model, batch, noising, seed)
+            full = self.complete(model, batch, noising, _fresh() if seed is None else seed)
             clean, noise, times = full["images"], full["noise"], full["timestep"]
             noisy = noising.noised(clean, noise, times)
             predicted = self._predict(model, noisy, times, full["conditions"])
@@ -191,6 +194,10 @@ class Denoiser:
     def _check(self) -> None:
         if self.no_loss:
             raise InputsError(f"{self.no_loss}: pass data= and loss=")
+
+
+def _fresh() -> int:
+    return int(torch.randint(2**31, ()))
 
 
 def _named(batch: Any) -> Mapping[str, Any]:

@@ -44,12 +44,16 @@ class DiffusersAdapter(Adapter):
         """Keyword arguments for a batch of one, from `model.config`."""
         return self.task(model).example_inputs(model)
 
-    def loss_of(self, given: Any, seed: int = 0) -> Loss:
+    def loss_of(self, given: Any, seed: int | None = 0) -> Loss:
         """Noise prediction (or reconstruction), see the task."""
         task = self.task(self.unwrap(given)[0])
         if isinstance(task, Autoencoder):
             return task.loss
         return task.loss_of(noising_of(getattr(given, "scheduler", None), task.noising), seed)
+
+    def training_loss(self, given: Any) -> Loss:
+        """The same, with noise and times drawn anew at each call."""
+        return self.loss_of(given, None)
 
     def calibration(self, given: Any, n: int = 8, seed: int = 0, progress: bool = False) -> list[Any]:
         """Samples that the model draws itself."""

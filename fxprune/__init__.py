@@ -6,8 +6,10 @@ is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify
 """
 
 from fxprune.api import apply, prune, trace
+from fxprune.average import Average
 from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.distill import Distillation
 from fxprune.draft import Draft
 from fxprune.energy import Energy
 from fxprune.errors import (
@@ -33,14 +35,17 @@ from fxprune.save import load, save
 from fxprune.schedule import Flow, Problem, Scheduler
 from fxprune.score import Scores, score
 from fxprune.sensitivity import sensitivity
+from fxprune.training import Training
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
+    "Average",
     "BudgetError",
     "Carry",
     "ChannelGraph",
     "CriterionError",
+    "Distillation",
     "Draft",
     "Energy",
     "Flow",
@@ -61,6 +66,7 @@ __all__ = [
     "Sensitivity",
     "Slice",
     "TraceError",
+    "Training",
     "VerifyError",
     "apply",
     "coupling",

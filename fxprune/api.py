@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -24,10 +24,14 @@ from fxprune.ranking import Curves
 from fxprune.report import Report, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.saliency import Normalization
+from fxprune.schedule import Scheduler, scheduler_of
 from fxprune.score import Criterion, score
 from fxprune.select import Ignore, named
-from fxprune.trace import ExampleInputs, as_inputs
+from fxprune.trace import ExampleInputs, as_inputs, whole
 from fxprune.verify import Check, check_dense, same_batches
+
+if TYPE_CHECKING:
+    from fxprune.training import Training
 
 M = TypeVar("M")
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
@@ -54,6 +58,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
         raise InputsError(
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
+    whole(model)
     inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
     return analyse(model, inputs, PREFER[attention])
 
@@ -84,7 +89,9 @@ def prune(
     example_inputs: ExampleInputs | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
-    scheduler: str = "one_shot",
+    scheduler: str | Scheduler = "one_shot",
+    steps: int | None = None,
+    training: Training | None = None,
     attention: str = "heads",
     ignore: Ignore = (),
     round_to: int = 1,
@@ -112,9 +119,13 @@ def prune(
         ratios: see `plan`.
         example_inputs: see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
-            itself).
+            itself). With `steps`, the batches to train with: a list, a DataLoader, or another iterable.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
-        scheduler: "one_shot".
+        scheduler: when how much goes: "one_shot", or a name (see `fxprune list`) or an instance such as `Soft()` that
+            prunes while the model trains, for which `steps` or `training` is needed.
+        steps: train for so many steps: while the masks move, or after the cut of "one_shot". Short for
+            `training=Training(steps)`.
+        training: see `fxprune.Training`.
         attention: prune whole "heads", the "head_dim" of all heads, or "both", one after the other.
         ignore: what stays as it is: names or globs of tensors or modules, module types such as `nn.Conv2d`, and
             callables `(tensor name, module that holds it) -> bool`.
@@ -147,13 +158,20 @@ def prune(
     if ratio is None and target is None and not isinstance(ratios, Mapping):
         ratio = 0.4
     check_budget(ratio, target, of)
+    chosen = scheduler_of(scheduler)
+    if steps is not None or training is not None:
+        rest = {k: v for k, v in locals().items() if k not in ("model", "scheduler", "steps", "training", "chosen")}
+        return _trained(model, chosen, steps, training, rest)
+    if not chosen.at_once:
+        raise InputsError(
+            f"{type(chosen).__name__} prunes while the model trains: pass steps=, such as 2000, and data="
+        )
     if data is not None and not isinstance(data, (torch.Tensor, Mapping, str)):  # these are no batches: score() says so
         data = list(data)
     if attention == "both":
         same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention")}
         return _prune_both(model, ratio, target, same)
     asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
-    registry.get("schedulers", scheduler)
     adapter = find_adapter(model)
     net, back = adapter.unwrap(model)
     clock = _Clock()
@@ -183,6 +201,20 @@ def prune(
     made = _apply(base, graph, planned, clock, verify, strict)
     pruned: M = back(_finished(net, made, clock, inplace, seed))
     return pruned
+
+
+def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Training | None, rest: dict[str, Any]) -> M:
+    try:
+        from fxprune.run import trained
+        from fxprune.training import Training
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] != "accelerate":
+            raise
+        raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
+    if steps is not None and training is not None:
+        raise InputsError(f"steps={steps} and training= both set the steps; pass training=Training(steps={steps}, ...)")
+    made: M = trained(model, scheduler, training or Training(steps or 0), rest)
+    return made
 
 
 def _prune_both(model: M, ratio: float | None, target: float | None, options: dict[str, Any]) -> M:

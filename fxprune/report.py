@@ -12,6 +12,7 @@ from torch import nn
 from fxprune.adapter import find_adapter
 from fxprune.channels import ChannelGraph, Held
 from fxprune.errors import PlanError
+from fxprune.history import History
 from fxprune.plan import Plan
 from fxprune.rewrite import Change
 from fxprune.verify import Check
@@ -41,6 +42,8 @@ class Report:
         held: why the rest could not be pruned.
         seconds: step -> seconds.
         seed: what everything drawn at random came from.
+        history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
+            drawn.  Both are not saved with the model.
     """
 
     plan: Plan
@@ -52,6 +55,8 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     earlier: tuple[Plan, ...] = ()
     seed: int | None = None
+    history: History | None = None
+    picture: str = ""
 
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
