@@ -28,6 +28,10 @@ class GradFlow:
     nothing is made absolute; scores of a channel may cancel.  (GraSP writes −θ·Hg and removes the highest: the same
     channels.)
 
+    preserve=True takes |θ_q (H g)_q| instead: those go first whose removal changes ‖g‖² least, up or down.  On a network
+    that has been trained, what raises the gradient norm most is often what the loss can least do without; Lubana and
+    Dick show it, and so do this project's measurements (see the documentation's page on quality).
+
     L is the mean loss over all batches.  g is accumulated over all of them first, then H g batch by batch, as the mean
     of H_b g: memory for one batch, and four to six tensors as large as the parameters.
 
@@ -46,11 +50,13 @@ class GradFlow:
     unknown method, for "exact" where an op has no second derivative, and for finite differences of half-precision
     weights.
     Source: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (GraSP), ICLR 2020;
-    structured and iterated for diffusion models by Wan et al., arXiv 2501.09464.
+    structured and iterated for diffusion models by Wan et al., arXiv 2501.09464; preserving: Lubana and Dick, A Gradient
+    Flow Framework for Analyzing Network Pruning, ICLR 2021.
     """
 
     method: Method = "auto"
     eps: float = 1e-4
+    preserve: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     reduction: ClassVar[str] = "sum"
 
@@ -61,7 +67,8 @@ class GradFlow:
             raise CriterionError(f"GradFlow(eps={self.eps}): the step must be positive, such as 1e-4")
 
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
-        """Saliency θ (H g) of every parameter."""
+        """Saliency θ (H g) of every parameter, or its absolute value."""
         product = ctx.hessian_gradient(self.method, self.eps)
         with torch.no_grad():
-            return {name: p * product[name] for name, p in ctx.parameters.items()}
+            signed = {name: p * product[name] for name, p in ctx.parameters.items()}
+            return {name: s.abs() for name, s in signed.items()} if self.preserve else signed

@@ -39,11 +39,11 @@ class Soft(Scheduler):
 
     energy: Energy = field(default_factory=Energy)
     concave: float = 0.5
-    refreshes: int = 20
-    memory: float = 0.5
+    refreshes: int = 8
+    memory: float = 0.9
     shape: str = "cubic"
-    until: float = 0.5
-    settle: float = 0.6
+    until: float = 0.15
+    settle: float = 0.2
     pace: float = 0.1
     coarse: bool = False
 

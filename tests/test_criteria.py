@@ -59,6 +59,7 @@ TABLE = [
     Row("gradflow", GradFlow, "loss"),
     Row("gradflow", lambda: GradFlow("exact"), "loss"),
     Row("gradflow", lambda: GradFlow("finite_difference"), "loss", halves=False),
+    Row("gradflow", lambda: GradFlow(preserve=True), "loss"),
     Row("fisher", Fisher, "loss"),
     Row("fisher", lambda: Fisher(per_sample=False), "loss", over="batches"),
     Row("snip", Snip, "loss"),
@@ -285,6 +286,8 @@ def test_gradflow_of_a_quadratic_by_hand(method: Any) -> None:
     got = only(score(graph, net, GradFlow(method), data=[None], loss=loss))
     assert got == pytest.approx(expected, rel=1e-5 if method == "exact" else 1e-2)
     assert min(got) < 0 < max(got)
+    kept = only(score(graph, net, GradFlow(method, preserve=True), data=[None], loss=loss))
+    assert kept == pytest.approx([abs(v) for v in expected], rel=1e-5 if method == "exact" else 1e-2)
 
 
 def test_gradflow_of_a_product_by_hand() -> None:

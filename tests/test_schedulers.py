@@ -148,7 +148,7 @@ def test_every_run_ends_binary_and_on_budget(name: str, of: str) -> None:
 
 def test_soft_masks_move_continuously_and_downhill_between_refreshes() -> None:
     p = problem(steps=200)
-    flow = Soft(pace=0.2).begin(p)
+    flow = Soft(pace=0.2, until=0.5, settle=0.6, refreshes=20).begin(p)
     assert isinstance(flow, SoftFlow)
     seed = 0
     while not flow.done:
@@ -169,7 +169,7 @@ def test_soft_masks_move_continuously_and_downhill_between_refreshes() -> None:
 
 def test_a_channel_whose_score_recovers_regrows() -> None:
     p = problem(0.3, 100)
-    flow = Soft(memory=0.0, concave=0.2).begin(p)
+    flow = Soft(memory=0.0, concave=0.2, until=0.5, settle=0.6, refreshes=20).begin(p)
     group = next(g for g in p.graph.groups if g.name.startswith("conv."))
     start = p.starts[p.graph.groups.index(group)]
     values = {g.name: np.ones(len(g)) + np.arange(len(g)) for g in p.graph.groups}
