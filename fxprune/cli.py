@@ -151,7 +151,7 @@ def prune(
         claim(output)  # before the work, not after it
         model = _on(_open(directory), device)
         options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
-        options |= { "learning_rate": learning_rate, "ema_decay": ema_decay, "picture": picture}
+        options |= {"learning_rate": learning_rate, "ema_decay": ema_decay, "picture": picture}
         options |= {"mixed_precision": mixed_precision, "checkpoint_dir": checkpoints}
         options |= {"checkpoint_every": checkpoint_every}
         training = _training(steps, options)

@@ -37,9 +37,7 @@ class Images(Dataset[Tensor]):
         if not self.files:
             raise InputsError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))})")
         if shape[0] not in MODES:
-            raise InputsError(
-                f"the model takes {shape[0]} channels, which are not those of an image: {IN_PYTHON}"
-            )
+            raise InputsError(f"the model takes {shape[0]} channels, which are not those of an image: {IN_PYTHON}")
 
     def __len__(self) -> int:
         return len(self.files)
