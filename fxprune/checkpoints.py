@@ -47,7 +47,8 @@ class Checkpoints:
         first, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
         try:
             if first:
-                shutil.rmtree(new, ignore_errors=True)
+                for left in self.folder.glob(".step-*.new"):  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
                 new.mkdir(parents=True)
             wait()
             _write(own, new / f"process-{self.accelerator.process_index}.pt")

@@ -27,7 +27,6 @@ from torch.utils import _pytree as pytree
 from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError
 from fxprune.labels import Ints
-from fxprune.rewrite import deep_copy
 from fxprune.sites import module_runs
 
 KINDS = ("auto", "mse", "kl")
@@ -71,10 +70,10 @@ class _Call:
 
 
 class Teacher:
-    """The dense model as it was at the start, in eval mode; a copy.
+    """The dense model as it was at the start, in eval mode.
 
     Args:
-        model: the dense model.
+        model: the dense model, which is taken over and frozen.
         graph: its channels.
         options: what to learn from it.
 
@@ -84,7 +83,7 @@ class Teacher:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, options: Distillation) -> None:
         self.options = options
-        self.model = deep_copy(model).eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)
         self.sites: dict[str, Axes] = _chosen(model, graph, options.layers) if options.features else {}
         self.mask: Tensor | None = None
         self.keep: npt.NDArray[Any] | None = None

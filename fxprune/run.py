@@ -46,17 +46,10 @@ from fxprune.stream import Stream, rng_state, set_rng_state
 from fxprune.trace import whole
 from fxprune.training import Objective, Training, set_rate, text
 
-MOVING = ("criterion", "of", "example_inputs", "attention", "normalize", "seed", *LIMITS)  # what a Pruner takes
-SAME = (
-    "criterion",
-    "ratio",
-    "target",
-    "of",
-    "attention",
-    "normalize",
-    "seed",
-    *LIMITS,
-)  # what a checkpoint is bound to
+# What a Pruner takes, and what a checkpoint is bound to.
+MOVING = ("criterion", "of", "example_inputs", "attention", "normalize", "seed", *LIMITS)
+SAME = ("criterion", "ratio", "target", "of", "attention", "normalize", "seed", *LIMITS)
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 def trained(model: Any, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> Any:
@@ -126,7 +119,7 @@ class Run:
         if plans or self.scheduler.at_once:
             self._cut_first(plans)
         else:
-            self._mask(held)
+            self._mask()
         self.net.train()
         self.optimizer = self.training.made(self.net.parameters())
         self.average = Average(self.net, self.training.ema_decay) if self.training.ema_decay is not None else None
@@ -134,9 +127,9 @@ class Run:
         if held:
             self._resume(*held)
 
-    def _mask(self, held: Any) -> None:
+    def _mask(self) -> None:
         """Put the masks on."""
-        dense = deep_copy(self.net) if self.training.distill else None
+        dense = deep_copy(self.net) if self.training.distill else self.net
         same = {k: self.options[k] for k in MOVING}
         self.pruner = Pruner(
             self.net,
@@ -148,7 +141,7 @@ class Run:
             **same,
         )
         self.history = self.pruner.history
-        if dense is not None and self.training.distill:
+        if self.training.distill:
             self.teacher = Teacher(dense, self.pruner.graph, self.training.distill)
 
     def _cut_first(self, plans: tuple[Plan, ...]) -> None:
@@ -164,6 +157,7 @@ class Run:
         self.plans = _plans(self.net)[len(_plans(dense)) :]
         if self.training.distill:
             graph = _graph(dense, self.plans, example)
+            dense = deep_copy(dense) if dense is self.given else dense
             self.teacher = Teacher(dense, graph, self.training.distill)
             self.teacher.cut(self.plans[0].kept(graph))
 
@@ -330,9 +324,14 @@ class Run:
 def _accelerator(training: Training) -> Accelerator:
     own = {"mixed_precision": training.mixed_precision, "log_with": training.log_with, "project_dir": training.log_dir}
     try:
-        return Accelerator(**{k: v for k, v in own.items() if v is not None}, **training.accelerate)
+        made = Accelerator(**{k: v for k, v in own.items() if v is not None}, **training.accelerate)
     except ValueError as e:
         raise InputsError(f"accelerate does not take these options: {e}") from e
+    if (kind := made.distributed_type.value) in SHARDED:
+        raise InputsError(
+            f"masks need whole parameters in each process, and accelerate runs {kind}: configure it for DDP"
+        )
+    return made
 
 
 def _losses(adapter: Adapter, model: Any, options: Mapping[str, Any]) -> tuple[Loss, Loss]:

@@ -128,8 +128,11 @@ class SoftFlow(Flow):
         return self.mask
 
     def told(self) -> dict[str, float]:
-        energy = self.options.energy.value(self.mask, self.state)
-        return {**super().told(), "energy": energy, "price": self.multiplier, "allowed": self.wanted}
+        """Also the energy, until the planner has chosen: after that the scores are no scores any more."""
+        told = {**super().told(), "price": self.multiplier, "allowed": self.wanted}
+        if self.chosen is None:
+            told["energy"] = self.options.energy.value(self.mask, self.state)
+        return told
 
     def _settle(self) -> None:
         """The feasible set nearest to the mask becomes the target: scores that no price outweighs, up or down."""
