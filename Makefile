@@ -8,10 +8,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format zoo bench docs build clean
+.PHONY: help setup demo test check format zoo bench bench-quality docs build clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Create .venv and install everything into it (again only when pyproject.toml changes)
 
@@ -49,6 +49,12 @@ zoo: setup ## Prune every network of the zoo and report
 
 bench: setup ## Run the scripts in benchmarks/, one after the other
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+QUALITY := benchmarks/quality
+bench-quality: setup ## Prune the trained digits model by every method, train, measure, and write docs/quality.md (hours)
+	$(BIN)/python $(QUALITY)/sweep.py --task digits --classifier $(QUALITY)/checkpoints/digits_classifier \
+		--out $(QUALITY)/digits.jsonl $(ARGS)
+	$(BIN)/python $(QUALITY)/report.py $(QUALITY)/*.jsonl
 
 docs: setup ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict

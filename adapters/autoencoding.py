@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapters.denoising import CHUNK, IMAGES
+from fxprune.adapters.encoding import encoded
 from fxprune.adapters.tensors import draw, place
 from fxprune.errors import InputsError
 from fxprune.trace import evaluating
@@ -30,7 +31,9 @@ class Autoencoder:
         return {"sample": draw(model, (1, *self.image), torch.Generator().manual_seed(0))}
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean squared error of the reconstruction, in float32; latents at the mode, not drawn.
+        """Mean squared error of the reconstruction, in float32, and a codebook's own loss; latents are not drawn.
+
+        It goes through `encode` and `decode`, since AutoencoderTiny's forward rounds between them and has no gradient.
 
         Args:
             batch: images (n, C, H, W) in [-1, 1], alone, first of a tuple, or in a dict.
@@ -46,7 +49,10 @@ class Autoencoder:
                 f"[-1, 1], as a tensor or in a dict under one of {', '.join(IMAGES)}"
             )
         images = images.to(*place(model))
-        return nn.functional.mse_loss(model(sample=images).sample.float(), images.float())
+        answer: Any = model.decode(encoded(model, images))  # type: ignore[operator]
+        error = nn.functional.mse_loss(answer.sample.float(), images.float())
+        commitment = getattr(answer, "commit_loss", None)
+        return error if commitment is None else error + commitment.float().mean()
 
     def calibration(self, model: nn.Module, n: int, seed: int) -> list[dict[str, Tensor]]:
         """n images that the model decodes from standard normal latents, in small batches."""
@@ -55,14 +61,8 @@ class Autoencoder:
         scale, shift = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
         batches = []
         with torch.no_grad(), evaluating(model):
-            shape = _latents(model, draw(model, (1, *self.image), generator)).shape[1:]
+            shape = encoded(model, draw(model, (1, *self.image), generator)).shape[1:]
             for first in range(0, n, CHUNK):
                 z = draw(model, (min(CHUNK, n - first), *shape), generator)
                 batches.append({"images": model.decode(z / scale + shift).sample})  # type: ignore[operator]
         return batches
-
-
-def _latents(model: Any, images: Tensor) -> Tensor:
-    answer = model.encode(images)
-    found: Tensor | None = getattr(answer, "latents", getattr(answer, "latent", None))
-    return answer.latent_dist.mode() if found is None else found

@@ -6,10 +6,12 @@ A batch is a dict, complete and on the CPU or the model's device, so that the lo
     noise        like images
     timestep     (n,)
     conditions   {argument of forward: values}, such as class_labels or encoder_hidden_states
+    weights      (n,) what each sample's loss counts, or None: 1
 
 Users give less: a tensor of images, a pair (images, class labels), or a dict with the images under "images",
-"pixel_values" or "input" and conditions under the names that forward gives them.  Noise and times are then drawn from a
-generator seeded by the images themselves: the same batch has the same loss, other batches other noise.
+"pixel_values" or "input" and conditions under the names that forward gives them.  With a pipeline that has an encoder,
+images may be pixels, and "prompt" may stand for the text conditions.  Noise and times are then drawn from a generator
+seeded by the images themselves: the same batch has the same loss, other batches other noise.
 """
 
 from __future__ import annotations
@@ -28,19 +30,27 @@ from fxprune.adapters.noising import Noising, Track
 from fxprune.adapters.tensors import draw, place
 from fxprune.context import Loss
 from fxprune.errors import InputsError
+from fxprune.timesteps import Density, Timesteps, strata
 from fxprune.trace import evaluating
 
 Batch: TypeAlias = dict[str, Any]
 Conditions: TypeAlias = Callable[[int, torch.Generator], dict[str, Any]]
+Prepare: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 CHUNK = 4  # samples a calibration batch: gradient criteria keep one batch's activations in memory
 STEPS = 10  # of the sampler
 IMAGES = ("images", "pixel_values", "input", "image")
 LABELS = ("class_labels", "labels", "label")
+ANYTIME = Timesteps()
 
 
 def no_conditions(n: int, generator: torch.Generator) -> dict[str, Any]:
     """Conditions of an unconditional model: none."""
     return {}
+
+
+def as_it_is(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch as it is."""
+    return batch
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Denoiser:
         made_up: conditions that are no data (positions), which users need not give.
         beside: input channels beside the noisy ones (inpainting), drawn at random.
         no_loss: why there is no noise-prediction loss, where there is none.
+        prompted: conditions that a pipeline's own encoders make for n samples, where it has them.
+        prepare: what a pipeline's encoders do to a user's batch first.
     """
 
     image: tuple[int, ...]
@@ -66,6 +78,8 @@ class Denoiser:
     made_up: frozenset[str] = frozenset()
     beside: int = 0
     no_loss: str = ""
+    prompted: Conditions | None = None
+    prepare: Prepare = as_it_is
 
     def example_inputs(self, model: nn.Module) -> dict[str, Any]:
         """Keyword arguments for a batch of one."""
@@ -78,62 +92,108 @@ class Denoiser:
             **self.conditions(1, generator),
         }
 
-    def loss_of(self, noising: Noising, seed: int | None) -> Loss:
+    def loss_of(self, noising: Noising, seed: int | None, timesteps: Timesteps = ANYTIME) -> Loss:
         """Mean squared error of what the model predicts for noisy samples, in float32.
 
+        Where `timesteps` must measure the model, that is done once, on the first batch that comes without times.
         Without a seed, noise and times are drawn anew at each call, from numbers of torch's global generator.
         """
         self._check()
+        held: list[Density] = []
+
+        def density(model: nn.Module, samples: Batch) -> Density:
+            if not held:
+                held.append(self._density(model, noising, samples, timesteps))
+            return held[0]
 
         def loss(model: nn.Module, batch: Any) -> Tensor:
-            full = self.complete(model, batch, noising, _fresh() if seed is None else seed)
-            clean, noise, times = full["images"], full["noise"], full["timestep"]
-            noisy = noising.noised(clean, noise, times)
-            predicted = self._predict(model, noisy, times, full["conditions"])
-            return nn.functional.mse_loss(predicted.float(), noising.target(clean, noise, times).float())
+            full = self.complete(model, batch, noising, _fresh() if seed is None else seed, density)
+            if full["weights"] is None:
+                return nn.functional.mse_loss(*self._answers(model, noising, full))
+            weights: Tensor = full["weights"]
+            return (self._errors(model, noising, full) * weights).mean()
 
         return loss
 
-    def calibration(self, model: nn.Module, noising: Noising, n: int, seed: int, progress: bool) -> list[Batch]:
+    def calibration(
+        self,
+        model: nn.Module,
+        noising: Noising,
+        n: int,
+        seed: int,
+        progress: bool,
+        timesteps: Timesteps = ANYTIME,
+    ) -> list[Batch]:
         """n samples that the model draws itself in a few steps, with noise, times and conditions, in small batches."""
         self._check()
         generator = torch.Generator().manual_seed(seed)
-        times = noising.times(n, generator)[torch.randperm(n, generator=generator)]  # early and late in each batch
+        uniform = strata(n, generator)[torch.randperm(n, generator=generator)]  # early and late in each batch
         device = place(model)[0]
-        parts = torch.split(times.to(device), CHUNK)
+        parts = torch.split(uniform, CHUNK)
         with _bar(progress, len(parts) * STEPS) as tick:
-            return [self._drawn(model, noising, part, generator, tick) for part in parts]
+            batches = [self._drawn(model, noising, len(part), generator, tick) for part in parts]
+        density = self._density(model, noising, batches[0], timesteps)
+        times = [noising.at(density.drawn(part)).to(device) for part in parts]
+        return [{**batch, "timestep": t, "weights": None} for batch, t in zip(batches, times, strict=True)]
 
-    def _drawn(
-        self, model: nn.Module, noising: Noising, times: Tensor, generator: torch.Generator, tick: Track
-    ) -> Batch:
-        n = len(times)
-        conditions = self.conditions(n, generator)
+    def _drawn(self, model: nn.Module, noising: Noising, n: int, generator: torch.Generator, tick: Track) -> Batch:
+        conditions = (self.prompted or self.conditions)(n, generator)
         start = draw(model, (n, *self.image), generator)
         with torch.no_grad(), evaluating(model):
             clean = noising.sample(lambda x, t: self._predict(model, x, t, conditions), start, STEPS, tick)
-        noise = draw(model, (n, *self.image), generator)
-        return {"images": clean, "noise": noise, "timestep": times, "conditions": conditions}
+        return {"images": clean, "noise": draw(model, (n, *self.image), generator), "conditions": conditions}
 
-    def complete(self, model: nn.Module, batch: Any, noising: Noising, seed: int = 0) -> Batch:
+    def _density(self, model: nn.Module, noising: Noising, samples: Batch, timesteps: Timesteps) -> Density:
+        def losses(times: Tensor) -> Tensor:
+            n = len(samples["images"])
+            with torch.no_grad(), evaluating(model):
+                every = (t.to(place(model)[0]).expand(n) for t in times)
+                return torch.stack([self._errors(model, noising, {**samples, "timestep": t}).mean() for t in every])
+
+        return timesteps.density(noising, losses)
+
+    def _answers(self, model: nn.Module, noising: Noising, full: Batch) -> tuple[Tensor, Tensor]:
+        """What the model predicts and what it should, in float32."""
+        clean, noise, times = full["images"], full["noise"], full["timestep"]
+        predicted = self._predict(model, noising.noised(clean, noise, times), times, full["conditions"])
+        return predicted.float(), noising.target(clean, noise, times).float()
+
+    def _errors(self, model: nn.Module, noising: Noising, full: Batch) -> Tensor:
+        predicted, target = self._answers(model, noising, full)
+        return (predicted - target).square().flatten(1).mean(1)
+
+    def complete(
+        self,
+        model: nn.Module,
+        batch: Any,
+        noising: Noising,
+        seed: int = 0,
+        density: Callable[[nn.Module, Batch], Density] | None = None,
+    ) -> Batch:
         """A user's batch (or ours) with everything that the loss needs, on the model's device.
+
+        Args:
+            density: of times, for a model and samples; None: uniform.
 
         Raises:
             InputsError: no images, images of the wrong shape or kind, or a condition is missing.
         """
         device, dtype = place(model)
-        given = _named(batch)
+        given = self.prepare(_named(batch))
         images = self._images(given, type(model).__name__).to(device, dtype)
         n = len(images)
         generator = torch.Generator().manual_seed(zlib.crc32(images.float().cpu().numpy().tobytes()) ^ seed)
-        noise = given.get("noise")
-        times = given.get("timestep")
-        return {
-            "images": images,
-            "noise": draw(model, tuple(images.shape), generator) if noise is None else noise.to(device, dtype),
-            "timestep": (noising.times(n, generator) if times is None else times).to(device),
-            "conditions": self._conditions(given, n, generator, device, type(model).__name__),
-        }
+        noise, times, weights = given.get("noise"), given.get("timestep"), given.get("weights")
+        noise = draw(model, tuple(images.shape), generator) if noise is None else noise.to(device, dtype)
+        uniform = strata(n, generator)
+        conditions = self._conditions(given, n, generator, device, type(model).__name__)
+        samples = {"images": images, "noise": noise, "conditions": conditions}
+        if times is None:
+            times = noising.at(uniform if density is None else density(model, samples).drawn(uniform))
+        elif "weights" not in given and density is not None:
+            weights = density(model, samples).weight(noising.shares(times))
+        weights = None if weights is None else weights.to(device)
+        return {**samples, "timestep": times.to(device), "weights": weights}
 
     def _images(self, given: Mapping[str, Any], model: str) -> Tensor:
         name = next((k for k in IMAGES if k in given), None)

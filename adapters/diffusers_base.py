@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import abc
 import copy
-import json
+import warnings
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxprune.adapter import Adapter, Back, comes_from
 from fxprune.adapters.autoencoding import Autoencoder
-from fxprune.adapters.denoising import Denoiser
+from fxprune.adapters.denoising import ANYTIME, Denoiser
+from fxprune.adapters.encoding import Encoders
 from fxprune.adapters.noising import noising_of
 from fxprune.context import Loss
-from fxprune.errors import InputsError, SaveError
+from fxprune.errors import InputsError
+from fxprune.timesteps import Timesteps, chosen
 from fxprune.trace import ExampleInputs
 
 PARTS = ("unet", "transformer")
+TEXT = "encoder_hidden_states"
 
 
 class DiffusersAdapter(Adapter):
@@ -25,6 +30,8 @@ class DiffusersAdapter(Adapter):
 
     The scheduler of a pipeline says how noise is added; without one the usual schedule of the family does.
     """
+
+    timesteps: Timesteps = ANYTIME
 
     @abc.abstractmethod
     def task(self, model: nn.Module) -> Denoiser | Autoencoder:
@@ -44,48 +51,52 @@ class DiffusersAdapter(Adapter):
         """Keyword arguments for a batch of one, from `model.config`."""
         return self.task(model).example_inputs(model)
 
+    def seeing(self, timesteps: str | Timesteps) -> DiffusersAdapter:
+        """This adapter, with losses and calibration samples at such times."""
+        other = copy.copy(self)
+        other.timesteps = chosen(timesteps)
+        return other
+
     def loss_of(self, given: Any, seed: int | None = 0) -> Loss:
         """Noise prediction (or reconstruction), see the task."""
-        task = self.task(self.unwrap(given)[0])
+        _, task = self._task_in(given)
         if isinstance(task, Autoencoder):
             return task.loss
-        return task.loss_of(noising_of(getattr(given, "scheduler", None), task.noising), seed)
+        return task.loss_of(noising_of(getattr(given, "scheduler", None), task.noising), seed, self.timesteps)
 
     def training_loss(self, given: Any) -> Loss:
         """The same, with noise and times drawn anew at each call."""
         return self.loss_of(given, None)
 
     def calibration(self, given: Any, n: int = 8, seed: int = 0, progress: bool = False) -> list[Any]:
-        """Samples that the model draws itself."""
-        model = self.unwrap(given)[0]
-        task = self.task(model)
+        """Samples that the model draws itself, for prompts where a pipeline reads them.
+
+        Text conditions are random numbers, with a warning, where there is no pipeline with a text encoder.
+        """
+        model, task = self._task_in(given)
         if isinstance(task, Autoencoder):
             return task.calibration(model, n, seed)
+        if task.prompted is None and TEXT in task.conditions(1, torch.Generator().manual_seed(0)):
+            warnings.warn(
+                f"the text conditions of this {type(model).__name__} are random numbers: give prune() the whole "
+                "pipeline, whose text encoders make real ones, or data=",
+                stacklevel=2,
+            )
         noising = noising_of(getattr(given, "scheduler", None), task.noising)
-        return task.calibration(model, noising, n, seed, progress)
+        return task.calibration(model, noising, n, seed, progress, self.timesteps)
 
-    def config(self, model: nn.Module) -> dict[str, Any]:
-        """`model.config`, with its class name under "_class_name"."""
-        held: dict[str, Any] = json.loads(model.to_json_string())  # type: ignore[operator]
-        return held
-
-    def build(self, config: dict[str, Any]) -> nn.Module:
-        """The stock model, its parameters on the meta device, its buffers real.
-
-        Raises:
-            SaveError: the config names no model class of diffusers.
-        """
-        import diffusers
-        from accelerate import init_empty_weights
-
-        name = config.get("_class_name")
-        cls: Any = getattr(diffusers, str(name), None)
-        known = isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)
-        if not known:
-            raise SaveError(f"diffusers has no model class called {name!r}; pass model= a stock module")
-        with init_empty_weights(include_buffers=False):
-            model: nn.Module = cls.from_config(config)
-        return model
+    def _task_in(self, given: Any) -> tuple[nn.Module, Denoiser | Autoencoder]:
+        """The model, and its task with what the encoders of a pipeline around it can do."""
+        model = self.unwrap(given)[0]
+        task = self.task(model)
+        if isinstance(task, Autoencoder) and self.timesteps is not ANYTIME:
+            raise InputsError(f"{type(model).__name__} has no timesteps: leave timesteps= out")
+        if given is model or isinstance(task, Autoencoder):
+            return model, task
+        encoders = Encoders(given, model, task)
+        return model, replace(
+            task, prepare=encoders.prepare, prompted=encoders.prompted if encoders.read_text else None
+        )
 
 
 def backbone(given: object) -> nn.Module | None:

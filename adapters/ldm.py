@@ -63,6 +63,16 @@ class LDMAdapter(DiffusersAdapter):
             return _unet(model)
         raise unknown_inputs(model)
 
+    def protect(self, model: nn.Module) -> tuple[str, ...]:
+        """The layers on either side of an autoencoder's latents, whose channels the denoiser relies on."""
+        held = dict(model.named_modules())
+        if "encoder" not in held or "decoder" not in held:
+            return ()
+        convolutions = [n for n, m in held.items() if isinstance(m, nn.Conv2d)]
+        last = [n for n in convolutions if n.startswith("encoder.")][-1:]
+        first = [n for n in convolutions if n.startswith("decoder.")][:1]
+        return tuple(n for n in ("quant_conv", "quantize", "post_quant_conv") if n in held) or (*last, *first)
+
 
 def _autoencoder(model: nn.Module) -> Autoencoder:
     config: Any = model.config

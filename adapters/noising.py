@@ -3,7 +3,12 @@
     variance preserving   x_t = √ᾱ_t x + √(1 − ᾱ_t) ε   target ε (or x, or v = √ᾱ_t ε − √(1 − ᾱ_t) x)   t = 0 ... T−1
     flow matching         x_σ = (1 − σ) x + σ ε         target ε − x                                    σ ∈ (0, 1)
 
-Times are stratified over a batch: sample i of n gets one from the i-th of n equal parts, so that few samples cover all.
+A time is told as a share of the process, in [0, 1), or as the number that the model takes.  The errors of what a model
+answers and of the clean sample that this implies are proportional, |answer error|² = factor · |clean error|², from
+which the min-SNR weights follow (`fxprune.Timesteps`):
+
+    target      ε        x        v          ε − x
+    factor      SNR      1        SNR + 1    1 / σ²
 """
 
 from __future__ import annotations
@@ -26,8 +31,20 @@ class Noising(abc.ABC):
     """A forward process.  Samples are (n, ...); times (n,), as the model takes them."""
 
     @abc.abstractmethod
-    def times(self, n: int, generator: torch.Generator) -> Tensor:
-        """Stratified times of n samples, on the CPU."""
+    def at(self, shares: Tensor) -> Tensor:
+        """Times at shares of the process in [0, 1)."""
+
+    @abc.abstractmethod
+    def shares(self, times: Tensor) -> Tensor:
+        """The inverse of `at`."""
+
+    @abc.abstractmethod
+    def snr(self, times: Tensor) -> Tensor:
+        """Signal-to-noise ratio, of variances."""
+
+    @abc.abstractmethod
+    def factor(self, times: Tensor) -> Tensor:
+        """Squared error of the model's answer over that of the clean sample which it implies."""
 
     @abc.abstractmethod
     def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
@@ -51,13 +68,30 @@ class VariancePreserving(Noising):
 
     config: Mapping[str, Any]
 
+    @property
+    def _steps(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
     def _scheduler(self) -> Any:
         from diffusers import DDPMScheduler
 
         return DDPMScheduler.from_config(dict(self.config))
 
-    def times(self, n: int, generator: torch.Generator) -> Tensor:
-        return (_strata(n, generator) * int(self.config["num_train_timesteps"])).long()
+    def at(self, shares: Tensor) -> Tensor:
+        return (shares * self._steps).long()
+
+    def shares(self, times: Tensor) -> Tensor:
+        return (times.float() + 0.5) / self._steps
+
+    def snr(self, times: Tensor) -> Tensor:
+        # A schedule rescaled to end at zero signal would give 0 / 0 in the weights.
+        kept: Tensor = self._scheduler().alphas_cumprod.to(times.device)[times.long()].clamp(min=1e-8)
+        return kept / (1 - kept)
+
+    def factor(self, times: Tensor) -> Tensor:
+        snr = self.snr(times)
+        kind = self.config.get("prediction_type", "epsilon")
+        return torch.ones_like(snr) if kind == "sample" else snr + 1 if kind == "v_prediction" else snr
 
     def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         noisy: Tensor = self._scheduler().add_noise(clean, noise, times)
@@ -94,8 +128,18 @@ class Flow(Noising):
 
     unit: float = 1000.0
 
-    def times(self, n: int, generator: torch.Generator) -> Tensor:
-        return _strata(n, generator) * self.unit
+    def at(self, shares: Tensor) -> Tensor:
+        return shares * self.unit
+
+    def shares(self, times: Tensor) -> Tensor:
+        return times.float() / self.unit
+
+    def snr(self, times: Tensor) -> Tensor:
+        sigma = self.shares(times)
+        return ((1 - sigma) / sigma).square()
+
+    def factor(self, times: Tensor) -> Tensor:
+        return self.shares(times).square().reciprocal()
 
     def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         sigma = (times / self.unit).to(clean.dtype).reshape(-1, *(1,) * (clean.dim() - 1))
@@ -126,8 +170,3 @@ def noising_of(scheduler: Any, otherwise: Noising) -> Noising:
     if hasattr(scheduler, "alphas_cumprod"):
         return VariancePreserving(dict(scheduler.config))
     raise InputsError(f"fxprune does not know how {type(scheduler).__name__} adds noise: pass data= and loss=")
-
-
-def _strata(n: int, generator: torch.Generator) -> Tensor:
-    """n numbers in [0, 1), one from each of n equal parts."""
-    return (torch.arange(n) + torch.rand(n, generator=generator)).div(n).clamp(max=1 - 1e-6)

@@ -2,7 +2,8 @@
 
     python benchmarks/budgets.py
 
-The networks live on the meta device and the scores are random: a plan's cost depends on shapes alone.
+The networks live on the meta device and the scores are random: a plan's cost depends on shapes alone.  Two more tables:
+published sizes of the pruned DDPM asked for with target=, and how often a second the cost of a candidate is counted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 import fxprune
+from fxprune.cost import CostModel
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -77,22 +79,62 @@ def achieved(graph: fxprune.ChannelGraph, scores: dict[str, Any], ratio: float, 
     return f"{plan.achieved:.1%}{'*' if plan.regrouped else ''}"
 
 
+# What is left of ddpm-cifar10 (35.7 M parameters, 6.1 G MACs) in Fang et al., Structural Pruning for Diffusion Models,
+# NeurIPS 2023.
+PUBLISHED = {"params": 19.8e6, "macs": 3.4e9}
+
+
+def targets(graph: fxprune.ChannelGraph, scores: dict[str, Any]) -> None:
+    """Print what plans with `target=` end at."""
+    print("\n| ddpm-cifar10-32: target= | of | dense | stays | off by |\n|---|---|---|---|---|")
+    for of, target in PUBLISHED.items():
+        plan = fxprune.plan(graph, scores, target=target, of=of)
+        before, after = plan.costs[of]
+        print(f"| {target:.3g} | {of} | {before:.4g} | {after:.5g} | {after / target - 1:+.2%} |", flush=True)
+
+
+def evaluations(name: str, graph: fxprune.ChannelGraph, count: int = 2000) -> str:
+    """A row: how many candidates a second are costed, by measure."""
+    rng = np.random.default_rng(0)
+    lost = [np.array([rng.integers(len(g)) for g in graph.groups], float) for _ in range(64)]
+    cost = CostModel(graph)
+    cells = []
+    for of in ("params", "macs"):
+        start = time.perf_counter()
+        for i in range(count):
+            cost.of(of, lost[i % len(lost)])
+        cells.append(f"{count / (time.perf_counter() - start):,.0f}")
+    return f"| {name} | {len(graph.groups)} | {' | '.join(cells)} |"
+
+
 def main() -> None:
-    """Print a markdown table."""
+    """Print markdown tables."""
     warnings.simplefilter("ignore")
     print(f"| network | of | {' | '.join(f'{r:.0%}' for r in RATIOS)} | s a plan |")
     print("|---|---|" + "---|" * (len(RATIOS) + 1))
+    rates, ddpm_graph = [], None
     for name, make in NETS.items():
         with torch.device("meta"):
             model, inputs = make()
         graph = fxprune.trace(model.eval(), inputs)
-        rng = np.random.default_rng(0)
-        scores = {g.name: rng.random(len(g)) for g in graph.groups}
+        scores = random_scores(graph)
         for of in ("params", "macs"):
             start = time.perf_counter()
             row = [achieved(graph, scores, r, of) for r in RATIOS]
             seconds = (time.perf_counter() - start) / len(RATIOS)
             print(f"| {name} | {of} | {' | '.join(row)} | {seconds:.2f} |", flush=True)
+        rates.append(evaluations(name, graph))
+        ddpm_graph = graph if make is ddpm else ddpm_graph
+    assert ddpm_graph is not None
+    targets(ddpm_graph, random_scores(ddpm_graph))
+    print("\n| costs counted a second | groups | params | macs |\n|---|---|---|---|")
+    print("\n".join(rates))
+
+
+def random_scores(graph: fxprune.ChannelGraph) -> dict[str, Any]:
+    """One number a channel, the same each time."""
+    rng = np.random.default_rng(0)
+    return {g.name: rng.random(len(g)) for g in graph.groups}
 
 
 if __name__ == "__main__":

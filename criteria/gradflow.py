@@ -28,9 +28,9 @@ class GradFlow:
     nothing is made absolute; scores of a channel may cancel.  (GraSP writes −θ·Hg and removes the highest: the same
     channels.)
 
-    preserve=True takes |θ_q (H g)_q| instead: those go first whose removal changes ‖g‖² least, up or down.  On a network
-    that has been trained, what raises the gradient norm most is often what the loss can least do without; Lubana and
-    Dick show it, and so do this project's measurements (see the documentation's page on quality).
+    preserve=True takes |θ_q (H g)_q| instead: those go first whose removal changes ‖g‖² least, up or down.  On a
+    network that has been trained, what raises the gradient norm most is often what the loss can least do without;
+    Lubana and Dick show it, and so do this project's measurements (see the documentation's page on quality).
 
     L is the mean loss over all batches.  g is accumulated over all of them first, then H g batch by batch, as the mean
     of H_b g: memory for one batch, and four to six tensors as large as the parameters.
@@ -50,8 +50,8 @@ class GradFlow:
     unknown method, for "exact" where an op has no second derivative, and for finite differences of half-precision
     weights.
     Source: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (GraSP), ICLR 2020;
-    structured and iterated for diffusion models by Wan et al., arXiv 2501.09464; preserving: Lubana and Dick, A Gradient
-    Flow Framework for Analyzing Network Pruning, ICLR 2021.
+    structured and iterated for diffusion models by Wan et al., arXiv 2501.09464; preserving: Lubana and Dick, A
+    Gradient Flow Framework for Analyzing Network Pruning, ICLR 2021.
     """
 
     method: Method = "auto"

@@ -5,7 +5,7 @@
 is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
 """
 
-from fxprune.api import apply, prune, trace
+from fxprune.api import apply, calibration, prune, trace
 from fxprune.average import Average
 from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph, Group, Slice
@@ -31,10 +31,11 @@ from fxprune.pruner import Pruner
 from fxprune.report import Report, report
 from fxprune.rewrite import rewrite
 from fxprune.rules.op import coupling
-from fxprune.save import load, save
+from fxprune.save import load, load_pipeline, save, save_pipeline
 from fxprune.schedule import Flow, Problem, Scheduler
 from fxprune.score import Scores, score
 from fxprune.sensitivity import sensitivity
+from fxprune.timesteps import Timesteps
 from fxprune.training import Training
 from fxprune.verify import verify
 
@@ -65,17 +66,21 @@ __all__ = [
     "Scores",
     "Sensitivity",
     "Slice",
+    "Timesteps",
     "TraceError",
     "Training",
     "VerifyError",
     "apply",
+    "calibration",
     "coupling",
     "load",
+    "load_pipeline",
     "plan",
     "prune",
     "report",
     "rewrite",
     "save",
+    "save_pipeline",
     "score",
     "sensitivity",
     "trace",

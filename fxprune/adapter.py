@@ -15,6 +15,7 @@ from torch import nn
 from fxprune import registry
 from fxprune.context import Loss
 from fxprune.errors import InputsError, PluginError, SaveError
+from fxprune.timesteps import Timesteps
 from fxprune.trace import ExampleInputs
 
 Back: TypeAlias = Callable[[nn.Module], Any]
@@ -43,6 +44,14 @@ class Adapter(abc.ABC):
     def unwrap(self, given: Any) -> tuple[nn.Module, Back]:
         """The module to prune, and a function from its replacement to what the user gets back."""
         return given, lambda model: model
+
+    def seeing(self, timesteps: str | Timesteps) -> Adapter:
+        """This adapter, with `loss_of` and `calibration` at such times of a diffusion process.
+
+        Raises:
+            InputsError: for models that know no times.
+        """
+        raise InputsError(f"timesteps={timesteps!r} is for diffusion models, which {type(self).__name__} does not know")
 
     def loss_of(self, given: Any, seed: int = 0) -> Loss | None:
         """A deterministic `loss(model, batch)` that fits `calibration` and the batches users have, or None."""

@@ -15,6 +15,8 @@ from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
 from fxprune.compensate import compensated
+from fxprune.constraints import Constraints
+from fxprune.context import Loss
 from fxprune.cost import CostModel
 from fxprune.errors import BudgetError, InputsError, PlanError, RewriteError, VerifyError
 from fxprune.plan import Plan
@@ -27,6 +29,7 @@ from fxprune.saliency import Normalization
 from fxprune.schedule import Scheduler, scheduler_of
 from fxprune.score import Criterion, score
 from fxprune.select import Ignore, named
+from fxprune.timesteps import Timesteps
 from fxprune.trace import ExampleInputs, as_inputs, whole
 from fxprune.verify import Check, check_dense, same_batches
 
@@ -89,6 +92,7 @@ def prune(
     example_inputs: ExampleInputs | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
+    timesteps: str | Timesteps | None = None,
     scheduler: str | Scheduler = "one_shot",
     steps: int | None = None,
     training: Training | None = None,
@@ -121,6 +125,8 @@ def prune(
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself). With `steps`, the batches to train with: a list, a DataLoader, or another iterable.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
+        timesteps: which times of a diffusion process the adapter's loss sees: a `Timesteps`, or the name of its rule
+            ("uniform", "snr", "threshold"); None: uniform.
         scheduler: when how much goes: "one_shot", or a name (see `fxprune list`) or an instance such as `Soft()` that
             prunes while the model trains, for which `steps` or `training` is needed.
         steps: train for so many steps: while the masks move, or after the cut of "one_shot". Short for
@@ -158,31 +164,30 @@ def prune(
     if ratio is None and target is None and not isinstance(ratios, Mapping):
         ratio = 0.4
     check_budget(ratio, target, of)
-    chosen = scheduler_of(scheduler)
+    limits: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_width": min_width, "max_ratio": max_ratio}
+    limits |= {"exact_norms": exact_norms, "scope": scope}
+    Constraints(**limits)  # raises before the work, not after it
     if steps is not None or training is not None:
-        rest = {k: v for k, v in locals().items() if k not in ("model", "scheduler", "steps", "training", "chosen")}
-        return _trained(model, chosen, steps, training, rest)
-    if not chosen.at_once:
+        rest = {k: v for k, v in locals().items() if k not in ("model", "scheduler", "steps", "training", "limits")}
+        return _trained(model, scheduler_of(scheduler), steps, training, rest)
+    if not scheduler_of(scheduler).at_once:
         raise InputsError(
-            f"{type(chosen).__name__} prunes while the model trains: pass steps=, such as 2000, and data="
+            f"scheduler={scheduler!r} prunes while the model trains: pass steps=, such as 2000, and data="
         )
     if data is not None and not isinstance(data, (torch.Tensor, Mapping, str)):  # these are no batches: score() says so
         data = list(data)
     if attention == "both":
-        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention")}
+        same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention", "limits")}
         return _prune_both(model, ratio, target, same)
     asked = registry.get("criteria", criterion) if isinstance(criterion, str) else criterion
-    adapter = find_adapter(model)
+    adapter = seeing(find_adapter(model), timesteps)
     net, back = adapter.unwrap(model)
     clock = _Clock()
     with clock("trace"):
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
-    limits: dict[str, Any] = {"round_to": round_to, "min_width": min_width, "max_ratio": max_ratio, "scope": scope}
-    limits |= {"exact_norms": exact_norms, "target": target, "ratios": ratios}
-    limits["ignore"] = (*named(net, ignore), *adapter.protect(net))
-
+    limits |= {"target": target, "ignore": (*named(net, ignore), *adapter.protect(net))}
     known: dict[str, Any] = {}
 
     def planned(graph: ChannelGraph) -> Plan:
@@ -193,7 +198,7 @@ def prune(
             return make_plan(graph, scores, ratio, of, **limits)
 
     def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
-        with clock("compensate"):
+        with clock("score"):
             return compensated(
                 graph, net, plan, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known
             )
@@ -262,18 +267,9 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     net, back = find_adapter(model).unwrap(model)
-    clock = _Clock()
-    with clock("trace"):
-        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
     plan.check(graph)
-
-    def replayed(again: ChannelGraph) -> Plan:
-        if again.fingerprint != plan.fingerprint:
-            raise BudgetError("a plan that is given cannot be made anew")
-        return plan
-
-    made = _apply(lambda *_: net, graph, replayed, clock, verify, strict)
-    applied: M = back(_finished(net, made, clock, inplace))
+    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 
@@ -318,7 +314,15 @@ def settled(
     return _apply(lambda *_: net, graph, planned, _Clock(), verify=True, strict=False)
 
 
-def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, strict: bool, seed: int) -> nn.Module:
+def finished(
+    net: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    verify: bool,
+    strict: bool,
+    seed: int | None = None,
+    inplace: bool = False,
+) -> nn.Module:
     """The dense model of a plan that is settled, with its report."""
 
     def planned(other: ChannelGraph) -> Plan:
@@ -328,7 +332,7 @@ def finished(net: nn.Module, graph: ChannelGraph, plan: Plan, verify: bool, stri
 
     clock = _Clock()
     made = _apply(lambda *_: net, graph, planned, clock, verify, strict)
-    return _finished(net, made, clock, inplace=False, seed=seed)
+    return _finished(net, made, clock, inplace, seed)
 
 
 def _apply(
@@ -385,6 +389,42 @@ def _attempt(
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
     return _Made(graph, plan, done, check, trouble)
+
+
+def calibration(
+    model: Any,
+    samples: int = 8,
+    *,
+    timesteps: str | Timesteps | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[list[Any], Loss]:
+    """The data and the loss that `prune` uses where it is given none, for `score` and for training.
+
+    Args:
+        model: a model or pipeline whose family can make its own data: a diffusion model, or an autoencoder.
+        samples: how many, in all batches together.
+        timesteps: see `prune`.
+        seed: for everything drawn at random.
+        progress: show a progress bar.
+
+    Returns:
+        Batches, and `loss(model, batch) -> scalar`, a fixed function of the weights, which also takes batches of your
+        own (`docs/diffusion.md`).
+
+    Raises:
+        InputsError: where the family has no loss, or cannot make data.
+    """
+    adapter = seeing(find_adapter(model), timesteps)
+    loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
+    if loss is None or batches is None:
+        raise InputsError(f"fxprune has no {'loss' if loss is None else 'data'} for {type(model).__name__}: bring both")
+    return batches, loss
+
+
+def seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
+    """The adapter, with losses at such times."""
+    return adapter if timesteps is None else adapter.seeing(timesteps)
 
 
 def _data_and_loss(

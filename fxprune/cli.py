@@ -1,4 +1,4 @@
-"""The command line: `fxprune prune`, `inspect`, `list` and `demo`.
+"""The command line: `fxprune prune`, `inspect`, `sensitivity`, `list` and `demo`.
 
 A folder is a diffusers pipeline (model_index.json), a diffusers model (config.json) or what `fxprune prune` wrote.
 """
@@ -128,6 +128,9 @@ def prune(
     normalize: Annotated[
         str | None, typer.Option(help="How scores of different groups are made comparable; see fxprune.score.")
     ] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help="Times of a diffusion process that count: uniform, snr or threshold.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the result is right.")] = True,
@@ -173,6 +176,7 @@ def prune(
             exact_norms=exact_norms,
             scope=scope,
             normalize=normalize,  # type: ignore[arg-type]  # score() checks it
+            timesteps=timesteps,
             samples=samples,
             seed=seed,
             verify=verify,
@@ -334,6 +338,47 @@ def _per_channel(graph: ChannelGraph, group: Group) -> float:
         for s in group.slices
         if s.tensor in graph.parameters
     )
+
+
+# ---- sensitivity ---------------------------------------------------------------------------------
+
+
+@app.command()
+def sensitivity(
+    directory: Folder,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves, as .png, .svg or .pdf.")] = None,
+    criterion: Annotated[str, typer.Option(help="Which channels go first; see `fxprune list`.")] = "magnitude",
+    share: Annotated[list[float] | None, typer.Option(help="A share of the channels to remove; repeatable.")] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
+    ] = None,
+    attention: Annotated[str, typer.Option(help="What an attention loses: heads or head_dim.")] = "heads",
+    samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
+    seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Measure how much the loss of the model in DIR rises when one part after the other loses channels."""
+    with _told():
+        from fxprune.sensitivity import SHARES
+        from fxprune.sensitivity import sensitivity as measure
+
+        table = measure(
+            _on(_open(directory), device),
+            criterion,
+            shares=share or SHARES,
+            attention=attention,
+            ignore=tuple(ignore or ()),
+            samples=samples,
+            seed=seed,
+            progress=not quiet,
+        )
+        out.print(escape(repr(table)), highlight=False, soft_wrap=True)
+        if csv is not None:
+            table.to_csv(csv)
+        if plot is not None:
+            table.plot(plot)
 
 
 # ---- list, demo ----------------------------------------------------------------------------------

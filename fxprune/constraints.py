@@ -89,10 +89,8 @@ class Constraints:
         if self.ignore:
             yield f"ignore={[getattr(i, '__name__', i) for i in self.ignore]}", replace(self, ignore=())
         if self.ratios is not None:
-            yield (
-                f"ratios of {len(self.stated)} names" if self.stated else "the table in ratios",
-                replace(self, ratios=None),
-            )
+            what = f"ratios of {len(self.stated)} names" if self.stated else "the table in ratios"
+            yield what, replace(self, ratios=None)
 
 
 def split(graph: ChannelGraph, parts: Sequence[Moves], shares: Mapping[int, float]) -> tuple[list[Moves], list[Moves]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune import stock
+from fxprune.adapter import comes_from
 from fxprune.errors import SaveError
 from fxprune.report import Report, is_pruned, report
 from fxprune.restore import all_tensors, channels_last
@@ -34,6 +35,11 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
             "with ignore= what is in the way"
         )
     for path, module in model.named_modules():
+        if comes_from(module, "peft"):
+            raise SaveError(
+                f"{path} is a layer of peft ({type(module).__name__}): save it apart (pipeline.save_lora_weights), or "
+                "make it part of the weights (pipeline.fuse_lora), then pipeline.unload_lora_weights() first"
+            )
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise SaveError(f"{path or 'the model'} ({type(module).__name__}) holds extra state beside its tensors")
     first = tensor_names(model)

@@ -8,7 +8,7 @@ A draft is no plan, so an edit that breaks a group norm or a lockstep can never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,8 @@ import numpy as np
 from fxprune.channels import ChannelGraph
 from fxprune.cost import CostModel
 from fxprune.errors import PlanError
-from fxprune.moves import Limits, Moves, sequences
+from fxprune.labels import Ints
+from fxprune.moves import Limits, Moves, clusters, sequences
 from fxprune.plan import Plan
 from fxprune.planner import as_plan
 from fxprune.search import Cut
@@ -83,29 +84,42 @@ class Draft:
         votes = {g: tuple(map(both, v, other.votes[g])) for g, v in self.votes.items()}
         return Draft((*self.plans, *other.plans), votes)
 
-    def on(self, graph: ChannelGraph, *, round_to: int = 1) -> Plan:
+    def on(self, graph: ChannelGraph, *, round_to: int = 1, min_width: int = 1, max_ratio: float = 1.0) -> Plan:
         """The plan that lets as many of the draft's channels go as the constraints of the graph allow, and no other.
 
-        Channels that several plans let go come first. A norm is regrouped only where one of the plans regroups it.
+        What the edits did not touch stays as planned. Elsewhere channels that several plans let go come first, and
+        a norm is regrouped only where one of the plans regroups it.
 
         Args:
             graph: from `fxprune.trace`, of the model or of another checkpoint.
-            round_to: as in `fxprune.plan`; what a plan was made with is not known here.
+            round_to, min_width, max_ratio: as in `fxprune.plan`, for what is not as planned.
 
         Raises:
             PlanError: the plans were made for another graph.
         """
         for plan in self.plans:
             plan.check(graph)
+        left = [g for members, _ in clusters(graph) if not self._is_planned(graph, members) for g in members]
         scores = {g: np.array([-float(n) if n else OUT for n in v]) for g, v in self.votes.items()}
         regroup = {norm for plan in self.plans for norm in plan.regrouped}
-        parts = sequences(graph, scores, Limits(1.0, round_to), [True] * len(graph.groups), regroup)
+        allowed = [g in left for g in range(len(graph.groups))]
+        parts = sequences(graph, scores, Limits(max_ratio, round_to, min_width), allowed, regroup)
         taken = [seq.first(int((np.maximum.accumulate(seq.score) < 0).sum())) for seq in parts]
-        return self._plan(graph, taken)
+        whole = [(g, c) for g, group in enumerate(graph.groups) if not allowed[g] for c in self.channels(group.name)]
+        return self._plan(graph, taken, np.array(whole, np.int64).reshape(-1, 2))
 
-    def _plan(self, graph: ChannelGraph, taken: list[Moves]) -> Plan:
-        group = np.concatenate([np.zeros(0, np.int64), *(seq.group for seq in taken)])
-        channel = np.concatenate([np.zeros(0, np.int64), *(seq.channel for seq in taken)])
+    def channels(self, group: str) -> tuple[int, ...]:
+        """The channels of a group that may go."""
+        return tuple(c for c, n in enumerate(self.votes[group]) if n)
+
+    def _is_planned(self, graph: ChannelGraph, members: Sequence[int]) -> bool:
+        """Whether the draft says of some groups just what one of its plans says."""
+        names = [graph.groups[g].name for g in members]
+        return any(all(plan.removed.get(n, ()) == self.channels(n) for n in names) for plan in self.plans)
+
+    def _plan(self, graph: ChannelGraph, taken: Sequence[Moves], whole: Ints) -> Plan:
+        group = np.concatenate([whole[:, 0], *(seq.group for seq in taken)])
+        channel = np.concatenate([whole[:, 1], *(seq.channel for seq in taken)])
         removed = np.bincount(group, minlength=len(graph.groups)).astype(float)
         cost, asked = CostModel(graph), self.plans[0]
         share = 1 - cost.of(asked.of, removed) / cost.of(asked.of, np.zeros(len(graph.groups)))

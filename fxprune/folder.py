@@ -17,8 +17,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from fxprune.card import CARD, is_own
 from fxprune.errors import SaveError
-from fxprune.saved import HEADER, WEIGHTS, SavedPipeline, read
+from fxprune.saved import HEADER, SavedPipeline, read
+from fxprune.weights import INDEX, files
 
 
 def claim(directory: str | os.PathLike[str]) -> Path:
@@ -47,9 +49,10 @@ def _foreign(path: Path) -> list[str]:
     """What a folder holds beside a previous save."""
     try:
         header = read(path)
+        own = {HEADER, *(header.files if isinstance(header, SavedPipeline) else (*files(path), INDEX))}
     except SaveError:
         return sorted(entry.name for entry in path.iterdir())
-    own = {HEADER, *header.files} if isinstance(header, SavedPipeline) else {HEADER, WEIGHTS}
+    own = own | {CARD} if is_own(path / CARD) else own - {CARD}
     found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
     return sorted(found - own)
 

@@ -80,7 +80,7 @@ def _blocks(graph: ChannelGraph, norm: NormGroups) -> tuple[Ints, Ints]:
     return component, np.arange(len(component)) // (len(component) // norm.groups)
 
 
-def _clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]]:
+def clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]]:
     """Groups that are tied through group norms, with these norms."""
     links = nx.Graph()
     links.add_nodes_from(range(len(graph.groups)))
@@ -108,15 +108,16 @@ def sequences(
     Args:
         scores: one score a channel, by group name.
         allowed: whether a group may be pruned at all, by index.
-        regroup: group norms (by node) whose groups may lose their own members.
+        regroup: group norms (by node) whose groups may lose their own members, and with them those they share groups
+            of channels with.
     """
     out: list[Moves] = []
-    for members, norms in _clusters(graph):
+    for members, norms in clusters(graph):
         live = [g for g in members if allowed[g]]
         values = {g: scores[graph.groups[g].name] for g in members}
         if not norms:
             out += [_free(g, values[g], _quantum(graph, g, limits), limits) for g in live]
-        elif not all(norm.node in regroup for norm in norms):
+        elif not any(norm.node in regroup for norm in norms):
             out.append(_exact(graph, members, norms, values, limits) if len(live) == len(members) else _stacked([]))
         else:
             out += [_regrouped(graph, g, norms, values[g], limits) for g in live]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from fxprune.constraints import Constraints, split
 from fxprune.cost import MEASURES, CostModel
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
-from fxprune.moves import sequences
+from fxprune.moves import Moves, sequences
 from fxprune.plan import NormChange, Plan
 from fxprune.ranking import Curves, by_harm, keys
 from fxprune.score import Scores
@@ -65,8 +65,6 @@ def plan(
         CriterionError: where scores are missing or not finite.
         InputsError: where `ignore` holds something else than names and types.
     """
-    if of not in MEASURES:
-        raise BudgetError(f"of={of!r} is unknown; choose one of {', '.join(MEASURES)}")
     limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, exact_norms, scope)
     values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
     cost = CostModel(graph)
@@ -74,7 +72,7 @@ def plan(
     if asked is None and not limits.stated:
         raise BudgetError(f"no budget is given: pass ratio=, the share of {of} to remove, or target=, what is to stay")
     met = _families(cost, values, limits, of, asked)
-    best = met[0].below if asked is None else _nearest(met, asked)
+    best = met[0].below if asked is None else nearest_cut(met, asked)
     if asked is not None and best.share < asked - NEAR and (most := max(m.reachable for m in met)) < asked - 1e-9:
         raise BudgetError(_too_far(cost, values, limits, of, asked, most), reachable=most)
     if asked is not None and (least := min(m.least for m in met)) > asked + NEAR:
@@ -85,6 +83,8 @@ def plan(
 
 def check_budget(ratio: float | None, target: float | None, of: str) -> None:
     """Raise `BudgetError` where a budget is wrong for any model."""
+    if of not in MEASURES:
+        raise BudgetError(f"of={of!r} is unknown; choose one of {', '.join(MEASURES)}")
     if ratio is not None and target is not None:
         raise BudgetError(f"ratio={ratio} and target={target} both set the budget; pass one of them")
     if ratio is not None and not 0 <= ratio < 1:
@@ -131,27 +131,32 @@ def _families(
     cost: CostModel, values: Mapping[str, Floats], limits: Constraints, of: str, asked: float | None
 ) -> list[Met]:
     """The budget met with moves of one kind after the other, until one comes near: exact norms first."""
-    graph = cost.graph
-    shares = limits.shares(graph)
-    allowed = [not out for out in ignored(graph, limits.ignore)]
-    every = {norm.node for norm in graph.facts.norm_groups}
+    every = {norm.node for norm in cost.graph.facts.norm_groups}
     met: list[Met] = []
     for cap, regroup in itertools.product(limits.caps, ((),) if limits.exact_norms else ((), every)):
-        parts = sequences(graph, values, limits.limits(cap, shares), allowed, regroup)
-        stated, free = split(graph, parts, shares)
+        stated, free, order = _ordered(cost.graph, values, limits, cap, regroup)
         if asked is None:
-            free, order = [], list[Floats]()
-        elif limits.table is not None:
-            free, order = by_harm(graph, free, limits.table)
-        else:
-            order = keys(graph, free, limits.scope)
-        met.append(meet(cost, of, queue(free, order, len(graph.groups)), stated, asked or 0.0))
+            free, order = [], []
+        met.append(meet(cost, of, queue(free, order, len(cost.graph.groups)), stated, asked or 0.0))
         if (asked or 0.0) - met[-1].below.share <= NEAR:
             break
     return met
 
 
-def _nearest(met: list[Met], asked: float) -> Cut:
+def _ordered(
+    graph: ChannelGraph, values: Mapping[str, Floats], limits: Constraints, cap: float, regroup: Container[str] = ()
+) -> tuple[list[Moves], list[Moves], list[Floats]]:
+    """The moves that are stated, the parts that are free, and the keys by which these are tried."""
+    shares = limits.shares(graph)
+    allowed = [not out for out in ignored(graph, limits.ignore)]
+    parts = sequences(graph, values, limits.limits(cap, shares), allowed, regroup)
+    stated, free = split(graph, parts, shares)
+    if limits.table is not None:
+        return stated, *by_harm(graph, free, limits.table)
+    return stated, free, keys(graph, free, limits.scope)
+
+
+def nearest_cut(met: list[Met], asked: float) -> Cut:
     """The cut next to the budget from below; the one above where the steps are coarse and it is nearer."""
     below = max((m.below for m in met), key=lambda cut: cut.share)
     above = min((m.above for m in met if m.above is not None), key=lambda cut: cut.share, default=None)
@@ -236,13 +241,6 @@ def ranking(
 ) -> Queue:
     """The order in which `plan` would take channels, norms kept exact; groups with a stated share come first."""
     limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, True, scope)
-    shares = limits.shares(graph)
-    allowed = [not out for out in ignored(graph, limits.ignore)]
-    parts = sequences(graph, _checked(graph, values), limits.limits(limits.caps[0], shares), allowed, ())
-    stated, free = split(graph, parts, shares)
-    if limits.table is not None:
-        free, order = by_harm(graph, free, limits.table)
-    else:
-        order = keys(graph, free, limits.scope)
+    stated, free, order = _ordered(graph, _checked(graph, values), limits, limits.caps[0])
     first = [np.full(len(seq), -np.inf) for seq in stated]
     return queue([*stated, *free], [*first, *order], len(graph.groups))

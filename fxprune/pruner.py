@@ -59,7 +59,8 @@ class Pruner(Generic[M]):
         remember: how many batches to keep for scoring.
         normalize: see `fxprune.score`.
         seed: of the criterion's random numbers.
-        limits: `ignore`, `round_to`, `min_width`, `max_ratio`, `exact_norms`, `scope`: see `fxprune.plan`.
+        limits: `ignore` (see `fxprune.prune`), `round_to`, `min_width`, `max_ratio`, `exact_norms`, `scope`: see
+            `fxprune.plan`.
 
     Attributes:
         graph: the model's channels.

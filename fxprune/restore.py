@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune import weights
 from fxprune.errors import SaveError
 from fxprune.plan import Plan
 from fxprune.rewrite import Change
@@ -120,25 +121,19 @@ def _rows(*values: Any) -> bool:
     return all(isinstance(v, (tuple, list)) for v in values)
 
 
-def fill(net: nn.Module, saved: Saved, path: Path) -> None:
+def fill(net: nn.Module, saved: Saved, folder: Path) -> None:
     """Give a module its saved tensors; names that shared one share it again."""
-    held = _read_tensors(saved, path)
+    held = _read_tensors(saved, folder)
     modules = dict(net.named_modules(remove_duplicate=False))
     for name, first in {**{n: n for n in saved.tensors}, **saved.tied}.items():
         owner, _, leaf = name.rpartition(".")
         setattr(modules[owner], leaf, held[first])
 
 
-def _read_tensors(saved: Saved, path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as f:
-            if unknown := sorted(set(f.keys()) ^ set(saved.tensors)):
-                raise SaveError(f"{path} and {HEADER} do not list the same tensors: {unknown[0]!r:.80}")
-            return {name: _made(f.get_tensor(name), name, info, path) for name, info in saved.tensors.items()}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as e:
-        raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e
+def _read_tensors(saved: Saved, folder: Path) -> dict[str, torch.Tensor]:
+    read = weights.read(folder, set(saved.tensors))
+    held = {name: _made(data, name, saved.tensors[name], path) for name, data, path in read}
+    return {name: held[name] for name in saved.tensors}
 
 
 def _made(data: torch.Tensor, name: str, info: TensorInfo, path: Path) -> torch.Tensor:

@@ -25,7 +25,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from fxprune.adapter import Adapter, find_adapter
-from fxprune.api import apply, prune, trace
+from fxprune.api import apply, prune, seeing, trace
 from fxprune.average import Average
 from fxprune.channels import ChannelGraph
 from fxprune.checkpoints import Checkpoints
@@ -48,7 +48,7 @@ from fxprune.training import Objective, Training, set_rate, text
 
 # What a Pruner takes, and what a checkpoint is bound to.
 MOVING = ("criterion", "of", "example_inputs", "attention", "normalize", "seed", *LIMITS)
-SAME = ("criterion", "ratio", "target", "of", "attention", "normalize", "seed", *LIMITS)
+SAME = ("criterion", "ratio", "target", "of", "timesteps", "attention", "normalize", "seed", *LIMITS)
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
@@ -78,7 +78,7 @@ class Run:
         self.training, self.options, self.scheduler = training, options, scheduler
         if not scheduler.at_once:
             _refuse(options)
-        adapter = find_adapter(model)
+        adapter = seeing(find_adapter(model), options["timesteps"])
         self.given, self.back = adapter.unwrap(model)
         whole(self.given)
         self.scoring, self.loss = _losses(adapter, model, options)
@@ -345,7 +345,19 @@ def _losses(adapter: Adapter, model: Any, options: Mapping[str, Any]) -> tuple[L
 
 def _refuse(options: Mapping[str, Any]) -> None:
     """Refuse what only a cut at once can do."""
-    takes = {*MOVING, "ratio", "target", "data", "loss", "inplace", "verify", "strict", "samples", "progress"}
+    takes = {
+        *MOVING,
+        "ratio",
+        "target",
+        "data",
+        "loss",
+        "timesteps",
+        "inplace",
+        "verify",
+        "strict",
+        "samples",
+        "progress",
+    }
     defaults = {k: p.default for k, p in inspect.signature(prune).parameters.items()}
     for name, value in options.items():
         if (name not in takes and value != defaults[name]) or (name == "attention" and value == "both"):

@@ -1,7 +1,8 @@
 """`save` and `load`: a pruned model as a folder of data.
 
     DIR/fxprune.json        class, config, plan, shapes, changed attributes, ...: see `fxprune.saved`
-    DIR/model.safetensors   every parameter and buffer, the non-persistent ones too; tied tensors once
+    DIR/model.safetensors   every parameter and buffer, the non-persistent ones too; tied tensors once (or shards of it)
+    DIR/README.md           a model card: see `fxprune.card`
 
 `load` builds the stock class with empty parameters (or copies the stock module it is given), gives each tensor its
 saved shape and value, and sets the changed integers.  Nothing of the folder is run.
@@ -19,21 +20,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune import stock
+from fxprune import stock, weights
+from fxprune.card import CARD, card
 from fxprune.describe import DTYPE_NAMES, describe, report_of, versions
 from fxprune.errors import SaveError
 from fxprune.folder import interrupted, replacing
 from fxprune.report import Report, attach
 from fxprune.restore import all_tensors, fill, fit, same_integers
-from fxprune.saved import HEADER, WEIGHTS, Header, Saved, SavedPipeline, read, to_json
+from fxprune.saved import HEADER, Header, Saved, SavedPipeline, read, to_json
 
 PathLike = str | os.PathLike[str]
+SHARD = "10GB"
 
 
 # ---- save ----------------------------------------------------------------------------------------
 
 
-def save(model: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None) -> Path:
+def save(
+    model: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
+) -> Path:
     """Write a model, pruned or not, or a diffusers pipeline with a pruned component, into a folder of its own.
 
     A previous save in this folder is replaced, in one step at the end.
@@ -42,6 +47,7 @@ def save(model: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None =
         model: a module, or a diffusers pipeline; it is left as it is.
         directory: a new or empty folder, or one that `save` wrote.
         metrics: what you measured, kept with the model: strings, finite numbers, lists and dicts of them.
+        max_shard_size: bytes, or text such as "5GB": larger weights are split over several files.
 
     Returns:
         The folder.
@@ -60,24 +66,42 @@ def save(model: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None =
     """
     if not isinstance(model, nn.Module) and not stock.is_pipeline(model):
         raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline")
+    limit = weights.size_of(max_shard_size)
     with replacing(directory) as folder:
         if isinstance(model, nn.Module):
-            _write_model(model, folder, metrics)
+            saved: Header = _write_model(model, folder, metrics, limit)
+            pruned = {"": model}
         else:
-            _write_pipeline(model, folder, metrics)
+            pruned = {name: m for name, m in stock.modules_of(model).items() if report_of(m) is not None}
+            saved = _write_pipeline(model, pruned, folder, metrics, limit)
+        reports = {name: made for name, m in pruned.items() if (made := report_of(m)) is not None}
+        library, source = saved.module.partition(".")[0], stock.source_of(model)
+        text = card(saved.name, library, reports, saved.versions, metrics, source)
+        (folder / CARD).write_text(text, encoding="utf-8")
     return Path(directory)
 
 
-def _write_model(model: nn.Module, folder: Path, metrics: Mapping[str, Any] | None) -> None:
-    from safetensors.torch import save_file
+def save_pipeline(
+    pipeline: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
+) -> Path:
+    """`save`, for a diffusers pipeline only.
 
+    Raises:
+        SaveError: see `save`; or it is no pipeline.
+    """
+    if not stock.is_pipeline(pipeline):
+        raise SaveError(f"a {type(pipeline).__name__} is no diffusers pipeline; use fxprune.save")
+    return save(pipeline, directory, metrics=metrics, max_shard_size=max_shard_size)
+
+
+def _write_model(model: nn.Module, folder: Path, metrics: Mapping[str, Any] | None, limit: int) -> Saved:
     saved = _loadable(model, describe(model, metrics))
     text = to_json(saved)
     named = all_tensors(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HEADER).write_text(text, encoding="utf-8")
-    save_file({name: named[name].detach().cpu().contiguous() for name in saved.tensors}, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod((folder / HEADER).stat().st_mode & 0o777)  # safetensors gives it to its owner alone
+    weights.write({name: named[name] for name in saved.tensors}, folder, limit)
+    return saved
 
 
 def _loadable(model: nn.Module, saved: Saved) -> Saved:
@@ -96,10 +120,10 @@ def _loadable(model: nn.Module, saved: Saved) -> Saved:
     return saved
 
 
-def _write_pipeline(pipeline: Any, folder: Path, metrics: Mapping[str, Any] | None) -> None:
+def _write_pipeline(
+    pipeline: Any, pruned: Mapping[str, nn.Module], folder: Path, metrics: Mapping[str, Any] | None, limit: int
+) -> SavedPipeline:
     """The pipeline's own `save_pretrained`, but for the pruned components, which are written in our format."""
-    modules = stock.modules_of(pipeline)
-    pruned = {name: module for name, module in modules.items() if report_of(module) is not None}
     if not pruned:
         raise SaveError(
             f"no component of this {type(pipeline).__name__} was pruned by fxprune; "
@@ -109,10 +133,12 @@ def _write_pipeline(pipeline: Any, folder: Path, metrics: Mapping[str, Any] | No
     shell = copy.copy(pipeline)
     for name, module in pruned.items():
         writer = copy.copy(module)
-        writer.__dict__["save_pretrained"] = lambda path, module=module: _write_model(module, Path(path), None)
+        writer.__dict__["save_pretrained"] = lambda path, module=module: _write_model(module, Path(path), None, limit)
         shell.__dict__[name] = writer
-    shell.save_pretrained(str(folder), safe_serialization=True)
+    shell.save_pretrained(str(folder), safe_serialization=True, max_shard_size=limit)
+    stock.name_components(folder, pipeline, pruned)
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    modules = stock.modules_of(pipeline)
     saved = SavedPipeline(
         module=type(pipeline).__module__,
         name=type(pipeline).__qualname__,
@@ -122,8 +148,9 @@ def _write_pipeline(pipeline: Any, folder: Path, metrics: Mapping[str, Any] | No
         versions=versions(pipeline),
         metrics=metrics,
     )
-    stock.read_index(folder)  # what is written must load
+    stock.read_index(folder, saved.components)  # what is written must load
     (folder / HEADER).write_text(to_json(saved), encoding="utf-8")
+    return saved
 
 
 def _dtype_of(name: str, module: nn.Module) -> str | None:
@@ -171,12 +198,25 @@ def load(
     return _load_model(saved, path, model).to(device)
 
 
+def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") -> Any:
+    """`load`, for a diffusers pipeline only.
+
+    Raises:
+        SaveError: see `load`; or the folder holds a single model.
+    """
+    path = Path(directory)
+    if interrupted(path) is None and isinstance(saved := read(path), Saved):
+        raise SaveError(f"{path} holds a {saved.name} alone; use fxprune.load")
+    return load(path, device=device)
+
+
 def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     if not isinstance(saved, Saved):
         raise SaveError(f"{path} holds a pipeline where a model should be")
     net = _stock_of(saved, model)
     fit(net, saved)
-    fill(net, saved, path / WEIGHTS)
+    fill(net, saved, path)
+    stock.set_source(net, path)
     if saved.plan is not None:
         told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, seed=saved.seed, earlier=saved.earlier)
         attach(net, told)
@@ -184,11 +224,12 @@ def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Mo
 
 
 def _load_pipeline(saved: SavedPipeline, path: Path) -> Any:
-    index = stock.read_index(path)
+    index = stock.read_index(path, saved.components)
     if missing := [name for name in saved.components if name not in index]:
         raise SaveError(f"{path / stock.INDEX} does not name the pruned component {missing[0]!r}")
     given = {name: _load_model(read(path / name), path / name, None) for name in saved.components}
-    return stock.read_pipeline(path, given, saved.dtypes)
+    absent = {name: None for name, value in index.items() if value == [None, None]}
+    return stock.read_pipeline(path, {**absent, **given}, saved.dtypes)
 
 
 def _stock_of(saved: Saved, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:

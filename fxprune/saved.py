@@ -36,7 +36,6 @@ from fxprune.verify import Check
 
 FORMAT = 1
 HEADER = "fxprune.json"
-WEIGHTS = "model.safetensors"
 T = TypeVar("T")
 _NAMES = """float64 float32 float16 bfloat16 complex64 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool
 float8_e4m3fn float8_e5m2 float8_e8m0fnu"""

@@ -108,7 +108,7 @@ def score(
     reduce: Reduction | None = None,
     normalize: Normalization | None = None,
     progress: bool = False,
-    reuse: dict[str, Any] | None = None,
+    reuse: dict[Any, Any] | None = None,
 ) -> Scores:
     """Score every channel of a graph.
 

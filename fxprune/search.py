@@ -6,7 +6,8 @@ one has room for, both take the same ones, and that move alone outweighs all tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +29,6 @@ class Queue:
     part: Ints
     moves: Moves
     groups: int
-
-    @property
-    def parts(self) -> int:
-        """Number of parts."""
-        return int(self.part.max(initial=-1)) + 1
 
     def loss(self, first: int, last: int) -> Floats:
         """Channels that each group loses by moves first, ..., last - 1."""
@@ -97,32 +93,38 @@ def meet(cost: CostModel, of: str, all_moves: Queue, stated: Sequence[Moves], as
         return Cut(group, np.concatenate([first.channel, all_moves.moves.channel[slots]]), removed, share(removed))
 
     start = np.bincount(first.group, minlength=all_moves.groups).astype(float)
-    low, high = 0, len(all_moves.part)
+    taken, over = _filled(all_moves, start, lambda removed: share(removed) <= asked + ROUNDING, share)
+    most = start + all_moves.loss(0, len(all_moves.part))
+    return Met(cut(taken), None if over is None else cut(over), share(start), share(most))
+
+
+def _filled(
+    moves: Queue, start: Floats, fits: Callable[[Floats], bool], share: Callable[[Floats], float]
+) -> tuple[list[int], list[int] | None]:
+    """Moves that fit together, and the cheapest set with one more that did not fit when it was tried.
+
+    A part whose next move does not fit is passed over from then on.
+    """
+    low, high, parts = 0, len(moves.part), len(np.unique(moves.part))
     while low < high:
         middle = (low + high + 1) // 2
-        fits = share(start + all_moves.loss(0, middle)) <= asked + ROUNDING
-        low, high = (middle, high) if fits else (low, middle - 1)
-    taken, removed = list(range(low)), start + all_moves.loss(0, low)
+        low, high = (middle, high) if fits(start + moves.loss(0, middle)) else (low, middle - 1)
+    taken, removed = list(range(low)), start + moves.loss(0, low)
     stuck: set[int] = set()
-    over: list[tuple[float, list[int]]] = []
-    tries = 0
-    for k in range(low, len(all_moves.part)):
-        if tries == TRIES or len(stuck) == all_moves.parts:
-            break
-        if all_moves.part[k] in stuck:
-            continue
-        tries += 1
-        more = removed + all_moves.loss(k, k + 1)
-        if (after := share(more)) <= asked + ROUNDING:
+    over: tuple[float, list[int]] | None = None
+    open_moves = (k for k in range(low, len(moves.part)) if int(moves.part[k]) not in stuck)
+    for k in itertools.islice(open_moves, TRIES):
+        more = removed + moves.loss(k, k + 1)
+        if fits(more):
             removed = more
             taken.append(k)
-        else:
-            stuck.add(int(all_moves.part[k]))
-            if not over or after < over[0][0]:
-                over = [(after, [*taken, k])]
-    above = cut(over[0][1]) if over else None
-    most = start + all_moves.loss(0, len(all_moves.part))
-    return Met(cut(taken), above, share(start), share(most))
+            continue
+        stuck.add(int(moves.part[k]))
+        if over is None or share(more) < over[0]:
+            over = share(more), [*taken, k]
+        if len(stuck) == parts:
+            break
+    return taken, None if over is None else over[1]
 
 
 def _chosen(stated: Sequence[Moves], groups: int) -> Moves:

@@ -15,7 +15,7 @@ from fxprune import registry
 from fxprune.adapter import find_adapter
 from fxprune.api import trace
 from fxprune.channels import ChannelGraph
-from fxprune.context import Loss, missing, seed_torch
+from fxprune.context import Loss, missing
 from fxprune.cost import CostModel
 from fxprune.errors import CriterionError, InputsError, VerifyError
 from fxprune.harm import Curve, Sensitivity
@@ -28,6 +28,7 @@ from fxprune.score import Criterion, Scores, score
 from fxprune.search import Cut
 from fxprune.select import Ignore, ignored, named
 from fxprune.trace import ExampleInputs, evaluating
+from fxprune.untouched import seed_torch
 from fxprune.verify import check_dense
 
 Floats = npt.NDArray[np.float64]

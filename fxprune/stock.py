@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from fxprune import registry
+from fxprune import pretrained, registry
 from fxprune.adapter import comes_from, find_adapter
 from fxprune.errors import FxPruneError, SaveError
 from fxprune.rewrite import Change
@@ -27,6 +27,8 @@ from fxprune.saved import DTYPES, Saved, is_identifier
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
+SOURCE = "_name_or_path"
+PRUNED = [pretrained.LIBRARY, pretrained.NAME]
 INSTALL = 'pip install "fxprune[diffusers]"'
 
 
@@ -119,6 +121,23 @@ def _config_undone(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
     return net
 
 
+def source_of(given: Any) -> str | None:
+    """Where a model or pipeline was read from, as its config says: a folder, or a name on the hub; None if unknown."""
+    parts = (given, *(getattr(given, name, None) for name in ("unet", "transformer")))
+    configs = [config for p in parts if (config := getattr(p, "config", None)) is not None]
+    found = (getattr(config, SOURCE, None) for config in configs)
+    return next((name for name in found if isinstance(name, str) and name), None)
+
+
+def set_source(model: Any, directory: Path) -> None:
+    """Note in a model's config where it was read from, as its library does."""
+    config = getattr(model, "config", None)
+    if hasattr(model, "register_to_config"):
+        model.register_to_config(**{SOURCE: str(directory)})
+    elif hasattr(config, SOURCE):
+        setattr(config, SOURCE, str(directory))
+
+
 def build(saved: Saved) -> nn.Module:
     """The stock module of a saved model, its parameters on the meta device.
 
@@ -180,8 +199,21 @@ def require_stock(pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
             raise SaveError(f"{name} is a {type(module).__name__}, no model of diffusers' own: save it by itself")
 
 
-def read_index(directory: Path) -> dict[str, Any]:
+def name_components(directory: Path, pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
+    """Let a folder's `model_index.json` name the class that reads pruned components, and those that are absent."""
+    index = _read_json(directory / INDEX)
+    expected, _ = pipeline._get_signature_keys(pipeline)
+    index |= {name: [None, None] for name in sorted(expected) if getattr(pipeline, name, None) is None}
+    index |= dict.fromkeys(pruned, PRUNED)
+    index.pop(SOURCE, None)  # a path of this machine
+    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
     """The `model_index.json` of a pipeline's folder, found to name installed classes only.
+
+    Args:
+        pruned: components that fxprune reads itself, whatever the index names for them.
 
     Raises:
         SaveError: where it is damaged, or names code that is not of diffusers or transformers.
@@ -192,7 +224,7 @@ def read_index(directory: Path) -> dict[str, Any]:
     if code is not None:
         raise SaveError(f"{directory} holds Python code ({code.name}), which fxprune does not run; remove it")
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list):
+        if name.startswith("_") or not isinstance(value, list) or (name in pruned and value == PRUNED):
             continue
         library = value[0] if len(value) == 2 else ""
         known = library in (None, "diffusers", "transformers") or (
@@ -216,7 +248,7 @@ def read_pipeline(
     Raises:
         SaveError: where the folder is damaged.
     """
-    cls = _pipeline_class(directory, read_index(directory).get("_class_name"))
+    cls = _pipeline_class(directory, read_index(directory, tuple(given)).get("_class_name"))
     pipeline = _read(cls, directory, {**given, "local_files_only": True, "use_safetensors": safe})
     for name, module in modules_of(pipeline).items():
         if name in dtypes:

@@ -18,7 +18,7 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
     """Within: eval mode, all parameters require grad, no `.grad`, own random state.  Afterwards all is as before.
 
     Weights themselves are compared by version and by sum (a write through `.data` has no version); with `restore`
-    copies of them are kept, and put back where they changed.
+    copies of them are kept, and put back where they changed, also on the way out of an error.
 
     Raises:
         CriterionError: a parameter was written to or replaced, or a hook was left on a module.
@@ -27,6 +27,7 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
     versions = {n: p._version for n, p in before.items()}
     sums, hooks = _sums(before.values()), _hooks(model)
     copies = {n: p.detach().clone() for n, p in before.items()} if restore else {}
+    written: list[str] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
         stack.enter_context(torch.inference_mode(False))
@@ -34,17 +35,20 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
         stack.enter_context(evaluating(model))
         stack.enter_context(_buffers_kept(model))
         stack.enter_context(_requiring_grad(before.values()))
-        yield
+        try:
+            yield
+        finally:
+            same = (_sums(before.values()) == sums).tolist()
+            pairs = zip(before.items(), same, strict=True)
+            written += [n for (n, p), ok in pairs if p._version != versions[n] or not ok]
+            with torch.no_grad():
+                for n in written if restore else ():
+                    before[n].copy_(copies[n])
     after = dict(model.named_parameters())
     replaced = [n for n, p in before.items() if after.get(n) is not p]
     if replaced:
         raise CriterionError(f"{who} changed the model: {replaced[0]} was replaced; a criterion must work on copies")
-    same = (_sums(before.values()) == sums).tolist()
-    written = [n for (n, p), ok in zip(before.items(), same, strict=True) if p._version != versions[n] or not ok]
     if written:
-        with torch.no_grad():
-            for n, copy in copies.items():
-                before[n].copy_(copy)
         raise CriterionError(
             f"{who} changed the model: {written[0]} was written to in place; a criterion must work on copies (and a "
             f"loss must not step an optimizer){'; the weights have been put back' if restore else ''}"
@@ -56,8 +60,11 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
 def _sums(tensors: Iterable[Tensor]) -> Tensor:
     """The bits of one number a tensor, which changes where any element does (but for rare cancellations)."""
     with torch.no_grad():
-        sums = [torch.sum(t, dtype=torch.promote_types(t.dtype, torch.float32)).cpu().double() for t in tensors]
-    return torch.stack(sums).view(torch.int64) if sums else torch.zeros(0, dtype=torch.int64)
+        real = (torch.view_as_real(t) if t.is_complex() else t for t in tensors)
+        sums = [torch.sum(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in real]
+        # One transfer for all, not one each.
+        together = torch.stack([s.to(sums[0].device) for s in sums]) if sums else torch.zeros(0)
+    return together.cpu().double().view(torch.int64)
 
 
 def _hooks(model: nn.Module) -> int:

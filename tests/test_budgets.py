@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_api import Heads
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.moves import Moves
+from fxprune.planner import nearest_cut
 from fxprune.ranking import structures
+from fxprune.search import meet, queue
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -81,6 +85,18 @@ def test_target_through_prune(net: Net) -> None:
     assert sum(p.numel() for p in small.parameters()) == pytest.approx(20_000, rel=0.01)
 
 
+def test_target_for_heads_and_their_dimensions() -> None:
+    torch.manual_seed(0)
+    model, x = Heads(), torch.randn(2, 5, 6)
+    options: dict[str, Any] = {"example_inputs": x, "attention": "both", "ignore": ["i"], "progress": False}
+    small = fxprune.prune(model, "magnitude", target=2600, **options)
+    assert sum(p.numel() for p in model.parameters()) == 4547
+    assert sum(p.numel() for p in small.parameters()) == pytest.approx(2600, rel=0.1)  # a head is 11 % of it
+    assert (small.heads < 4, small.dim < 8) == (True, True)
+    with pytest.raises(fxprune.BudgetError, match="ratios= would count twice"):
+        fxprune.prune(model, "magnitude", ratios={"q": 0.5}, **options)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"ratio": 0.3, "target": 100}, "pass one of them"),
     "neither": ({}, "pass ratio="),
@@ -99,6 +115,33 @@ def test_budgets_out_of_range(graph: fxprune.ChannelGraph, scores: Any, name: st
     options, text = BAD[name]
     with pytest.raises(fxprune.BudgetError, match=text):
         fxprune.plan(graph, scores, **options)
+
+
+class Weights:
+    """A cost that is a sum: `weights[g]` for every channel of group g."""
+
+    def __init__(self, weights: Any) -> None:
+        self.weights = weights
+
+    def of(self, measure: str, removed: Any) -> float:
+        return float(1.1 * 4 * self.weights.sum() - self.weights @ removed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_larger_budget_never_gives_less_however_coarse_the_steps(seed: int) -> None:
+    """Two kinds of moves (as with exact norms and without), steps of 1 ... 20 % of the cost."""
+    rng = np.random.default_rng(seed)
+    cost: Any = Weights(rng.choice([1.0, 2.0, 5.0, 13.0], 6))
+    kinds = []
+    for step in (2, 1):
+        ends = np.arange(0, 5, step)
+        parts = [Moves(rng.random(4 // step), np.full(4, g), np.arange(4), ends) for g in range(6)]
+        kinds.append(queue(parts, [np.maximum.accumulate(seq.score) for seq in parts], 6))
+    before = 0.0
+    for asked in np.linspace(0, 0.9, 200):
+        share = nearest_cut([meet(cost, "params", kind, [], asked) for kind in kinds], asked).share
+        assert share >= before
+        before = share
 
 
 # ---- what stays ------------------------------------------------------------------------------------------

@@ -204,6 +204,14 @@ def test_budgets_of_every_kind(stock: Path, tmp_path: Path) -> None:
     assert min(n - len(plan.removed.get(g, ())) for g, n in plan.sizes.items()) >= 2
 
 
+def test_sensitivity(stock: Path, tmp_path: Path) -> None:
+    files = ("--csv", tmp_path / "t.csv", "--plot", tmp_path / "t.png")
+    shown = run("sensitivity", stock / "pipeline", "--share", 0.5, "--samples", 1, "--quiet", *files)
+    assert "Sensitivity of UNet2DModel: loss" in shown
+    assert (tmp_path / "t.csv").read_text().startswith("group,with,channels,share,loss\nconv_in.weight:0,")
+    assert (tmp_path / "t.png").stat().st_size > 1000
+
+
 def _taken(root: Path) -> Path:
     (root / "taken").mkdir()
     (root / "taken" / "mine.txt").touch()
@@ -243,8 +251,8 @@ def test_an_error_is_one_red_paragraph(tmp_path: Path, stock: Path, case: str) -
 
 def test_help_explains_itself() -> None:
     shown = run("--help")
-    assert all(command in shown for command in ("prune", "inspect", "list", "demo"))
-    for command in ("prune", "inspect", "list", "demo"):
+    assert all(command in shown for command in ("prune", "inspect", "sensitivity", "list", "demo"))
+    for command in ("prune", "inspect", "sensitivity", "list", "demo"):
         assert "Usage" in run(command, "--help")
     assert run("--version") == f"fxprune {fxprune.__version__} "
     assert call("prune", "somewhere").exit_code == 2  # --output is missing

@@ -59,11 +59,13 @@ def test_a_channel_that_others_can_stand_for_is_lost_without_loss() -> None:
     """Six channels from two: any two independent ones give the other four."""
     net, graph, data = made()
     plan = removing(graph, a=(0, 2, 3, 5))
+    net.b.weight.requires_grad_(False)  # type: ignore[operator, union-attr]
     plain = fxprune.rewrite(net, graph, plan).model
     fixed = compensated(graph, net, plan, Obs(damping=1e-9), data=data)
     small = fxprune.rewrite(fixed, graph, plan).model
     assert error(net, small, data) < 1e-4 * error(net, plain, data)
     assert check_dense(fixed, small, graph, plan).ok
+    assert [p.requires_grad for p in fixed.b.parameters()] == [False, True]  # type: ignore[union-attr]
     assert not torch.equal(fixed.b.weight, net.b.weight)  # type: ignore[arg-type, union-attr]
     assert torch.equal(fixed.c.weight, net.c.weight)  # type: ignore[arg-type, union-attr]
 

@@ -197,3 +197,11 @@ def test_replay_where_the_graph_was_not_the_traced_one(case: str) -> None:
     damaged = json.loads(plan.to_json()) | {"traced": ["heads", "hold 999"]}
     with pytest.raises(fxprune.PlanError, match="'hold 999' is no step"):
         fxprune.apply(copy.deepcopy(sibling), fxprune.Plan.from_json(json.dumps(damaged)), example_inputs=x)
+
+
+def test_a_plan_written_before_it_said_how_it_was_traced(made: Any) -> None:
+    _, _, plan, _ = made
+    data = json.loads(plan.to_json())
+    assert data["cost"]["params"] == list(plan.costs["params"])
+    del data["traced"]
+    assert fxprune.Plan.from_json(json.dumps(data)) == plan

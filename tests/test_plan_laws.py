@@ -98,11 +98,12 @@ def test_edits_and_shares_by_name_keep_every_constraint(
     first, second = plans
     assert first is not None
     assert second is not None
-    round_to = limits.get("round_to", 1)
+    again = {k: v for k, v in limits.items() if k in ("round_to", "min_width", "max_ratio")}
+    assert (first & first).on(graph).removed == first.removed
     some = graph.groups[int(rng.integers(len(graph.groups)))]
     for draft in (first | second, first & second, first.keep(some.name, [0]), (first | second).keep(some.name)):
-        plan = draft.on(graph, round_to=round_to)
-        assert not violations(graph, plan, round_to=round_to, exact_norms=limits.get("exact_norms", False))
+        plan = draft.on(graph, **again)
+        assert not violations(graph, plan, **again, exact_norms=limits.get("exact_norms", False))
         assert all(set(cs) <= {c for c, v in enumerate(draft.votes[g]) if v} for g, cs in plan.removed.items())
 
 

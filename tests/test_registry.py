@@ -29,7 +29,7 @@ def install_by_hand(folder: Path, package: str, entry_points: str) -> None:
     ("kind", "expected"),
     [
         ("criteria", CRITERIA),
-        ("schedulers", {"one_shot"}),
+        ("schedulers", {"one_shot", "iterative", "soft", "group_lasso"}),
         ("adapters", {"ddpm", "ldm", "dit", "timm", "torchvision", "transformers", "generic"}),
     ],
 )
@@ -52,7 +52,7 @@ def test_listing_imports_no_plugin() -> None:
 def test_an_unknown_name_is_answered_with_the_nearest_and_all() -> None:
     with pytest.raises(CriterionError, match=r"no criterion called 'magnitud'; did you mean 'magnitude'\?.*taylor"):
         registry.get("criteria", "magnitud")
-    with pytest.raises(PluginError, match=r"no scheduler called 'zzz'\. Installed: one_shot"):
+    with pytest.raises(PluginError, match=r"no scheduler called 'zzz'\. Installed: .*one_shot"):
         registry.get("schedulers", "zzz")
     with pytest.raises(PluginError, match="no plugins of kind 'nets'; use one of criteria, schedulers, adapters"):
         registry.names("nets")  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from fxprune.report import Report, attach
 from fxprune.rewrite import Change
 from fxprune.save import load, save
 
-FILES = ["fxprune.json", "model.safetensors"]
+FILES = ["README.md", "fxprune.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_a_pipeline_comes_back_whole(tmp_path: Path, folders: Path, pipeline: An
     ]
     assert (images[0] == images[1]).all()
     save(again, tmp_path / "twice")
-    assert sorted(p.name for p in (tmp_path / "twice" / "unet").iterdir()) == FILES
+    assert sorted(p.name for p in (tmp_path / "twice" / "unet").iterdir()) == FILES[1:]
     assert "save_pretrained" not in vars(pipeline.unet)
 
 
@@ -540,7 +540,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "tensors missing": (drop("tensors"), "tensors is missing"),
     "tensor missing": (drop("tensors", "up.bias"), "the folder lacks 'up.bias'"),
     "tensor too many": (put("tensors", "new", value=INFO), "the stock module lacks 'new'"),
-    "weights too many": (more_tensors, "do not list the same tensors: '../../x'"),
+    "weights too many": (more_tensors, "do not agree: '../../x'"),
     "name with a path": (rename_tensor("../../up.bias"), "the stock module lacks '../../up.bias'"),
     "name with dunder": (rename_tensor("__class__.up"), "the stock module lacks '__class__.up'"),
     "kind of tensor": (put("tensors", "count", "kind", value="pickle"), "kind is 'pickle', not parameter or buffer"),
@@ -754,7 +754,11 @@ BAD_PIPELINES: dict[str, tuple[Callable[[Path], None], str]] = {
     "code": (code("evil.py"), r"holds Python code \(evil.py\), which fxprune does not run"),
     "code beside a component": (code("scheduler/diffusers.py"), r"holds Python code \(diffusers.py\)"),
     "component elsewhere": (put("components", value=["../unet"]), "'../unet' is no name of a component"),
-    "component unknown": (put("components", value=["vae"]), "does not name the pruned component 'vae'"),
+    "component unknown": (put("components", value=["vae"]), "'unet' from 'fxprune.pretrained', which is not trusted"),
+    "component not in the index": (
+        put("components", value=["unet", "vae"]),
+        "does not name the pruned component 'vae'",
+    ),
     "component missing": (lambda f: shutil.rmtree(f / "unet"), "there is no folder"),
     "scheduler missing": (lambda f: shutil.rmtree(f / "scheduler"), "cannot be read as a DDPMPipeline"),
     "pipeline in a pipeline": (

@@ -412,6 +412,14 @@ def test_weights_that_a_foreign_criterion_changed_are_put_back(bad: Any) -> None
         score(graph, net, bad)
     assert all(torch.equal(v, before[n]) for n, v in net.state_dict().items())
 
+    def fails_half_way(ctx: Context) -> Any:
+        bad(ctx)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        score(graph, net, fails_half_way)
+    assert all(torch.equal(v, before[n]) for n, v in net.state_dict().items())
+
 
 def test_a_criterion_that_is_partial_leaves_the_rest_for_last() -> None:
     net, graph = made("residual")

@@ -1,0 +1,108 @@
+"""The methods that are compared: what goes, and when.  Every one gets the same number of training steps in all.
+
+one-shot      cut at step 0, then train
+iterative     hard cuts in rounds while training
+soft          a mask along the gradient flow while training
+torch-pruning its own pruner, as its README shows, at the channel ratio whose parameter count comes nearest; then train
+scratch       the architecture that one-shot magnitude leaves, with fresh weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import Scheduler
+from fxprune.criteria.diff_pruning import DiffPruning
+from fxprune.criteria.gradflow import GradFlow
+from fxprune.schedulers.iterative import Iterative
+from fxprune.schedulers.soft import Soft
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A scheduler (None: cut first) with a criterion, or a function that cuts."""
+
+    criterion: Any = "magnitude"
+    scheduler: Scheduler | None = None
+    cut: Callable[[nn.Module, float, list[Any], Loss, int], nn.Module] | None = None
+
+
+def size(net: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def scratch(net: nn.Module, ratio: float, data: list[Any], loss: Loss, seed: int) -> nn.Module:
+    """The small architecture with the initialisation of its own layers."""
+    small = fxprune.prune(net, "magnitude", ratio, progress=False, verify=False)
+    torch.manual_seed(seed)
+    for module in small.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    return small
+
+
+def torch_pruning(importance: str) -> Callable[[nn.Module, float, list[Any], Loss, int], nn.Module]:
+    """Torch-Pruning's BasePruner; its ratio is of channels, so the one that meets the parameter count is searched."""
+
+    def cut(net: nn.Module, ratio: float, data: list[Any], loss: Loss, seed: int) -> nn.Module:
+        low, high, found = 0.0, 0.95, []
+        for _ in range(7):
+            middle = (low + high) / 2
+            small = _torch_pruned(net, importance, middle, data, loss)
+            found.append((abs(1 - size(small) / size(net) - ratio), len(found), small))
+            low, high = (middle, high) if size(small) > (1 - ratio) * size(net) else (low, middle)
+        return min(found)[2]
+
+    return cut
+
+
+def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any], loss: Loss) -> nn.Module:
+    import torch_pruning as tp
+    from diffusers.models.resnet import Downsample2D, Upsample2D
+
+    small = deepcopy(net).train()
+    image = data[0][0][:1]
+    inputs = {"sample": image, "timestep": torch.tensor([10], device=image.device)}
+    kinds = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
+    pruner = tp.pruner.BasePruner(
+        small, inputs, importance=kinds[importance](), pruning_ratio=ratio, ignored_layers=[small.conv_out]
+    )
+    if importance == "taylor":
+        sum(loss(small, batch) for batch in data).backward()  # type: ignore[union-attr]
+    pruner.step()
+    small.zero_grad()
+    for m in small.modules():
+        if isinstance(m, (Upsample2D, Downsample2D)):
+            m.channels, m.out_channels = m.conv.in_channels, m.conv.out_channels
+    return small
+
+
+METHODS: dict[str, Method] = {
+    "random": Method("random"),
+    "magnitude": Method("magnitude"),
+    "taylor": Method("taylor"),
+    "diff-pruning": Method(DiffPruning()),
+    "gradflow": Method(GradFlow()),
+    "gradflow preserving": Method(GradFlow(preserve=True)),
+    "torch-pruning magnitude": Method(cut=torch_pruning("magnitude")),
+    "torch-pruning taylor": Method(cut=torch_pruning("taylor")),
+    "scratch": Method(cut=scratch),
+    "iterative magnitude": Method("magnitude", Iterative()),
+    "iterative taylor": Method("taylor", Iterative()),
+    "iterative gradflow": Method(GradFlow(), Iterative()),
+    "iterative gradflow preserving": Method(GradFlow(preserve=True), Iterative()),
+    "soft gradflow": Method(GradFlow(), Soft()),
+    "soft gradflow preserving": Method(GradFlow(preserve=True), Soft()),
+    "soft taylor": Method("taylor", Soft()),
+    "soft magnitude": Method("magnitude", Soft()),
+}

@@ -1,0 +1,120 @@
+"""Tensors in safetensors files: one, or several with an index, laid out as others lay them out.
+
+model.safetensors                                       all tensors, or
+model-00001-of-00003.safetensors, ...                   some each, and
+model.safetensors.index.json                            {"metadata": {...}, "weight_map": {tensor: file}}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from fxprune.errors import SaveError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
+
+
+def size_of(limit: int | str) -> int:
+    """A number of bytes: an integer, or text such as "5GB".
+
+    Raises:
+        SaveError: where it is neither.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", str(limit).upper()) if isinstance(limit, str) else None
+    size = limit if isinstance(limit, int) else int(float(found[1]) * UNITS[found[2]]) if found else 0
+    if size <= 0:
+        raise SaveError(f'max_shard_size={limit!r} is no size; write bytes, or text such as "5GB"')
+    return size
+
+
+def write(tensors: Mapping[str, torch.Tensor], folder: Path, limit: int) -> None:
+    """Write tensors into files of at most `limit` bytes each (or of one tensor, where that is larger)."""
+    parts = _parts(tensors, limit)
+    if len(parts) == 1:
+        _write(tensors, folder / WEIGHTS)
+        return
+    names = [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    for name, part in zip(names, parts, strict=True):
+        _write({key: tensors[key] for key in part}, folder / name)
+    where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
+    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _parts(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in tensors.items():
+        if parts[-1] and used + tensor.nbytes > limit:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += tensor.nbytes
+    return parts
+
+
+def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
+
+
+def files(folder: Path) -> Mapping[str, set[str] | None]:
+    """The files of a folder's tensors, and the names that each must hold (None: any).
+
+    Raises:
+        SaveError: where the index is damaged, or names files elsewhere.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return {WEIGHTS: None}
+    if (folder / WEIGHTS).exists():
+        raise SaveError(f"{folder} holds both {WEIGHTS} and {INDEX}: it is no folder that fxprune.save() wrote")
+    try:
+        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        pairs = [(str(name), str(file)) for name, file in where.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e
+    held: defaultdict[str, set[str]] = defaultdict(set)
+    for name, file in pairs:
+        if not _SHARD.fullmatch(file):
+            raise SaveError(f"{path} is damaged or hostile: {file!r:.80} is no name of a file that fxprune writes")
+        held[file].add(name)
+    return held
+
+
+def read(folder: Path, wanted: set[str]) -> Iterator[tuple[str, torch.Tensor, Path]]:
+    """Each tensor of a folder with its name and its file, mapped from the disk.
+
+    Raises:
+        SaveError: where a file is missing or damaged, or the files do not hold the wanted names, each once.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    parts = files(folder)
+    seen: set[str] = set()
+    for file, names in parts.items():
+        path = folder / file
+        try:
+            with safe_open(path, framework="pt", device="cpu") as f:
+                held = set(f.keys())
+                expected = wanted if names is None else names
+                if unknown := sorted(held ^ expected) or sorted(held - wanted) or sorted(held & seen):
+                    raise SaveError(f"{path} and what lists its tensors do not agree: {unknown[0]!r:.80}")
+                seen |= held
+                for name in sorted(held):
+                    yield name, f.get_tensor(name), path
+        except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+            raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e
+    if lost := sorted(wanted - seen):
+        raise SaveError(f"{folder / INDEX} does not list {lost[0]!r:.80}: the folder is damaged")
