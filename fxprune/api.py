@@ -19,18 +19,21 @@ from fxprune.constraints import Constraints
 from fxprune.context import Loss
 from fxprune.cost import CostModel
 from fxprune.errors import BudgetError, InputsError, PlanError, RewriteError, VerifyError
+from fxprune.latency import latency_of
 from fxprune.plan import Plan
 from fxprune.planner import asked_share, check_budget
 from fxprune.planner import plan as make_plan
 from fxprune.ranking import Curves
-from fxprune.report import Report, attach, causes, is_pruned, report
+from fxprune.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
+from fxprune.rounding import place_of
 from fxprune.saliency import Normalization
 from fxprune.schedule import Scheduler, scheduler_of
 from fxprune.score import Criterion, score
 from fxprune.select import Ignore, named
+from fxprune.stopwatch import take_turns
 from fxprune.timesteps import Timesteps
-from fxprune.trace import ExampleInputs, as_inputs, whole
+from fxprune.trace import ExampleInputs, as_inputs, evaluating, whole
 from fxprune.verify import Check, check_dense, same_batches
 
 if TYPE_CHECKING:
@@ -98,7 +101,7 @@ def prune(
     training: Training | None = None,
     attention: str = "heads",
     ignore: Ignore = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
@@ -118,7 +121,8 @@ def prune(
             pipeline comes back). It is left as it is, unless `inplace`.
         criterion: a name (see `fxprune list`), a criterion, or a callable `(ctx) -> {tensor or group: scores}`.
         ratio: share of `of` to remove, in [0, 1); None: 0.4, unless `target` or `ratios` by name is given.
-        of: "params", "macs" or "channels".
+        of: "params", "macs", "channels", "memory" or "latency" (see `plan`); a latency is confirmed by timing both
+            models afterwards, unless `verify` is off.
         target: see `plan`.
         ratios: see `plan`.
         example_inputs: see `trace`.
@@ -194,6 +198,9 @@ def prune(
         with clock("score"):
             how_much: dict[str, Any] = {"normalize": normalize, "seed": seed, "progress": progress, "reuse": known}
             scores = score(graph, net, criterion, data=batches, loss=how, **how_much)
+        if of == "latency":
+            with clock("measure"):
+                latency_of(graph, progress)
         with clock("plan"):
             return make_plan(graph, scores, ratio, of, **limits)
 
@@ -275,6 +282,10 @@ def apply(
 
 def _finished(net: nn.Module, made: _Made, clock: _Clock, inplace: bool, seed: int | None = None) -> nn.Module:
     """The dense model, with its report."""
+    timing = None
+    if made.plan.of == "latency" and made.check is not None:
+        with clock("confirm"):
+            timing = _timed(net, made)
     small = transplant(net, made.done.model) if inplace else made.done.model
     checks = () if made.check is None else (made.check,)
     told = Report(
@@ -286,9 +297,19 @@ def _finished(net: nn.Module, made: _Made, clock: _Clock, inplace: bool, seed: i
         causes(made.graph),
         dict(clock.seconds),
         seed=seed,
+        timing=timing,
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small
+
+
+def _timed(net: nn.Module, made: _Made) -> Timing:
+    """Both models, in turns, on the example inputs."""
+    args, kwargs = made.graph.traced.example
+    device = place_of(made.graph)[0]
+    with evaluating(net), evaluating(made.done.model):
+        turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)
+    return Timing(min(turns[0]), min(turns[1]), made.plan.achieved)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def prune(
         float | None, typer.Option(help="In place of --ratio: what is to stay of --of, such as 20e6 parameters.")
     ] = None,
     criterion: Annotated[str, typer.Option(help="How channels are ranked; see `fxprune list`.")] = "gradflow",
-    of: Annotated[str, typer.Option(help="What the budget counts: params, macs or channels.")] = "params",
+    of: Annotated[str, typer.Option(help="The budget is one of params, macs, channels, memory, latency.")] = "params",
     group_ratio: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SHARE", help="Share of its channels that a group (or a glob's) loses; repeatable."),
@@ -113,7 +113,9 @@ def prune(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
     ] = None,
-    round_to: Annotated[int, typer.Option(help="Keep widths multiples of this.")] = 1,
+    round_to: Annotated[
+        str, typer.Option(metavar="N", help="Keep widths multiples of this; auto: what suits the device.")
+    ] = "1",
     min_width: Annotated[int, typer.Option(help="Channels that every group keeps.")] = 1,
     max_ratio: Annotated[
         float | None, typer.Option(help="Largest share that one group of channels may lose (0.9, or all but one).")
@@ -170,7 +172,7 @@ def prune(
             data=_images(model, data, batch, training),
             attention=attention,
             ignore=tuple(ignore or ()),
-            round_to=round_to,
+            round_to=int(round_to) if round_to.isdecimal() else round_to,
             min_width=min_width,
             max_ratio=max_ratio,
             exact_norms=exact_norms,
@@ -248,6 +250,8 @@ def _print_pruned(small: Any) -> None:
     _print_plan(made.plan)
     for check in made.checks:
         out.print(escape(str(check)), highlight=False)
+    if made.timing:
+        out.print(str(made.timing), highlight=False)
     if made.forward != "module":
         out.print(f"forward: {made.forward} ({escape(made.reason)})", highlight=False)
 

@@ -1,87 +1,37 @@
-"""Exact cost of a plan, from the graph's shapes: parameters, multiply-accumulates, channels.
+"""Cost of a plan: what `of=` may name.
 
-A count is a sum of products of axis lengths.  An axis' length after pruning is linear in the number of channels that
-each group loses, so a cost is a sparse matrix product and a few array products: fast enough to search over.
+params, channels   exact counts
+macs               multiply-accumulates of one forward on the example inputs, exact
+memory             bytes of weights and of the activations where these take most (see `fxprune.memory`)
+latency            microseconds of one forward on this device, from a measured table (see `fxprune.latency`)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-from scipy.sparse import csr_matrix
 from torch import fx
 
 from fxprune.channels import ChannelGraph
 from fxprune.errors import BudgetError
-from fxprune.labels import Axis
+from fxprune.memory import memory_of
 from fxprune.rules.op import is_tensor, op_name, shape_of
+from fxprune.terms import Floats, Product, terms_of
 
-Floats = npt.NDArray[np.float64]
-MEASURES = ("params", "macs", "channels")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """sum_t factor[t] * prod over its rows of (length[row] - loss[row] @ removed)."""
-
-    factor: Floats
-    rows: npt.NDArray[np.int64]  # (terms, most rows a term), padded with the row of constant length one
-    length: Floats
-    loss: csr_matrix
-
-    def each(self, removed: Floats) -> Floats:
-        """The value of every term when group g loses `removed[g]` channels."""
-        lengths = self.length - self.loss @ removed
-        out: Floats = self.factor * lengths[self.rows].prod(axis=1)
-        return out
-
-    def total(self, removed: Floats) -> float:
-        return float(self.each(removed).sum())
+COUNTED = ("params", "macs", "channels", "memory")  # known from the graph alone
+MEASURES = (*COUNTED, "latency")
 
 
-def _terms(graph: ChannelGraph, products: Sequence[tuple[float, Sequence[Axis]]]) -> Terms:
-    """Build `Terms` from (factor, live axes) products."""
-    ids: dict[int, int] = {}
-    axes: list[Axis] = []
-    table: list[list[int]] = []
-    for _, live in products:
-        row = []
-        for axis in live:
-            if axis is None:
-                continue
-            key = id(axis)
-            if key not in ids:
-                ids[key] = len(axes) + 1
-                axes.append(axis)
-            row.append(ids[key])
-        table.append(row)
-    width = max((len(r) for r in table), default=0) or 1
-    rows = np.zeros((len(table), width), np.int64)
-    for i, r in enumerate(table):
-        rows[i, : len(r)] = r
-    group_of = np.full(int(graph.component.max()) + 1, -1)
-    for g, group in enumerate(graph.groups):
-        group_of[group.components] = g
-    sizes = np.array([len(g) for g in graph.groups], float)
-    data, at, to = [], [], []
-    for i, axis in enumerate(axes, start=1):
-        owner = group_of[graph.component[axis]]
-        counts = np.bincount(owner[owner >= 0], minlength=len(sizes)) / np.maximum(sizes, 1)
-        for g in np.flatnonzero(counts).tolist():
-            data.append(counts[g])
-            at.append(i)
-            to.append(g)
-    loss = csr_matrix((data, (at, to)), shape=(len(axes) + 1, len(sizes)))
-    length = np.array([1.0] + [float(len(a)) for a in axes if a is not None])
-    return Terms(np.array([f for f, _ in products], float), rows, length, loss)
+class Cost(Protocol):
+    """What something costs when group g loses `removed[g]` channels."""
+
+    def total(self, removed: Floats) -> float: ...
 
 
-def _param_products(graph: ChannelGraph) -> list[tuple[float, Sequence[Axis]]]:
-    out: list[tuple[float, Sequence[Axis]]] = []
+def _param_products(graph: ChannelGraph) -> list[Product]:
+    out: list[Product] = []
     for name in sorted(graph.parameters):
         labels, shape = graph.tensors[name], graph.shapes[name]
         out.append((float(math.prod(s for s, a in zip(shape, labels, strict=True) if a is None)), labels))
@@ -92,8 +42,8 @@ _WEIGHTED = {f"aten::conv{k}d" for k in (1, 2, 3)} | {f"aten::conv_transpose{k}d
 _PRODUCTS = {"aten::matmul", "aten::bmm", "aten::mm", "aten::addmm", "aten::baddbmm"}
 
 
-def _mac_products(graph: ChannelGraph) -> list[tuple[float, Sequence[Axis]]]:
-    out: list[tuple[float, Sequence[Axis]]] = []
+def _mac_products(graph: ChannelGraph) -> list[Product]:
+    out: list[Product] = []
     for node in graph.traced.graph.nodes:
         if node.op != "call_function" or not is_tensor(node):
             continue
@@ -114,7 +64,7 @@ def _mac_products(graph: ChannelGraph) -> list[tuple[float, Sequence[Axis]]]:
     return out
 
 
-def _product(graph: ChannelGraph, parts: Sequence[tuple[fx.Node, Sequence[int]]]) -> tuple[float, Sequence[Axis]]:
+def _product(graph: ChannelGraph, parts: Sequence[tuple[fx.Node, Sequence[int]]]) -> Product:
     factor, axes = 1.0, []
     for node, dims in parts:
         for d in dims:
@@ -124,7 +74,7 @@ def _product(graph: ChannelGraph, parts: Sequence[tuple[fx.Node, Sequence[int]]]
     return factor, axes
 
 
-def _weighted(graph: ChannelGraph, node: fx.Node, name: str) -> tuple[float, Sequence[Axis]]:
+def _weighted(graph: ChannelGraph, node: fx.Node, name: str) -> Product:
     """Each weight is used once an output position (for transposed convolutions: once an input position)."""
     x, w = node.args[0], node.args[1]
     assert isinstance(x, fx.Node)
@@ -139,12 +89,26 @@ def _weighted(graph: ChannelGraph, node: fx.Node, name: str) -> tuple[float, Seq
     return _product(graph, [(w, range(rank)), places])
 
 
+def _latency(graph: ChannelGraph) -> Cost:
+    from fxprune.latency import latency_of  # measuring plans, and planning costs
+
+    return latency_of(graph)
+
+
+_COSTS: dict[str, Callable[[ChannelGraph], Cost]] = {
+    "params": lambda graph: terms_of(graph, _param_products(graph)),
+    "macs": lambda graph: terms_of(graph, _mac_products(graph)),
+    "memory": memory_of,
+    "latency": _latency,
+}
+
+
 class CostModel:
     """Costs of plans of one graph: `cost.of("params", removed)`, where `removed[g]` is the channels group g loses."""
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
-        self._terms = {"params": _terms(graph, _param_products(graph)), "macs": _terms(graph, _mac_products(graph))}
+        self._costs: dict[str, Cost] = {}
 
     def of(self, measure: str, removed: Floats) -> float:
         """Cost after removal.
@@ -154,7 +118,9 @@ class CostModel:
         """
         if measure == "channels":
             return float(sum(map(len, self.graph.groups)) - removed.sum())
-        if measure not in self._terms:
+        if measure not in _COSTS:
             raise BudgetError(f"of={measure!r} is unknown; choose one of {', '.join(MEASURES)}")
+        if measure not in self._costs:
+            self._costs[measure] = _COSTS[measure](self.graph)
         outside = self.graph.outside if measure == "params" else 0
-        return outside + self._terms[measure].total(removed)
+        return outside + self._costs[measure].total(removed)

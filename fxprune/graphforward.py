@@ -119,15 +119,16 @@ class Program:
         times = 1.0 if self.batch is None else given[self.batch[0]].shape[0] / self.batch[1]
         env: dict[fx.Node, Any] = {}
         for node in self.nodes:
-            env[node] = self._step(node, env, given, state, times)
+            env[node] = self.step(node, env, given, state, times)
             for n in self.last.get(node, ()):
                 env.pop(n, None)
         out = [env[o] if isinstance(o, fx.Node) else o for o in self.outputs]
         return pytree.tree_unflatten(out, self.out_spec)
 
-    def _step(
-        self, node: fx.Node, env: Env, given: Mapping[str, Any], state: Mapping[str, Tensor], times: float
+    def step(
+        self, node: fx.Node, env: Env, given: Mapping[str, Any], state: Mapping[str, Tensor], times: float = 1.0
     ) -> Any:
+        """The value of one node: `env` holds those before it, `times` is the batch by that of the trace."""
         if node.op == "placeholder":
             if node.name in self.tensors:
                 return state[self.tensors[node.name]]
@@ -180,20 +181,19 @@ class _Shared:
         return self
 
 
-def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping[str, int]) -> None:
-    """Make the rewritten graph the forward of `small`, whose tensors are already cut.
+def program_of(graph: ChannelGraph, keep: Bools, groups: Mapping[str, int]) -> Program:
+    """The graph rewritten for the components that stay.
 
     Args:
         groups: new numbers of groups of group norms and grouped convolutions, by node.
     """
-    keep = plan.kept(graph)
     traced = graph.traced
     rewriter = Rewriter(graph, keep, groups)
     calls = [n for n in traced.graph.nodes if n.op == "call_function"]
     flat, spec = pytree.tree_flatten(traced.example)
     first = next(((n, int(v.shape[0])) for n, v in zip(traced.inputs, flat, strict=True) if _batched(v)), None)
     pieces = {n: p for n in calls if (p := rewriter.pieces(n)) is not None}
-    program = Program(
+    return Program(
         nodes=tuple(traced.graph.nodes),
         arguments={n: rewriter.arguments(n) for n in calls},
         pieces=pieces,
@@ -206,6 +206,11 @@ def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping
         in_spec=spec,
         out_spec=traced.out_spec,
     )
+
+
+def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping[str, int]) -> None:
+    """Make the rewritten graph the forward of `small`, whose tensors are already cut (`groups`: see `program_of`)."""
+    program = program_of(graph, plan.kept(graph), groups)
     small.__dict__["_fxprune_program"] = _Shared(program)
     small.__dict__["forward"] = types.MethodType(_graph_forward, small)
 

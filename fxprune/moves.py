@@ -4,6 +4,8 @@ unconstrained        one channel a move (or `round_to` of them)
 one norm partition   one channel of every norm group, or a whole norm group, whichever costs less score
 several partitions   (a group norm over a concatenation) one share of every cell of the common refinement, in lockstep
 regrouped            as many channels as keep the norm's channel count divisible; group membership is given up
+
+With `round_to`, moves are joined until the widths are multiples again, where they ever are.
 """
 
 from __future__ import annotations
@@ -96,6 +98,27 @@ def clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]
         yield sorted(members), [n for g in sorted(members) for n in norms.get(g, [])]
 
 
+def _aligned(moves: Moves, sizes: Ints, width: int) -> Moves:
+    """The same channels in fewer moves, each of which leaves the groups multiples of `width`; as it was where none can.
+
+    Args:
+        sizes: channels of every group, by index.
+    """
+    if width == 1 or not len(moves):
+        return moves
+    groups = np.unique(moves.group)
+    gone = np.stack([np.concatenate([[0], np.cumsum(moves.group == g)])[moves.ends] for g in groups], axis=1)
+    fits = ((sizes[groups] - gone) % width == 0).all(axis=1)
+    fits[0] = True
+    if fits.sum() < 2:
+        return moves
+    ends = moves.ends[fits]
+    each = np.diff(moves.ends) * moves.score
+    total = np.concatenate([[0.0], np.cumsum(each)])[fits]
+    last = int(ends[-1])
+    return Moves(np.diff(total) / np.diff(ends), moves.group[:last], moves.channel[:last], ends)
+
+
 def sequences(
     graph: ChannelGraph,
     scores: Mapping[str, Floats],
@@ -121,7 +144,8 @@ def sequences(
             out.append(_exact(graph, members, norms, values, limits) if len(live) == len(members) else _stacked([]))
         else:
             out += [_regrouped(graph, g, norms, values[g], limits) for g in live]
-    return [seq for seq in out if len(seq)]
+    sizes = np.array([len(g) for g in graph.groups])
+    return [_aligned(seq, sizes, limits.round_to) for seq in out if len(seq)]
 
 
 def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:

@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
 from fxprune.constraints import Constraints, split
-from fxprune.cost import MEASURES, CostModel
+from fxprune.cost import COUNTED, MEASURES, CostModel
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
 from fxprune.moves import Moves, sequences
 from fxprune.plan import NormChange, Plan
 from fxprune.ranking import Curves, by_harm, keys
+from fxprune.rounding import best_width, multiple
 from fxprune.score import Scores
 from fxprune.search import Cut, Met, Queue, meet, queue
 from fxprune.select import Ignore, as_items, ignored
@@ -34,7 +35,7 @@ def plan(
     target: float | None = None,
     ratios: Mapping[str, float] | Curves | None = None,
     ignore: Ignore = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
@@ -45,14 +46,17 @@ def plan(
     Args:
         scores: one score a channel and group (low goes first), from `fxprune.score`.
         ratio: share of `of` to remove, in [0, 1).
-        of: "params", "macs" (multiply-accumulates of one forward on the example inputs) or "channels".
+        of: "params", "macs" (multiply-accumulates of one forward on the example inputs), "channels", "memory" (bytes
+            of weights and of activations where these take most) or "latency" (microseconds of one forward on the
+            device of the weights, from measured times; see `fxprune.latency`).
         target: in place of `ratio`, the cost to end at, in units of `of` (20e6 parameters, say).
         ratios: name or glob of groups -> share of their channels that goes, whatever their scores; the other groups
             meet the budget (or lose nothing, where neither `ratio` nor `target` is given). The first pattern that
             matches counts; groups tied by a norm lose one share, the mean of those asked. Or a table of
             `fxprune.sensitivity`, by which the budget does the same harm to every group.
         ignore: what stays as it is: names or globs of tensors or modules, and module types such as `nn.Conv2d`.
-        round_to: widths of groups without a norm constraint are kept multiples of this.
+        round_to: widths are kept multiples of this where constraints let them; "auto": the largest multiple that
+            suits the device and costs little (see `fxprune.rounding`).
         min_width: channels (heads) that every group keeps, or all of them where it has fewer.
         max_ratio: largest share of its channels that one group may lose, unless `ratios` says otherwise; None: 0.9, or
             all but one channel where the ratio cannot be reached otherwise.
@@ -65,20 +69,35 @@ def plan(
         CriterionError: where scores are missing or not finite.
         InputsError: where `ignore` holds something else than names and types.
     """
-    limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, exact_norms, scope)
+    others = Constraints(ratios, as_items(ignore), multiple(round_to), min_width, max_ratio, exact_norms, scope)
     values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
+    name = scores.criterion if isinstance(scores, Scores) else "given scores"
     cost = CostModel(graph)
     asked = asked_share(cost, ratio, target, of)
-    if asked is None and not limits.stated:
+    if asked is None and not others.stated:
         raise BudgetError(f"no budget is given: pass ratio=, the share of {of} to remove, or target=, what is to stay")
+
+    def rounded(width: int) -> Plan:
+        limits = replace(others, round_to=width)
+        if of != "latency" or asked is None:
+            return _planned(cost, values, limits, of, asked, name)
+        from fxprune.latency import settle  # it plans to measure
+
+        return settle(lambda share: _planned(cost, values, limits, of, share, name), graph, asked)
+
+    return best_width(rounded, graph, values, scope) if round_to == "auto" else rounded(others.round_to)
+
+
+def _planned(
+    cost: CostModel, values: Mapping[str, Floats], limits: Constraints, of: str, asked: float | None, name: str
+) -> Plan:
     met = _families(cost, values, limits, of, asked)
     best = met[0].below if asked is None else nearest_cut(met, asked)
     if asked is not None and best.share < asked - NEAR and (most := max(m.reachable for m in met)) < asked - 1e-9:
         raise BudgetError(_too_far(cost, values, limits, of, asked, most), reachable=most)
     if asked is not None and (least := min(m.least for m in met)) > asked + NEAR:
         raise BudgetError(f"ratios= alone takes {least:.1%} of {of}, more than the {asked:.1%} asked; lower its shares")
-    name = scores.criterion if isinstance(scores, Scores) else "given scores"
-    return as_plan(graph, cost, best, best.share if asked is None else asked, of, name)
+    return as_plan(cost.graph, cost, best, best.share if asked is None else asked, of, name)
 
 
 def check_budget(ratio: float | None, target: float | None, of: str) -> None:
@@ -177,7 +196,7 @@ def as_plan(graph: ChannelGraph, cost: CostModel, cut: Cut, ratio: float, of: st
         ratio=ratio,
         of=of,
         achieved=cut.share,
-        costs={k: (cost.of(k, nothing), cost.of(k, cut.removed)) for k in MEASURES},
+        costs={k: (cost.of(k, nothing), cost.of(k, cut.removed)) for k in dict.fromkeys((*COUNTED, of))},
         criterion=criterion,
         traced=(graph.prefer[0] if graph.prefer else "heads", *graph.revisions),
     )
@@ -233,14 +252,14 @@ def ranking(
     *,
     ratios: Mapping[str, float] | Curves | None = None,
     ignore: Ignore = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = True,
     scope: str = "global",
 ) -> Queue:
     """The order in which `plan` would take channels, norms kept exact; groups with a stated share come first."""
-    limits = Constraints(ratios, as_items(ignore), round_to, min_width, max_ratio, True, scope)
+    limits = Constraints(ratios, as_items(ignore), multiple(round_to), min_width, max_ratio, True, scope)
     stated, free, order = _ordered(graph, _checked(graph, values), limits, limits.caps[0])
     first = [np.full(len(seq), -np.inf) for seq in stated]
     return queue([*stated, *free], [*first, *order], len(graph.groups))

@@ -31,6 +31,27 @@ class Cause:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds of one forward on the example inputs, dense and pruned (fastest of several, in turns).
+
+    `predicted` is the share that the plan said would go.
+    """
+
+    before: float
+    after: float
+    predicted: float
+
+    @property
+    def share(self) -> float:
+        """The share of the time that went."""
+        return 1 - self.after / self.before
+
+    def __str__(self) -> str:
+        told = f"{self.share:.1%} less, {self.predicted:.1%} predicted"
+        return f"latency: {self.before * 1e3:.2f} ms -> {self.after * 1e3:.2f} ms ({told})"
+
+
+@dataclass(frozen=True)
 class Report:
     """What happened.
 
@@ -42,6 +63,7 @@ class Report:
         held: why the rest could not be pruned.
         seconds: step -> seconds.
         seed: what everything drawn at random came from.
+        timing: dense and pruned model timed against each other, where the budget was a latency.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
             drawn.  Both are not saved with the model.
     """
@@ -55,6 +77,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     earlier: tuple[Plan, ...] = ()
     seed: int | None = None
+    timing: Timing | None = None
     history: History | None = None
     picture: str = ""
 
@@ -68,6 +91,7 @@ class Report:
     def __repr__(self) -> str:
         lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
         lines += [f"  {check}" for check in self.checks]
+        lines += [f"  {self.timing}"] if self.timing else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
         return "\n".join(lines)
 

@@ -110,6 +110,18 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
     }
 
 
+def test_round_to_may_be_auto(tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def spy(model: Any, *args: Any, **kwargs: Any) -> Any:
+        given.update(kwargs)
+        raise fxprune.BudgetError("enough")
+
+    monkeypatch.setattr(sys.modules["fxprune.api"], "prune", spy)
+    call("prune", stock / "model", "-o", tmp_path / "out", "--round-to", "auto", "--of", "latency")
+    assert (given["round_to"], given["of"]) == ("auto", "latency")
+
+
 def test_inspect_a_stock_folder(stock: Path) -> None:
     shown = run("inspect", stock / "pipeline", "--explain", "conv_out")
     assert re.search(r"UNet2DModel: 176,849 parameters, \d+ groups of \d+ channels", shown)

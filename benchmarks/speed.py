@@ -1,0 +1,280 @@
+"""Are fewer MACs less time?  Dense, pruned by half of the MACs in three ways, and a Torch-Pruning result of equal MACs.
+
+    python benchmarks/speed.py                                     # the CPU, one thread, a table a network
+    python benchmarks/speed.py --device cuda --dtype bf16 --channels-last --compile --out results
+
+All models of a network are timed in turns, in one process; the fastest round counts.  `of the MAC speed-up` is how
+much of the saved arithmetic arrives.  `predicted` is what fxprune's latency table said about that plan; it speaks of
+the model without torch.compile.  A second table says which ops the time goes to.  Every layer is pruned alike
+(scope="local"), as Torch-Pruning does it; that one can only take its own steps, so the run nearest to the MACs counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from support import in_own_process
+from torch import nn
+
+import fxprune
+from fxprune.latency import latency_of, unpruned
+from fxprune.latency import measured as measured_nodes
+from fxprune.rules.op import op_name
+from fxprune.stopwatch import take_turns
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+RATIO = 0.5
+PEER = "Torch-Pruning, nearest to these MACs"
+
+
+def ddpm(batch: int) -> tuple[nn.Module, Any]:
+    """The google/ddpm-cifar10-32 configuration."""
+    from ddpm_cifar10 import unet
+
+    return unet(), ((torch.randn(batch, 3, 32, 32), torch.tensor([10])), {})
+
+
+def resnet50(batch: int) -> tuple[nn.Module, Any]:
+    """timm's resnet50 at 224 pixels."""
+    import timm
+
+    return timm.create_model("resnet50", pretrained=False), ((torch.randn(batch, 3, 224, 224),), {})
+
+
+def dit_s(batch: int) -> tuple[nn.Module, Any]:
+    """DiT-S/2 on 32x32 latents."""
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(
+        num_attention_heads=6, attention_head_dim=64, in_channels=4, out_channels=8, num_layers=12
+    )
+    labels = {"timestep": torch.full((batch,), 10), "class_labels": torch.full((batch,), 3)}
+    return model, ((torch.randn(batch, 4, 32, 32),), labels)
+
+
+NETS: dict[str, Callable[[int], tuple[nn.Module, Any]]] = {
+    "ddpm-cifar10-32": ddpm,
+    "resnet50": resnet50,
+    "DiT-S/2": dit_s,
+}
+
+
+def placed(value: Any, options: argparse.Namespace) -> Any:
+    """A model or inputs on the device, in the number type and memory format asked for."""
+    dtype, last = DTYPES[options.dtype], torch.channels_last if options.channels_last else torch.preserve_format
+    if isinstance(value, nn.Module):
+        return value.to(options.device, dtype).to(memory_format=last).eval()
+    if isinstance(value, torch.Tensor):
+        value = value.to(options.device, dtype) if value.is_floating_point() else value.to(options.device)
+        return value.to(memory_format=last) if value.dim() == 4 else value
+    if isinstance(value, dict):
+        return {k: placed(v, options) for k, v in value.items()}
+    return tuple(placed(v, options) for v in value)
+
+
+def macs_of(model: nn.Module, inputs: Any) -> float:
+    """Multiply-accumulates of one forward, counted by torch (which does not know the CPU's fused attention)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(*inputs[0], **inputs[1])
+    return counter.get_total_flops() / 2
+
+
+def torch_pruned(model: nn.Module, inputs: Any, macs: float) -> nn.Module:
+    """Torch-Pruning's `BasePruner` at the channel ratio that leaves about that many MACs, found by bisection."""
+    low, high = 0.05, 0.9
+    found: dict[float, nn.Module] = {}
+    for _ in range(7):
+        middle = (low + high) / 2
+        pruned = torch_pruned_at(model, inputs, middle)
+        left = macs_of(pruned, inputs)
+        found[abs(left - macs)] = pruned
+        low, high = (middle, high) if left > macs else (low, middle)
+    return found[min(found)]
+
+
+def torch_pruned_at(model: nn.Module, inputs: Any, ratio: float) -> nn.Module:
+    """One run, the output layer ignored, as its examples do; a fresh copy of the model."""
+    import torch_pruning as tp
+    from diffusers.models.resnet import Downsample2D, Upsample2D
+
+    model = copy.deepcopy(model)
+    for p in model.parameters():
+        p.requires_grad_(True)
+    heads = {q: m.heads for m in model.modules() if hasattr(m, "to_q") for q in (m.to_q, m.to_k, m.to_v)}
+    outputs = [m for name, m in model.named_modules() if name in ("conv_out", "fc", "proj_out_2")]
+    pruner = tp.pruner.BasePruner(
+        model,
+        list(inputs[0]),
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=ratio,
+        ignored_layers=outputs,
+        num_heads=heads,
+        forward_fn=lambda net, x: net(*x, **inputs[1]),
+    )
+    pruner.step()
+    for m in model.modules():
+        if isinstance(m, (Upsample2D, Downsample2D)):
+            m.channels, m.out_channels = m.conv.in_channels, m.conv.out_channels
+    return model.eval()
+
+
+def plans(graph: fxprune.ChannelGraph, model: nn.Module, of_latency: bool) -> Iterator[tuple[str, fxprune.Plan]]:
+    """The plans that are compared."""
+    scores = fxprune.score(graph, model, "magnitude")
+    for of in ("macs", "latency")[: 1 + of_latency]:
+        for told, width in ((f'of="{of}"', 1), (f'of="{of}", round_to="auto"', "auto")):
+            yield f"fxprune {told}", fxprune.plan(graph, scores, RATIO, of, scope="local", round_to=width)
+
+
+def by_op(graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> dict[str, float]:
+    """Milliseconds of each kind of op, from the latency table."""
+    _, laps = measured_nodes(graph, plan, latency_of(graph).table)
+    out: dict[str, float] = {}
+    for node, lap in zip(graph.traced.graph.nodes, laps, strict=True):
+        name = op_name(node.target).removeprefix("aten::") if node.op == "call_function" else "inputs"
+        out[name] = out.get(name, 0.0) + lap / 1e3
+    return dict(sorted(out.items(), key=lambda x: -x[1]))
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All rows of one network."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model, inputs = NETS[name](options.batch)
+    model, inputs = placed(model, options), placed(inputs, options)
+    graph = fxprune.trace(model, inputs)
+    tables = not options.no_table
+    models: dict[str, nn.Module] = {"dense": model}
+    made: dict[str, fxprune.Plan] = {"dense": unpruned(graph)}
+    for row, plan in plans(graph, model, tables):
+        made[row], models[row] = plan, placed(fxprune.rewrite(model, graph, plan).model, options)
+    macs = {row: macs_of(m, inputs) for row, m in models.items()}
+    try:
+        models[PEER] = placed(torch_pruned(model, inputs, (1 - RATIO) * macs["dense"]), options)
+    except Exception as e:  # noqa: BLE001 - a peer that fails is a result
+        failed = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+    else:
+        failed, macs[PEER] = "", macs_of(models[PEER], inputs)
+    torch._dynamo.config.recompile_limit = 64  # every model is of the same class
+    run = {row: torch.compile(m, dynamic=False) if options.compile else m for row, m in models.items()}
+    calls = [lambda net=net: net(*inputs[0], **inputs[1]) for net in run.values()]
+    seconds = dict(zip(run, take_turns(calls, torch.device(options.device), options.rounds), strict=True))
+    rows = [_row(row, macs, seconds, made.get(row), graph if tables else None) for row in run]
+    return {"network": name, "rows": rows, "failed": failed}
+
+
+def _row(
+    row: str,
+    macs: dict[str, float],
+    seconds: dict[str, list[float]],
+    plan: fxprune.Plan | None,
+    graph: fxprune.ChannelGraph | None,
+) -> dict[str, Any]:
+    speed, fewer = min(seconds["dense"]) / min(seconds[row]), macs["dense"] / macs[row]
+    out: dict[str, Any] = {
+        "row": row,
+        "macs_removed": 1 - macs[row] / macs["dense"],
+        "ms": min(seconds[row]) * 1e3,
+        "median_ms": statistics.median(seconds[row]) * 1e3,
+        "speed_up": speed,
+        "mac_speed_up": fewer,
+        "share": speed / fewer,
+    }
+    if graph is not None and plan is not None:
+        dense, after = latency_of(graph).at(plan)
+        out |= {"predicted_speed_up": dense / after, "ops_ms": by_op(graph, plan)}
+        out["prediction_error"] = (after / dense) * speed - 1
+    return out
+
+
+def show(result: dict[str, Any], compiled: bool) -> None:
+    """Both tables of a network."""
+    print("| model | MACs removed | ms | median ms | speed-up | of the MAC speed-up | predicted | error |")
+    print("|---|---|---|---|---|---|---|---|")
+    for r in result["rows"]:
+        told = "predicted_speed_up" in r and r["row"] != "dense"
+        predicted = f"{r['predicted_speed_up']:.2f}x" if told else ""
+        error = f"{r['prediction_error']:+.1%}" if told and not compiled else ""
+        print(
+            f"| {r['row']} | {r['macs_removed']:.1%} | {r['ms']:.2f} | {r['median_ms']:.2f} | {r['speed_up']:.2f}x "
+            f"| {r['share']:.0%} | {predicted} | {error} |"
+        )
+    if result["failed"]:
+        print(f"| Torch-Pruning | failed: {result['failed']} |")
+    ops = [r for r in result["rows"] if "ops_ms" in r]
+    if not ops:
+        return
+    print(f"\n| ms in the op | {' | '.join(r['row'] for r in ops)} |\n|---|{'---|' * len(ops)}")
+    for op in list(ops[0]["ops_ms"])[:8]:
+        cells = [f"{r['ops_ms'].get(op, 0):.2f}" for r in ops]
+        print(f"| {op} | {' | '.join(cells)} |")
+
+
+def write(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """`speed-<device>-<type>....json` and `.csv` in the folder."""
+    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu"
+    words = [device, options.dtype] + ["channels-last"] * options.channels_last + ["compiled"] * options.compile
+    stem = "speed-" + "-".join("".join(c if c.isalnum() else "-" for c in w) for w in words)
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {k: v for k, v in vars(options).items() if k not in ("one", "out")} | {"device_name": device}
+    told = {"torch": torch.__version__, "settings": settings, "networks": results}
+    (folder / f"{stem}.json").write_text(json.dumps(told, indent=1))
+    with (folder / f"{stem}.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        columns = ["row", "macs_removed", "ms", "median_ms", "speed_up", "mac_speed_up", "share", "predicted_speed_up"]
+        table.writerow(["network", *columns])
+        table.writerows([r["network"], *(x.get(c, "") for c in columns)] for r in results for x in r["rows"])
+
+
+def main() -> None:
+    """Measure every network in a process of its own and print markdown tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(NETS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile(model)")
+    parser.add_argument("--batch", type=int, help="default: 4 on a CPU, 128 elsewhere")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--no-table", action="store_true", help="measure no latency table: no predictions, no latency rows"
+    )
+    parser.add_argument("--out", help="folder for a JSON and a CSV file")
+    parser.add_argument("--one", choices=list(NETS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.batch = options.batch or (4 if options.device == "cpu" else 128)
+    if options.one:
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(options.one, options)))
+        return
+    passed = [f"--{k.replace('_', '-')}" for k in ("channels_last", "compile", "no_table") if getattr(options, k)]
+    passed += [f"--{k}={getattr(options, k)}" for k in ("device", "dtype", "batch", "threads", "rounds")]
+    results = []
+    for name in [options.only] if options.only else NETS:
+        print(f"\n{name}, batch {options.batch}, {options.device}, {options.dtype}\n", flush=True)
+        r = in_own_process(__file__, name, *passed)
+        if isinstance(r, str):
+            print(f"failed: {r}")
+            continue
+        results.append(r)
+        show(r, options.compile)
+        if options.out:
+            write(results, options)
+
+
+if __name__ == "__main__":
+    main()
