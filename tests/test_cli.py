@@ -157,7 +157,7 @@ def test_list_names_package_and_purpose() -> None:
     shown = run("list")
     for name in (
         "gradflow fxprune θ · (H g)",
-        "one_shot fxprune Prune to the final ratio",
+        "one_shot fxprune Score once, cut to the final ratio",
         "ddpm fxprune `UNet2DModel`",
     ):
         assert name in shown
