@@ -115,7 +115,7 @@ class Pruner(Generic[M]):
             self.masks.detach()
             raise
         self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
-        self.given = data is not None
+        self.given, self.scored = data is not None, ""
         self.history = History([g.name for g in self.graph.groups])
 
     # ---- while training -----------------------------------------------------------------------------------------
@@ -191,6 +191,7 @@ class Pruner(Generic[M]):
                 seed=self.seed + self.flow.taken,
                 progress=self.progress,
             )
+        self.scored = scores.criterion
         return self._agreed(scores.values)
 
     def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
@@ -229,6 +230,7 @@ class Pruner(Generic[M]):
             raise PluginError(
                 f"the schedule is not over: {left} of {self.problem.steps} steps are left; take them first"
             )
+        plan = replace(plan, criterion=self.scored)
         self.masks.detach()
         small = finished(self.net, self.graph, plan, verify, strict, self.seed)
         carry = Carry(self.net, small, self.graph, plan)
@@ -254,14 +256,14 @@ class Pruner(Generic[M]):
             SaveError: the batches kept for scoring hold something else.
         """
         batches = [] if self.given else list(self.batches)
-        state: dict[str, Any] = plain(
-            {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
-        )
+        own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
+        state: dict[str, Any] = plain({**own, "scored": self.scored})
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
         state = lively(state)
+        self.scored = state["scored"]
         self.flow.load_state_dict(state["flow"])
         if not self.given:
             self.batches.extend(state["batches"])

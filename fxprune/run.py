@@ -228,7 +228,7 @@ class Run:
     def _hand_off(self, pruner: Pruner[nn.Module]) -> None:
         plan = pruner.flow.plan
         self.net = pruner.finish(self.optimizer, self.average, **self._proof).train()
-        self.plans, self.pruner = (plan,), None
+        self.plans, self.pruner = (report(self.net).plan,), None
         if self.teacher is not None:
             self.teacher.cut(plan.kept(pruner.graph))
         self._prepare()

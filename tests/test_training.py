@@ -57,6 +57,7 @@ def test_a_run_ends_with_a_small_trained_model(scheduler: str) -> None:
     history = fxprune.report(small).history
     assert history is not None
     assert len(history) == 40
+    assert fxprune.report(small).plan.criterion == "taylor"
     losses = history.column("loss")
     assert losses[-5:].mean() < 0.5 * losses[:5].mean()
     assert all(c.ok for c in fxprune.report(small).checks)
