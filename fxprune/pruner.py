@@ -51,11 +51,13 @@ class Pruner(Generic[M]):
         model: the model that trains, or DDP around it.
         scheduler: a name (see `fxprune list`), or an instance with options, such as `Soft(until=0.6)`.
         criterion: see `fxprune.prune`.
-        ratio, of: the budget to end at.
+        ratio: the share of `of` to remove in the end.
+        of: see `fxprune.plan`.
         steps: how many calls of `step` the schedule takes.
         data: batches for the criterion; None: the last `remember` batches that `step` was given.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
-        example_inputs, attention: see `fxprune.trace`.
+        example_inputs: see `fxprune.trace`.
+        attention: see `fxprune.trace`.
         remember: how many batches to keep for scoring.
         normalize: see `fxprune.score`.
         seed: of the criterion's random numbers.
