@@ -4,7 +4,8 @@
 
 fxprune: trace, analysis, magnitude scores, plan and rewrite, without verification.  Torch-Pruning: building its graph
 and pruning with `GroupMagnitudeImportance`, output layer ignored, head counts given where its documents ask for them.
-Every pair runs in one process of its own, alternately, the best of `--repeats` counts.
+`export`: `torch.export.export` of the network alone, the part of fxprune's time that PyTorch takes.  All three run in
+one process for each network, in turns; the best of `--repeats` counts.
 """
 
 from __future__ import annotations
@@ -64,56 +65,58 @@ def run_torch_pruning(model: Any, x: Any) -> None:
     pruner.step()
 
 
-def _best(call: Callable[[Any, Any], None], model: Any, x: Any, repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        fresh = copy.deepcopy(model)
-        start = time.perf_counter()
-        call(fresh, x)
-        times.append(time.perf_counter() - start)
-    return times
+def run_export(model: Any, x: Any) -> None:
+    """Capture the network, no more."""
+    import torch
+
+    torch.export.export(model, (x,), strict=False)
+
+
+def _seconds(call: Callable[[Any, Any], None], model: Any, x: Any) -> float:
+    fresh = copy.deepcopy(model)
+    start = time.perf_counter()
+    call(fresh, x)
+    return time.perf_counter() - start
 
 
 def measure(name: str, repeats: int) -> dict[str, float]:
-    """Seconds of both on one timm network; the first fxprune call pays for importing torch.export's machinery."""
+    """Seconds of all on one timm network; the first fxprune call pays for importing torch.export's machinery."""
     import timm
     import torch
 
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).eval()
     x = torch.randn(1, 3, NETS[name], NETS[name])
-    ours, theirs = [], []
-    for _ in range(repeats):
-        ours += _best(run_fxprune, model, x, 1)
-        theirs += _best(run_torch_pruning, model, x, 1)
-    return {
-        "params": float(sum(p.numel() for p in model.parameters())),
-        "first": ours[0],
-        "fxprune": min(ours),
-        "torch_pruning": min(theirs),
-    }
+    calls = {"fxprune": run_fxprune, "export": run_export, "torch_pruning": run_torch_pruning}
+    rounds = [{what: _seconds(call, model, x) for what, call in calls.items()} for _ in range(repeats)]
+    best = {what: min(seconds[what] for seconds in rounds) for what in calls}
+    return {"params": float(sum(p.numel() for p in model.parameters())), "first": rounds[0]["fxprune"]} | best
 
 
 def main() -> None:
     """Measure every network and print a markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(NETS))
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", choices=list(NETS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         warnings.simplefilter("ignore")
         print(json.dumps(measure(options.one, options.repeats)))
         return
-    print("| network | parameters | first call s | fxprune s | Torch-Pruning s | ratio |\n|---|---|---|---|---|---|")
+    print(
+        "| network | parameters | first call s | fxprune s | of it export s | Torch-Pruning s | ratio | export alone |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name in [options.only] if options.only else NETS:
         r = in_own_process(__file__, name, "--repeats", str(options.repeats))
         if isinstance(r, str):
             print(f"| {name} | failed: {r} |")
             continue
         print(
-            f"| {name} | {r['params'] / 1e6:.0f} M | {r['first']:.1f} | {r['fxprune']:.2f} | {r['torch_pruning']:.2f} "
-            f"| {r['fxprune'] / r['torch_pruning']:.2f} |"
+            f"| {name} | {r['params'] / 1e6:.0f} M | {r['first']:.1f} | {r['fxprune']:.2f} | {r['export']:.2f} "
+            f"| {r['torch_pruning']:.2f} | {r['fxprune'] / r['torch_pruning']:.2f} "
+            f"| {r['export'] / r['torch_pruning']:.2f} |"
         )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fxprune.context import Context
+from fxprune.elementwise import Elementwise
 from fxprune.errors import CriterionError
 
 
@@ -46,10 +46,9 @@ class Magnitude:
         if not self.p > 0:
             raise CriterionError(f"Magnitude(p={self.p}): p must be positive; use p=1 for L1 or p=2 for L2")
 
-    @torch.no_grad()
-    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+    def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency |w|^p of every parameter and weight-like buffer."""
-        return {name: self._power(w) for name, w in {**ctx.parameters, **ctx.buffers}.items()}
+        return {name: Elementwise(w, self._power) for name, w in {**ctx.parameters, **ctx.buffers}.items()}
 
     def _power(self, w: Tensor) -> Tensor:
         return w * w if self.p == 2 else w.abs().pow(self.p)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -106,6 +106,7 @@ def prune(
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
+    granularity: str = "channel",
     normalize: Normalization | None = None,
     inplace: bool = False,
     verify: bool = True,
@@ -144,6 +145,7 @@ def prune(
         max_ratio: see `plan`.
         exact_norms: see `plan`.
         scope: see `plan`.
+        granularity: "channel", "block" (residual branches go whole), or "both"; see `plan`.
         normalize: see `score`.
         inplace: change `model` itself.
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
@@ -191,7 +193,8 @@ def prune(
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
         batches, how = _data_and_loss(adapter, model, asked, data, loss, samples, seed, progress)
-    limits |= {"target": target, "ignore": (*named(net, ignore), *adapter.protect(net))}
+    limits |= {"target": target, "granularity": granularity}
+    limits |= {"ignore": (*named(net, ignore), *adapter.protect(net))}
     known: dict[str, Any] = {}
 
     def planned(graph: ChannelGraph) -> Plan:
@@ -239,6 +242,7 @@ def _prune_both(model: M, ratio: float | None, target: float | None, options: di
     assert ratio is not None
     once = prune(model, ratio=1 - (1 - ratio) ** 0.5, attention="heads", **options)
     first = report(once).plan.achieved
+    options["granularity"] = "channel"  # blocks have gone already
     return prune(once, ratio=max(0.0, 1 - (1 - ratio) / (1 - first)), attention="head_dim", **options)
 
 
@@ -368,7 +372,12 @@ def _apply(
 
     `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
     """
-    plan = first = planned(graph)
+    try:
+        plan = first = planned(graph)
+    except BudgetError as e:
+        if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
+            raise
+        return made
     original, trouble, literals = graph, "", graph.literals
     for _ in range(REPLANS):
         try:
@@ -378,7 +387,9 @@ def _apply(
             graph = graph.holding(e.equation)
         except VerifyError as e:
             trouble = trouble or str(e)
-            if graph.streamed:
+            if stuck := _stuck(base(plan, graph), graph, plan):
+                graph = replace(graph, fixed=graph.fixed | stuck)
+            elif graph.streamed:
                 graph = graph.coarser()
             elif literals:
                 graph, literals = graph.holding(*literals), ()
@@ -388,9 +399,45 @@ def _apply(
             plan = planned(graph)
         except BudgetError:
             break
+    if graph.traced.noted:
+        raise RewriteError(
+            f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
+        )
     if strict:
         raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
     return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+
+
+def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
+    """Blocks of a plan without which, each by itself, the module does not compute what it should."""
+
+    def fails(name: str) -> bool:
+        alone = replace(plan, blocks=(name,), removed={}, norms={})
+        try:
+            return not check_dense(net, rewrite(net, graph, alone).model, graph, alone).ok
+        except (VerifyError, UnsolvedError):
+            return True
+
+    return frozenset(name for name in plan.blocks if fails(name))
+
+
+def _beyond(
+    base: Base,
+    graph: ChannelGraph,
+    planned: Callable[[ChannelGraph], Plan],
+    clock: _Clock,
+    verify: bool,
+    missed: BudgetError,
+) -> _Made | None:
+    """The graph as the forward, where the budget is out of reach only for the sake of the module's own Python."""
+    graph = graph.uncoupled()
+    how_far = "the budget" if missed.reachable is None else f"more than {missed.reachable:.1%}"
+    trouble = f"the forward of {graph.model_class} computes with sizes that couple axes and cannot follow {how_far}"
+    try:
+        plan = planned(graph)
+        return _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
+    except (BudgetError, RewriteError, VerifyError):
+        return None
 
 
 def _attempt(

@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -28,7 +28,10 @@ from fxprune.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
 from fxprune.temperature import query_rows
 from fxprune.trace import Inputs, Traced, capture, lineage, tensor_names
 
-COARSER = "coarser"
+COARSER, UNCOUPLED = "coarser", "uncoupled"
+
+if TYPE_CHECKING:
+    from fxprune.depth.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,11 @@ class ChannelGraph:
         stated: how many of `space.freezes` the rules stated (the others follow from decisions about splits).
         equations: what the model's Python needs its integers to be (see `fxprune.equations`).
         literals: the same for integers of unknown origin.
+        removed: names of the blocks that are gone from it; `whole` is the graph that holds them, too.
+        fixed: names of blocks that cannot go: the module does not follow.
+        bare: what the rules alone stated, without what the module's Python needs.
         within: tensor -> its names (tied ones have several) and the modules around it, each with its class.
-        revisions: how `holding` and `coarser` made this graph from the traced one (see `revised`).
+        revisions: how `holding`, `coarser` and `uncoupled` made this graph from the traced one (see `revised`).
     """
 
     traced: Traced
@@ -102,11 +108,15 @@ class ChannelGraph:
     equations: tuple[Equation, ...]
     literals: tuple[Equation, ...]
     axis_of: AxisOf
+    bare: LabelSpace
     outside: int = 0
     prefer: tuple[str, ...] = ()
     owned: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     stated: int = 0
     fine: bool = True
+    whole: ChannelGraph | None = None
+    removed: tuple[str, ...] = ()
+    fixed: frozenset[str] = frozenset()
     within: Mapping[str, Mapping[str, type]] = field(default_factory=dict)
     revisions: tuple[str, ...] = ()
     groups: tuple[Group, ...] = field(default=(), init=False)
@@ -137,6 +147,8 @@ class ChannelGraph:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes where the model's tensors or their channels do: a plan made for one fits no other."""
+        if self.whole is not None:
+            return self.whole.fingerprint
         text = repr([(n, s) for n, s in self.shapes.items()]) + repr([(g.name, len(g), g.slices) for g in self.groups])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -151,15 +163,41 @@ class ChannelGraph:
                 return g
         raise PlanError(f"no group is called {name!r}; see graph.groups")
 
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual branches that can be taken out whole, in order; a nested one goes with what holds it."""
+        from fxprune.depth.blocks import find_blocks
+
+        return tuple(b for b in find_blocks(self) if b.name not in self.fixed)
+
+    def without(self, names: Sequence[str]) -> ChannelGraph:
+        """The same graph with some of its blocks taken out, all else labelled as before.
+
+        Raises:
+            PlanError: where it has no such block.
+        """
+        from fxprune.depth.reduced import without
+
+        if set(names) <= set(self.removed):
+            return self
+        known = {b.name: b for b in self.blocks}
+        if unknown := [n for n in names if n not in known]:
+            raise PlanError(f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks")
+        return without(self, [known[n] for n in dict.fromkeys(names)])
+
     def holding(self, *equations: Equation) -> ChannelGraph:
-        """The same graph, with the axes of some equations held as they are: the module's Python cannot follow them."""
+        """The same graph, with the axes of some equations held as they are: the module's Python cannot follow them.
+
+        Where these are fixed already, the attributes that an equation computes with are held.
+        """
         space = copy.copy(self.space)
         space.freezes = list(self.space.freezes[: self.stated])
         for eq in equations:
             reason = Freeze("the module's Python", eq.node, f"{render(eq.expr)} cannot follow")
             axes = [eq.axis, *(self.axis_of(x) for x in leaves(eq.expr) if isinstance(x, Size))]
-            if isinstance(eq.expr, Attr):
-                axes += [other.axis for other in self.equations if other.expr == eq.expr]
+            if all(axis is None or not self.component[axis].any() for axis in axes) or isinstance(eq.expr, Attr):
+                attributes = {x for x in leaves(eq.expr) if isinstance(x, Attr)}
+                axes += [other.axis for other in self.equations if other.expr in attributes]
             for axis in axes:
                 space.freeze(axis, reason)
         number = {id(eq): i for i, eq in enumerate((*self.equations, *self.literals))}
@@ -177,8 +215,12 @@ class ChannelGraph:
         space.freezes = list(self.space.freezes[: self.stated])
         return self._resolved_anew(space, self.stated, False, COARSER)
 
+    def uncoupled(self) -> ChannelGraph:
+        """The same graph without what the module's own Python needs: its plans fit the rewritten graph alone."""
+        return self._resolved_anew(self.bare.copy(), len(self.bare.freezes), self.fine, UNCOUPLED)
+
     def revised(self, revisions: Iterable[str]) -> ChannelGraph:
-        """The graph that the same `holding` and `coarser` steps lead to from here: `revisions` of another trace.
+        """The graph that the same steps lead to from here: `revisions` of another trace.
 
         Raises:
             PlanError: where a step names what this graph does not have.
@@ -189,13 +231,16 @@ class ChannelGraph:
                 held = [known[int(i)] for i in step.split()[1:]]
             except (ValueError, IndexError) as e:
                 raise PlanError(f"{step!r} is no step from this graph of a {self.model_class}") from e
-            graph = graph.coarser() if step == COARSER else graph.holding(*held)
+            named = {COARSER: graph.coarser, UNCOUPLED: graph.uncoupled}
+            graph = named[step]() if step in named else graph.holding(*held)
         return graph
 
     def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool, step: str) -> ChannelGraph:
         resolved = resolve(space, self.owned, self.prefer, fine)
         revisions = (*self.revisions, step)
-        return replace(self, space=space, resolved=resolved, stated=stated, fine=fine, revisions=revisions)
+        out = replace(self, space=space, resolved=resolved, stated=stated, fine=fine, revisions=revisions)
+        out.__dict__["blocks"] = self.blocks  # these do not hang on labels
+        return out
 
     # ---- questions ------------------------------------------------------------------------------------------------
 
@@ -212,7 +257,7 @@ class ChannelGraph:
 
     def frozen(self) -> list[Held]:
         """Every tensor axis with positions that cannot be pruned, with the nearest reason."""
-        causes = self._cause_of_label()
+        nearest, stated = self._causes()
         nodes = {n.name: n for n in self.traced.graph.nodes}
         out = []
         for name, labels in self.tensors.items():
@@ -222,7 +267,7 @@ class ChannelGraph:
                 held = np.arange(0) if axis is None else axis[self.component[axis] == 0]
                 if axis is not None and not len(held):
                     continue
-                reason = causes.get(int(held[0])) if len(held) else None
+                reason = stated.get(int(nearest[held[0]])) if len(held) else None
                 reason = reason or Freeze("fixed axis", "", "no op shrinks it")
                 node = nodes.get(reason.node)
                 n = self.shapes[name][d] if axis is None else len(held)
@@ -230,26 +275,30 @@ class ChannelGraph:
                 out.append(Held(name, d, n, reason.cause, reason.why, op, _source(node)))
         return out
 
-    def _cause_of_label(self) -> dict[int, Freeze]:
-        """For the frozen component: each label's nearest stated reason, by breadth-first search over the edges."""
+    def _causes(self) -> tuple[Ints, dict[int, Freeze]]:
+        """For every label the nearest one that was frozen for a stated reason (by breadth-first search over the edges;
+        negative where there is none), and these reasons."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import dijkstra
 
+        stated: dict[int, Freeze] = {}
+        for labels, reason in reversed(self.space.freezes):
+            stated.update(dict.fromkeys(labels.tolist(), reason))
+        if not stated:
+            return np.full(self.space.size, -1), stated
         edges = self.resolved.edges
         a = np.concatenate([e[0] for e in edges]) if edges else np.zeros(0, np.int64)
         b = np.concatenate([e[1] for e in edges]) if edges else a
         matrix = coo_matrix((np.ones(len(a), np.float32), (a, b)), shape=(self.space.size, self.space.size)).tocsr()
-        direct: dict[int, Freeze] = {}
-        for labels, reason in self.space.freezes:
-            for label in np.unique(labels):
-                direct.setdefault(int(label), reason)
-        sources = np.array(sorted(direct), np.int64)
-        if not len(sources):
-            return {}
         _, _, nearest = dijkstra(
-            matrix, directed=False, indices=sources, unweighted=True, min_only=True, return_predecessors=True
+            matrix,
+            directed=False,
+            indices=np.array(sorted(stated), np.int64),
+            unweighted=True,
+            min_only=True,
+            return_predecessors=True,
         )
-        return {int(i): direct[int(s)] for i, s in enumerate(nearest) if s >= 0}
+        return nearest, stated
 
     def explain(self, name: str, axis: int = 0) -> str:
         """Why an axis of a tensor cannot be pruned, or with what it goes: the shortest path of couplings.
@@ -334,6 +383,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         if query_rows(traced, attended.node) is None:
             why = "sets the softmax temperature, and no linear layer makes the query alone"
             space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
+    bare = space.copy()
     axis_of = locate(traced, env, tensors, tensor_names(model))
     calls = list(call_equations(traced, env))
     couple(space, _read_labels(space, facts, env), calls, traced.recorder.equalities, axis_of)
@@ -359,6 +409,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         equations=tuple(equations),
         literals=tuple(literals),
         axis_of=axis_of,
+        bare=bare,
         prefer=prefer,
         owned=has_tensor,
         stated=stated,
@@ -428,8 +479,8 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
         return ()
     rng = np.random.default_rng(0)
     n = int(component.max()) + 1
-    keys = rng.integers(1, 2**62, size=(len(rows), 2), dtype=np.int64).astype(np.uint64)
-    signature = np.zeros((n, 2), np.uint64)
+    keys = rng.integers(1, 2**64, size=len(rows), dtype=np.uint64)  # a set of rows is known by its keys' sum
+    signature = np.zeros(n, np.uint64)
     owned, made, buffered = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)
     first = np.full(n, np.iinfo(np.int64).max)
     base = 0
@@ -448,8 +499,7 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
     owned[0] = False
     members = np.flatnonzero(owned)
     members = members[np.argsort(first[members], kind="stable")]
-    _, inverse = np.unique(signature[members], axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
+    _, inverse = np.unique(signature[members], return_inverse=True)
     order: dict[int, list[int]] = {}
     for c, g in zip(members.tolist(), inverse.tolist(), strict=True):
         order.setdefault(g, []).append(c)
@@ -459,17 +509,15 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
         where[comps] = g
         index_in[comps] = np.arange(len(comps))
     slices: list[list[Slice]] = [[] for _ in order]
+    sizes = [len(comps) for comps in order.values()]
     for name, d, axis in rows:
         if name.startswith("@"):
             continue
         c = component[axis]
-        for g in np.unique(where[c]):
-            if g < 0:
-                continue
-            at = np.flatnonzero(where[c] == g)
-            by_channel = at[np.argsort(index_in[c[at]], kind="stable")]
-            count = int(len(at) // len(list(order.values())[g]))
-            slices[g].append(Slice(name, d, by_channel.reshape(-1, count)))
+        for g in _distinct(where[c]):
+            if g >= 0:
+                at = np.flatnonzero(where[c] == g)
+                slices[g].append(Slice(name, d, _in_order(at, index_in[c[at]]).reshape(sizes[g], -1)))
     heads = _of_kind(graph, "heads")
     names: dict[str, int] = {}
     groups = []
@@ -483,6 +531,16 @@ def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
         kind = "heads" if heads[comps].all() else "channels"
         groups.append(Group(name, np.array(comps, np.int64), tuple(cut), kind))
     return tuple(groups)
+
+
+def _distinct(values: Ints) -> list[int]:
+    """The distinct values, ascending; an axis nearly always has one."""
+    return [int(values[0])] if (values == values[0]).all() else [int(v) for v in np.unique(values)]
+
+
+def _in_order(positions: Ints, index: Ints) -> Ints:
+    """Positions by ascending index, which is nearly always the order that they are in."""
+    return positions if (index[1:] >= index[:-1]).all() else positions[np.argsort(index, kind="stable")]
 
 
 def _read_components(graph: ChannelGraph, n: int) -> Bools:

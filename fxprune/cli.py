@@ -127,6 +127,9 @@ def prune(
             help="Rank all channels together (global), one structure (isomorphic), or each group alone (local)."
         ),
     ] = "global",
+    granularity: Annotated[
+        str, typer.Option(help="What goes: single channels (channel), whole residual branches (block), or both.")
+    ] = "channel",
     normalize: Annotated[
         str | None, typer.Option(help="How scores of different groups are made comparable; see fxprune.score.")
     ] = None,
@@ -177,6 +180,7 @@ def prune(
             max_ratio=max_ratio,
             exact_norms=exact_norms,
             scope=scope,
+            granularity=granularity,
             normalize=normalize,  # type: ignore[arg-type]  # score() checks it
             timesteps=timesteps,
             samples=samples,
@@ -261,6 +265,8 @@ def _print_plan(plan: Plan) -> None:
     title = f"{plan.model}: {plan.achieved:.1%} of {plan.of} go (asked {plan.ratio:.1%}, by {plan.criterion})"
     rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in plan.costs.items()]
     _print_table(title, {"": "left", "dense": "right", "pruned": "right", "change": "right"}, rows)
+    if plan.blocks:
+        out.print(escape(f"blocks: {', '.join(plan.blocks)}"), highlight=False, soft_wrap=True)
     if plan.regrouped:
         out.print(escape(f"regrouped norms: {', '.join(plan.regrouped)}"), highlight=False)
 
@@ -330,9 +336,19 @@ def _print_graph(graph: ChannelGraph, most: int | None) -> None:
         "parameters each": "right",
     }
     _print_table(title, columns, rows[:most], left_out=len(rows) - len(rows[:most]))
+    _print_blocks(graph, total, most)
     held = [(c.name, f"{c.axes:,}", f"{c.share:.1%}", c.examples[0] if c.examples else "") for c in causes(graph)]
     columns = {"held back by": "left", "axes": "right", "of parameters": "right", "for example": "left"}
     _print_table("What cannot be pruned, or only in part", columns, held)
+
+
+def _print_blocks(graph: ChannelGraph, total: int, most: int | None) -> None:
+    """Residual branches that --granularity block takes out."""
+    sizes = [sum(math.prod(graph.shapes[t]) for t in b.tensors if t in graph.parameters) for b in graph.blocks]
+    rows = [(b.name, f"{n:,}", f"{n / total:.1%}") for b, n in zip(graph.blocks, sizes, strict=True)]
+    columns = {"block": "left", "parameters": "right", "share": "right"}
+    if rows:
+        _print_table("Blocks that can go whole", columns, rows[:most], left_out=len(rows) - len(rows[:most]))
 
 
 def _per_channel(graph: ChannelGraph, group: Group) -> float:

@@ -43,25 +43,31 @@ _PRODUCTS = {"aten::matmul", "aten::bmm", "aten::mm", "aten::addmm", "aten::badd
 
 
 def _mac_products(graph: ChannelGraph) -> list[Product]:
-    out: list[Product] = []
-    for node in graph.traced.graph.nodes:
-        if node.op != "call_function" or not is_tensor(node):
-            continue
-        name = op_name(node.target)
-        inputs = [n for n in node.all_input_nodes if is_tensor(n)]
-        if name in _WEIGHTED:
-            out.append(_weighted(graph, node, name))
-        elif name in _PRODUCTS:
-            a = inputs[-2] if name in ("aten::addmm", "aten::baddbmm") and len(inputs) > 2 else inputs[0]
-            out.append(_product(graph, [(node, range(len(shape_of(node)))), (a, [len(shape_of(a)) - 1])]))
-        elif name == "aten::scaled_dot_product_attention":
-            q, k = node.args[:2]
-            assert isinstance(q, fx.Node)
-            assert isinstance(k, fx.Node)
-            rank = len(shape_of(q))
-            out.append(_product(graph, [(q, range(rank)), (k, [rank - 2])]))
-            out.append(_product(graph, [(node, range(rank)), (k, [rank - 2])]))
-    return out
+    return [p for node in graph.traced.graph.nodes for p in _node_products(graph, node)]
+
+
+def _node_products(graph: ChannelGraph, node: fx.Node) -> list[Product]:
+    if node.op != "call_function" or not is_tensor(node):
+        return []
+    name = op_name(node.target)
+    inputs = [n for n in node.all_input_nodes if is_tensor(n)]
+    if name in _WEIGHTED:
+        return [_weighted(graph, node, name)]
+    if name in _PRODUCTS:
+        a = inputs[-2] if name in ("aten::addmm", "aten::baddbmm") and len(inputs) > 2 else inputs[0]
+        return [_product(graph, [(node, range(len(shape_of(node)))), (a, [len(shape_of(a)) - 1])])]
+    if name == "aten::scaled_dot_product_attention":
+        q, k = node.args[:2]
+        assert isinstance(q, fx.Node)
+        assert isinstance(k, fx.Node)
+        rank = len(shape_of(q))
+        return [_product(graph, [(n, range(rank)), (k, [rank - 2])]) for n in (q, node)]
+    return []
+
+
+def macs_of(graph: ChannelGraph, node: fx.Node) -> float:
+    """Multiply-accumulates of one node, as it is."""
+    return sum(f * math.prod(len(a) for a in axes if a is not None) for f, axes in _node_products(graph, node))
 
 
 def _product(graph: ChannelGraph, parts: Sequence[tuple[fx.Node, Sequence[int]]]) -> Product:

@@ -11,11 +11,12 @@ from torch import nn
 
 from fxprune import stock
 from fxprune.adapter import comes_from
+from fxprune.depth.skip import Skip
 from fxprune.errors import SaveError
 from fxprune.report import Report, is_pruned, report
 from fxprune.restore import all_tensors, channels_last
 from fxprune.rewrite import Change
-from fxprune.saved import DTYPES, Saved, TensorInfo
+from fxprune.saved import DTYPES, Saved, SkipInfo, TensorInfo
 from fxprune.trace import tensor_names
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -47,6 +48,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
     named = all_tensors(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     own = {name: t for name, t in named.items() if first[name] == name}
+    skips = {p: m for p, m in model.named_modules(remove_duplicate=False) if isinstance(m, Skip)}
     return Saved(
         module=type(model).__module__,
         name=type(model).__qualname__,
@@ -56,7 +58,8 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
         config=config,
         plan=None if made is None else made.plan,
         earlier=() if made is None else made.earlier,
-        changes=() if made is None else tuple(_plain(c) for c in made.changes),
+        changes=() if made is None else tuple(_plain(c) for c in made.changes if not _of_skip(c, skips)),
+        skips={path: SkipInfo(s.answer, tuple(map(int, s.sizes))) for path, s in skips.items()},
         checks=() if made is None else made.checks,
         held=() if made is None else made.held,
         seed=getattr(made, "seed", None),
@@ -68,6 +71,11 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
 def report_of(model: nn.Module) -> Report | None:
     """The report of a pruned model; None for any other."""
     return report(model) if is_pruned(model) else None
+
+
+def _of_skip(change: Change, skips: Mapping[str, Skip]) -> bool:
+    """Whether a change is of the sizes that a `Skip` is saved with."""
+    return change.path in skips and change.name == "sizes"
 
 
 def _info(name: str, tensor: torch.Tensor, parameter: bool) -> TensorInfo:

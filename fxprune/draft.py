@@ -15,6 +15,7 @@ import numpy as np
 
 from fxprune.channels import ChannelGraph
 from fxprune.cost import CostModel
+from fxprune.depth.choose import with_blocks
 from fxprune.errors import PlanError
 from fxprune.labels import Ints
 from fxprune.moves import Limits, Moves, clusters, sequences
@@ -99,14 +100,16 @@ class Draft:
         """
         for plan in self.plans:
             plan.check(graph)
+        whole, graph = graph, graph.without(self.plans[0].blocks)
         left = [g for members, _ in clusters(graph) if not self._is_planned(graph, members) for g in members]
         scores = {g: np.array([-float(n) if n else OUT for n in v]) for g, v in self.votes.items()}
         regroup = {norm for plan in self.plans for norm in plan.regrouped}
         allowed = [g in left for g in range(len(graph.groups))]
         parts = sequences(graph, scores, Limits(max_ratio, round_to, min_width), allowed, regroup)
         taken = [seq.first(int((np.maximum.accumulate(seq.score) < 0).sum())) for seq in parts]
-        whole = [(g, c) for g, group in enumerate(graph.groups) if not allowed[g] for c in self.channels(group.name)]
-        return self._plan(graph, taken, np.array(whole, np.int64).reshape(-1, 2))
+        planned = [(g, c) for g, group in enumerate(graph.groups) if not allowed[g] for c in self.channels(group.name)]
+        made = self._plan(graph, taken, np.array(planned, np.int64).reshape(-1, 2))
+        return with_blocks(whole, made, self.plans[0].blocks)
 
     def channels(self, group: str) -> tuple[int, ...]:
         """The channels of a group that may go."""

@@ -110,10 +110,11 @@ def _split(given: Any, dim: int, nodes: list[fx.Node], env: dict[fx.Node, Any]) 
     pieces = next((env[n] for n in nodes if isinstance(env.get(n), list)), None)
     if pieces is None or not pieces:
         return
-    sizes = list(given) if isinstance(given, (tuple, list)) else [given]
+    sizes = list(given) if isinstance(given, (tuple, list)) else [given] * len(pieces)
     for value, labels in zip(sizes, pieces, strict=False):
-        if isinstance(value, TracedInt) and labels is not None:
-            yield Equation(value.expr, labels[dim], int(value), nodes[0].name)
+        axis = None if labels is None else labels[dim]
+        if isinstance(value, int) and (isinstance(value, TracedInt) if axis is None else len(axis) == value):
+            yield Equation(expr_of(value), axis, int(value), nodes[0].name)
 
 
 def _slices(args: tuple[Any, ...], nodes: list[fx.Node], env: dict[fx.Node, Any]) -> Iterator[Equation]:
@@ -133,6 +134,20 @@ def _slices(args: tuple[Any, ...], nodes: list[fx.Node], env: dict[fx.Node, Any]
                 break
 
 
+def origin_of(traced: Traced, size: Size) -> fx.Node | None:
+    """The node that a size was read from."""
+    kind, key = size.origin
+    if kind == "call":
+        number, k, shape = key
+        nodes = [n for n in traced.calls.get(number, []) if isinstance(n.meta.get("val"), torch.Tensor)]
+        picked = [n for n in nodes if op_name(n.target) == "python::getitem" and n.args[1] == k]
+        fits = [n for n in (picked or nodes) if shape_of(n) == shape]
+        return fits[-1] if fits else None
+    names = traced.inputs[key : key + 1] if kind == "input" else [p for p, n in traced.tensors.items() if n == key]
+    found = (n for n in traced.graph.nodes if n.op == "placeholder" and n.name in names)
+    return next((n for n in found if shape_of(n)[size.axis : size.axis + 1] == (size.old,)), None)
+
+
 def locate(
     traced: Traced, env: dict[fx.Node, Any], tensors: dict[str, tuple[Axis, ...]], canonical: dict[str, str]
 ) -> AxisOf:
@@ -143,13 +158,8 @@ def locate(
         if kind == "param":
             axes = tensors.get(canonical.get(key, key))
             return axes[size.axis] if axes else None
-        if kind != "call":
-            return None
-        number, k, shape = key
-        nodes = [n for n in traced.calls.get(number, []) if isinstance(n.meta.get("val"), torch.Tensor)]
-        picked = [n for n in nodes if op_name(n.target) == "python::getitem" and n.args[1] == k]
-        fits = [n for n in (picked or nodes) if shape_of(n) == shape]
-        labels = env.get(fits[-1]) if fits else None
+        node = origin_of(traced, size) if kind == "call" else None
+        labels = None if node is None else env.get(node)
         return labels[size.axis] if isinstance(labels, tuple) else None
 
     return axis_of

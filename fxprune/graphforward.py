@@ -7,8 +7,9 @@ sequence length) are read again at run time, so other batch sizes work as far as
 
 from __future__ import annotations
 
+import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,10 +18,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.channels import ChannelGraph
+from fxprune.equations import origin_of
 from fxprune.errors import InputsError
 from fxprune.labels import Bools
 from fxprune.plan import Plan
+from fxprune.provenance import Expr, Size, leaves
 from fxprune.rules.op import op_name, shape_of
+from fxprune.sizes import Shapes, Sized, put, shape_now, sized
 from fxprune.trace import last_uses
 
 Env: TypeAlias = Mapping[fx.Node, Any]
@@ -80,15 +84,24 @@ class Rewriter:
 
         return [*args[:2], *(moved(b) for b in args[2:4]), *args[4:]]
 
+    def read(self, expr: Expr) -> Iterator[tuple[Size, tuple[fx.Node, int]]]:
+        """The sizes that an expression reads: from which node, and how large they are there after pruning."""
+        for x in leaves(expr):
+            if isinstance(x, Size):
+                node = origin_of(self.graph.traced, x)
+                assert node is not None
+                yield x, (node, self.size(node, x.axis, x.old))
+
     def pieces(self, node: fx.Node) -> list[int] | None:
-        """Lengths of the pieces of a split or chunk."""
+        """Lengths of the pieces of a split or chunk, if they change."""
         if op_name(node.target) not in ("aten::split", "aten::chunk", "aten::split_with_sizes"):
             return None
         labels = self.graph.env[node]
         rank = len(labels[0])
         dim = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % rank  # type: ignore[arg-type]
         sizes = [int(v.shape[dim]) for v in node.meta["val"]]
-        return [self.graph.kept(piece[dim], self.keep, s) for piece, s in zip(labels, sizes, strict=True)]
+        kept = [self.graph.kept(piece[dim], self.keep, s) for piece, s in zip(labels, sizes, strict=True)]
+        return None if kept == sizes else kept
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,8 @@ class Program:
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
-    batch: tuple[str, int] | None
+    sized: Mapping[fx.Node, list[Sized]]
+    shapes: Shapes
     outputs: tuple[Any, ...]
     in_spec: Any
     out_spec: Any
@@ -116,19 +130,27 @@ class Program:
             )
         given = dict(zip(self.inputs, flat, strict=True))
         state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-        times = 1.0 if self.batch is None else given[self.batch[0]].shape[0] / self.batch[1]
         env: dict[fx.Node, Any] = {}
+        seen: dict[fx.Node, tuple[int, ...]] = {}
+        read = self.shapes.read()
         for node in self.nodes:
-            env[node] = self.step(node, env, given, state, times)
+            env[node] = self.step(node, env, given, state, seen)
+            if node in read:
+                seen[node] = shape_now(env[node])
             for n in self.last.get(node, ()):
                 env.pop(n, None)
         out = [env[o] if isinstance(o, fx.Node) else o for o in self.outputs]
         return pytree.tree_unflatten(out, self.out_spec)
 
     def step(
-        self, node: fx.Node, env: Env, given: Mapping[str, Any], state: Mapping[str, Tensor], times: float = 1.0
+        self,
+        node: fx.Node,
+        env: Env,
+        given: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        seen: Mapping[fx.Node, tuple[int, ...]] | None = None,
     ) -> Any:
-        """The value of one node: `env` holds those before it, `times` is the batch by that of the trace."""
+        """The value of one node: `env` holds those before it, `seen` the shapes that sizes follow (None: as traced)."""
         if node.op == "placeholder":
             if node.name in self.tensors:
                 return state[self.tensors[node.name]]
@@ -140,30 +162,19 @@ class Program:
             return list(torch.split(args[0], self.pieces[node], int(dim)))
         if op_name(node.target) == "aten::repeat_interleave":
             kwargs.pop("output_size", None)  # a hint, true for the traced batch only
-        if (at := _SHAPED.get(op_name(node.target))) is not None and times != 1:
-            args[at] = _rebatched(node, args, at, times)
+        if seen is not None:
+            for number in self.sized.get(node, ()):
+                k, j = number.path
+                put(args, number.path, self.shapes.now(number, args[k] if j is None else args[k][j], seen))
+        if op_name(node.target) in ("aten::view", "aten::reshape", "aten::_unsafe_view"):
+            args[1] = _filling(args[0].numel(), args[1])
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _rebatched(node: fx.Node, args: list[Any], at: int, times: float) -> list[Any]:
-    """The first size of a view, scaled to the batch at hand (-1 does it where the op allows it)."""
-    sizes = list(args[at])
-    if not sizes or not isinstance(sizes[0], int) or sizes[0] < 1:
-        return sizes
-    name = op_name(node.target)
-    if -1 in sizes:
-        return [round(sizes[0] * times), *sizes[1:]]
-    if name == "aten::expand" and args[0].dim() == len(sizes) and args[0].shape[0] != 1:
-        sizes[0] = -1
-    elif name in ("aten::view", "aten::reshape", "aten::_unsafe_view"):
-        rest = 1
-        for s in sizes[1:]:
-            rest *= s
-        if rest > 0:
-            sizes[0] = args[0].numel() // rest
-    elif float(sizes[0] * times).is_integer():
-        sizes[0] = int(sizes[0] * times)
-    return sizes
+def _filling(numel: int, sizes: Sequence[int]) -> Sequence[int]:
+    """The sizes of a view; where they hold another number of elements, the first one, the batch, gives way."""
+    rest = math.prod(sizes[1:])
+    return sizes if not sizes or -1 in sizes or rest == 0 or rest * sizes[0] == numel else [numel // rest, *sizes[1:]]
 
 
 def _graph_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -190,9 +201,9 @@ def program_of(graph: ChannelGraph, keep: Bools, groups: Mapping[str, int]) -> P
     traced = graph.traced
     rewriter = Rewriter(graph, keep, groups)
     calls = [n for n in traced.graph.nodes if n.op == "call_function"]
-    flat, spec = pytree.tree_flatten(traced.example)
-    first = next(((n, int(v.shape[0])) for n, v in zip(traced.inputs, flat, strict=True) if _batched(v)), None)
+    spec = pytree.tree_structure(traced.example)
     pieces = {n: p for n in calls if (p := rewriter.pieces(n)) is not None}
+    numbers = sized(traced)
     return Program(
         nodes=tuple(traced.graph.nodes),
         arguments={n: rewriter.arguments(n) for n in calls},
@@ -201,7 +212,8 @@ def program_of(graph: ChannelGraph, keep: Bools, groups: Mapping[str, int]) -> P
         tensors=traced.tensors,
         constants=traced.constants,
         inputs=traced.inputs,
-        batch=first,
+        sized=numbers,
+        shapes=Shapes({x: found for given in numbers.values() for s in given for x, found in rewriter.read(s.expr)}),
         outputs=traced.outputs,
         in_spec=spec,
         out_spec=traced.out_spec,
@@ -213,7 +225,3 @@ def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping
     program = program_of(graph, plan.kept(graph), groups)
     small.__dict__["_fxprune_program"] = _Shared(program)
     small.__dict__["forward"] = types.MethodType(_graph_forward, small)
-
-
-def _batched(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0

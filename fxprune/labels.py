@@ -69,6 +69,10 @@ class LabelSpace:
     splits: list[Split] = field(default_factory=list)
     hints: list[tuple[Ints, str]] = field(default_factory=list)
 
+    def copy(self) -> LabelSpace:
+        """The same facts, to state more without changing these."""
+        return LabelSpace(self.size, list(self.edges), list(self.freezes), list(self.splits), list(self.hints))
+
     def fresh(self, n: int) -> Axis:
         """New labels for an axis of size `n` (None for size one: it cannot shrink)."""
         if n <= 1:

@@ -8,7 +8,7 @@ model without these channels, which is what the dense model has to compute.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,6 +34,7 @@ class MaskedRun:
         model: where parameters and buffers are read from.
         mask: one number in [0, 1] a component; None runs the graph as it is.
         norms: new numbers of groups of group norms, as in a plan.
+        blocks: block name -> what its contribution is multiplied by (a number, or a tensor of one); 0 takes it out.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class MaskedRun:
         model: nn.Module,
         mask: Tensor | None = None,
         norms: Mapping[str, NormChange] | None = None,
+        blocks: Mapping[str, float | Tensor] | None = None,
     ) -> None:
         self.graph, self.mask, self.norms = graph, mask, dict(norms or {})
+        self.added = {(b.node, b.branch): blocks[b.name] for b in graph.blocks if b.name in blocks} if blocks else {}
         self.state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         self._masks: dict[int, Tensor] = {}
 
@@ -104,7 +107,8 @@ class MaskedRun:
             masked[argument] = x if m is None else x * m
 
         def value(n: fx.Node) -> Any:
-            return masked.get(n, env[n])
+            x = masked.get(n, env[n])
+            return x * self.added[node.name, n.name] if (node.name, n.name) in self.added else x
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         if self.mask is not None and self.graph.facts.statistics.get(node.name):
@@ -199,8 +203,9 @@ def run_masked(
     inputs: Inputs,
     keep: Any = None,
     norms: Mapping[str, NormChange] | None = None,
+    blocks: Sequence[str] = (),
 ) -> list[Any]:
-    """Flat outputs of the traced model, with the channels outside `keep` (by component) masked."""
+    """Flat outputs of the traced model, with the channels outside `keep` (by component) and some blocks masked."""
     mask = None if keep is None else torch.as_tensor(np.asarray(keep), dtype=torch.float32)
     with torch.no_grad(), same_draws():
-        return MaskedRun(graph, model, mask, norms)(inputs)
+        return MaskedRun(graph, model, mask, norms, dict.fromkeys(blocks, 0.0))(inputs)

@@ -26,6 +26,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+        raise TypeError(f"{value!r:.60} is no list of names")
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class NormChange:
     """A group norm's number of groups before and after; `exact` if every group kept its own members."""
@@ -79,6 +85,7 @@ class Plan:
         costs: measure -> (before, after).
         criterion: what scored the channels.
         traced: the `attention` that the model was traced with, and the graph's `revisions`.
+        blocks: names of the residual branches that go whole; `removed` speaks of what is left without them.
     """
 
     model: str
@@ -92,6 +99,7 @@ class Plan:
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     criterion: str = ""
     traced: tuple[str, ...] = ("heads",)
+    blocks: tuple[str, ...] = ()
 
     def cost(self, of: str | None = None) -> float:
         """What is left of a measure ("params", "macs", ...; None: that of the budget).
@@ -115,6 +123,7 @@ class Plan:
                 f"this plan was made for a {self.model} with other tensors or channels ({self.fingerprint}) than this "
                 f"{graph.model_class} has ({graph.fingerprint}); make a new one with fxprune.plan(graph, scores)"
             )
+        graph = graph.without(self.blocks)
         for name, gone in self.removed.items():
             n = len(graph.group(name))
             if any(not 0 <= c < n for c in gone) or len(set(gone)) != len(gone) or (n and len(gone) >= n):
@@ -127,6 +136,7 @@ class Plan:
             PlanError: where the plan does not fit the graph.
         """
         self.check(graph)
+        graph = graph.without(self.blocks)
         keep = graph.keep_all()
         for name, gone in self.removed.items():
             keep[graph.group(name).components[list(gone)]] = False
@@ -167,6 +177,9 @@ class Plan:
                 f"the plans are of different graphs, of a {self.model} ({self.fingerprint}) and a {other.model} "
                 f"({other.fingerprint}); make both with fxprune.plan(graph, scores) on one graph"
             )
+        if self.blocks != other.blocks:
+            odd = min(set(self.blocks) ^ set(other.blocks))
+            raise PlanError(f"only one of the plans takes out block {odd!r}; compare plans that take out the same ones")
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -201,6 +214,7 @@ class Plan:
         data["norms"] = {str(k): NormChange(**v) for k, v in data["norms"].items()}
         data["costs"] = {str(k): (float(v[0]), float(v[1])) for k, v in data.pop("cost").items()}
         data["traced"] = tuple(str(step) for step in data.get("traced", ("heads",)))
+        data["blocks"] = _names(data.get("blocks", []))
         return cls(**data)
 
     def __repr__(self) -> str:
@@ -208,6 +222,9 @@ class Plan:
             f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
         ]
         lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.costs.items()]
+        if self.blocks:
+            more = f", and {len(self.blocks) - 8} more" if len(self.blocks) > 8 else ""
+            lines.append(f"  blocks: {', '.join(self.blocks[:8])}{more}")
         cut = [(n, len(c)) for n, c in self.removed.items() if c]
         lines += [f"  {n}: {self.sizes[n]} -> {self.sizes[n] - k}" for n, k in cut[:16]]
         if len(cut) > 16:

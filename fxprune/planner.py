@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Container, Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from fxprune.channels import ChannelGraph
 from fxprune.constraints import Constraints, split
 from fxprune.cost import COUNTED, MEASURES, CostModel
+from fxprune.depth.choose import plan_depth
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
 from fxprune.moves import Moves, sequences
@@ -40,8 +42,9 @@ def plan(
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str = "global",
+    granularity: str = "channel",
 ) -> Plan:
-    """Choose the channels that go.
+    """Choose the channels, or the blocks, that go.
 
     Args:
         scores: one score a channel and group (low goes first), from `fxprune.score`.
@@ -63,17 +66,22 @@ def plan(
         exact_norms: never regroup a group norm.
         scope: "global" ranks all channels together, "local" each group by itself, "isomorphic" groups of the same
             structure together, where every such class loses the same share.
+        granularity: "channel"; "block": residual branches go whole, none is narrowed; "both": blocks for at most half
+            of the budget, channels for the rest.
 
     Raises:
         BudgetError: where the budget is out of range or cannot be reached; tells how far one can go.
         CriterionError: where scores are missing or not finite.
         InputsError: where `ignore` holds something else than names and types.
     """
+    options = {k: v for k, v in locals().items() if k not in ("graph", "scores", "ratio", "target", "granularity")}
     others = Constraints(ratios, as_items(ignore), multiple(round_to), min_width, max_ratio, exact_norms, scope)
-    values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
-    name = scores.criterion if isinstance(scores, Scores) else "given scores"
     cost = CostModel(graph)
     asked = asked_share(cost, ratio, target, of)
+    if granularity != "channel":
+        return plan_depth(graph, scores, asked, of, others.ignore, granularity, functools.partial(plan, **options))
+    values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
+    name = scores.criterion if isinstance(scores, Scores) else "given scores"
     if asked is None and not others.stated:
         raise BudgetError(f"no budget is given: pass ratio=, the share of {of} to remove, or target=, what is to stay")
 

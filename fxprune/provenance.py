@@ -10,6 +10,7 @@ such an argument, the expressions, and marks the fx nodes that the call created 
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ import torch.fx.traceback as fx_traceback
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from fxprune.values import Noting, Values
 
 MARK = "fxprune_call"
 
@@ -120,6 +123,9 @@ class TracedInt(int):
 
     def __mod__(self, o: Any) -> Any:
         return self._apply("%", o)
+
+    def __neg__(self) -> Any:
+        return 0 - self
 
     def _number(self, value: Any) -> Any:
         """`value`, computed from this integer as a number: it can no more be a size."""
@@ -239,9 +245,9 @@ _ARITHMETIC = {
 class RecordingMode(TorchFunctionMode):
     """Unwraps traced integers, records the call, and marks the nodes and tensors that come out of it."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, values: Values | None = None) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.recorder, self.values = recorder, values
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -257,6 +263,12 @@ class RecordingMode(TorchFunctionMode):
             sizes = self._sizes(args[0], torch.Size(args[0].shape))
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return sizes if dim is None else sizes[int(dim)]
+        if name == "numel" and args and isinstance(args[0], torch.Tensor):
+            return math.prod(self._sizes(args[0], torch.Size(args[0].shape)))
+        if self.values is not None:
+            answered, args = self.values.answer(name, args)
+            if answered:
+                return args
         number = self.recorder.count
         self.recorder.count += 1
         flat = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, (torch.Size, slice)))
@@ -281,7 +293,7 @@ class RecordingMode(TorchFunctionMode):
             return sizes
         return torch.Size(
             [
-                TracedInt(s, Size(origin, i, s), self.recorder) if type(s) is int and s > 1 else s
+                TracedInt(s, Size(origin, i, s), self.recorder) if type(s) is int and s > 0 else s
                 for i, s in enumerate(sizes)
             ]
         )
@@ -349,10 +361,15 @@ def _open_functional() -> Iterator[None]:
 class Recorded(nn.Module):
     """`model` under a `RecordingMode`: what is exported in place of the model itself."""
 
-    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+    def __init__(self, model: nn.Module, recorder: Recorder, values: Values | None = None) -> None:
         super().__init__()
         self.model = model
-        self.__dict__["recorder"] = recorder
+        self.__dict__.update(recorder=recorder, values=values)
+
+    def noting(self, *args: Any, **kwargs: Any) -> None:
+        """Run the model as it is, and note what its Python reads."""
+        with torch.no_grad(), _open_functional(), Noting(self.__dict__["values"]):
+            self.model(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         recorder: Recorder = self.__dict__["recorder"]
@@ -364,7 +381,7 @@ class Recorded(nn.Module):
                 x._fxprune_origin = ("input", k)  # type: ignore[attr-defined]
         recorder.active = True
         try:
-            with _open_functional(), RecordingMode(recorder):
+            with _open_functional(), RecordingMode(recorder, self.__dict__["values"]):
                 return self.model(*args, **kwargs)
         finally:
             recorder.active = False

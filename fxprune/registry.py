@@ -93,18 +93,21 @@ def names_with_origin(kind: Kind) -> list[Plugin]:
 
 @functools.cache
 def _scan(group: str, path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
-    """Entry points of a group; a scan reads every distribution on `path` (sys.path), so it is done once."""
-    return tuple(importlib.metadata.entry_points(group=group))
+    """Entry points of a group, own ones last; an exact repetition (an installation seen twice) counts once.
+
+    A scan reads every distribution on `path` (sys.path), so it is done once.
+    """
+    unique: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        unique.setdefault((point.name, point.value), point)
+    return tuple(sorted(unique.values(), key=lambda point: (_package(point) == OWN, point.name)))
 
 
-def _points(kind: Kind) -> list[importlib.metadata.EntryPoint]:
-    """The entry points of a kind; an exact repetition (an installation seen twice) counts once."""
+def _points(kind: Kind) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """The entry points of a kind."""
     if kind not in KINDS:
         raise PluginError(f"there are no plugins of kind {kind!r}; use one of {', '.join(KINDS)}")
-    unique: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
-    for point in _scan(f"{OWN}.{kind}", tuple(sys.path)):
-        unique.setdefault((point.name, point.value), point)
-    return sorted(unique.values(), key=lambda point: (_package(point) == OWN, point.name))
+    return _scan(f"{OWN}.{kind}", tuple(sys.path))
 
 
 def _package(point: importlib.metadata.EntryPoint) -> str:

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from fxprune import weights
+from fxprune.depth.blocks import inside
+from fxprune.depth.skip import Skip, plain_attributes
 from fxprune.errors import SaveError
 from fxprune.plan import Plan
 from fxprune.rewrite import Change
-from fxprune.saved import DTYPES, HEADER, Saved, TensorInfo
+from fxprune.saved import DTYPES, HEADER, Saved, SkipInfo, TensorInfo
 
 
 def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -28,12 +30,18 @@ def channels_last(tensor: torch.Tensor) -> torch.memory_format:
 
 
 def fit(net: nn.Module, saved: Saved) -> None:
-    """Check that a stock module is the one the folder's model was made from, and set its changed integers.
+    """Check that a stock module is the one the folder's model was made from, set its changed integers, and take out
+    what was taken out of that one.
 
     Raises:
         SaveError: where it is another.
     """
-    named = all_tensors(net)
+    modules = dict(net.named_modules(remove_duplicate=False))
+    for path in saved.skips:
+        if not path or path not in modules:
+            raise SaveError(f"the stock module has no module {path!r:.80}, which was taken out of the saved one")
+    stock = all_tensors(net)
+    named = {name: t for name, t in stock.items() if not _taken_out(name, saved)}
     if unknown := sorted((set(saved.tensors) | set(saved.tied)) ^ set(named)):
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         have = "the stock module lacks" if unknown[0] not in named else "the folder lacks"
@@ -47,12 +55,24 @@ def fit(net: nn.Module, saved: Saved) -> None:
             raise SaveError(f"{name} is of shape {info.shape}, which cannot come of the stock module's {shape}")
         if (name in parameters) != (info.kind == "parameter"):
             raise SaveError(f"{name} is a {info.kind} in the folder, but not in the stock module")
-    shapes = {name: tuple(t.shape) for name, t in named.items()}
+    shapes = {name: tuple(t.shape) for name, t in stock.items()}
     for plan in (*saved.earlier, *([saved.plan] if saved.plan else [])):
         _plan_fits(plan, saved, shapes)
-    modules = dict(net.named_modules(remove_duplicate=False))
     for change in saved.changes:
         _apply(modules, change)
+    for path, skip in saved.skips.items():
+        _put(net, path, skip)
+
+
+def _taken_out(name: str, saved: Saved) -> bool:
+    return any(inside(name, path) for path in saved.skips)
+
+
+def _put(net: nn.Module, path: str, skip: SkipInfo) -> None:
+    """Take out the module of one path; under another name it has an entry of its own."""
+    owner, _, leaf = path.rpartition(".")
+    stands = Skip(skip.answer, skip.sizes, plain_attributes(net.get_submodule(path)))
+    setattr(net.get_submodule(owner), leaf, stands)
 
 
 def integers(module: nn.Module) -> dict[str, Any]:
@@ -84,6 +104,8 @@ def _plan_fits(plan: Plan, saved: Saved, before: Mapping[str, tuple[int, ...]]) 
     for group in plan.sizes:
         lead = group.rpartition("#")[0] or group
         tensor, _, axis = lead.rpartition(":")
+        if tensor in before and _taken_out(tensor, saved):  # by a later plan
+            continue
         shape = before.get(tensor, ())
         info = saved.tensors.get(saved.tied.get(tensor, tensor))
         if info is None or not axis.isdecimal() or int(axis) >= len(shape):

@@ -3,7 +3,8 @@
 1. every parameter and buffer loses the positions that go; tied tensors stay tied;
 2. integers that the model's Python holds follow (see `fxprune.equations`), those of torch.nn layers too;
 3. an attention whose 1/sqrt(head_dim) is implicit keeps its temperature: the factor goes into the query weights;
-4. where the integers cannot be made to agree, the rewritten graph becomes the model's forward.
+4. modules of blocks that go are taken out (see `fxprune.depth`);
+5. where the integers cannot be made to agree, the rewritten graph becomes the model's forward.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import torch
 from torch import nn
 
 from fxprune.channels import ChannelGraph
+from fxprune.depth.install import take_out
+from fxprune.depth.skip import Skip, put
+from fxprune.elementwise import BLOCK
 from fxprune.equations import Equation, Unsolved, solve
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graphforward import use_graph
@@ -69,6 +73,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
     """
     keep = plan.kept(graph)
     _belongs(model, graph)
+    whole, graph = graph, graph.without(plan.blocks)
     try:
         attributes = _solve(graph, plan, keep) if forward == "module" else {}
     except Unsolved as e:
@@ -78,6 +83,8 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
         fold.apply(small)
     changes = [c for attr, new in attributes.items() for c in _set(small, attr, new)]
     changes += sync_layers(small)
+    if plan.blocks:
+        take_out(model, small, whole, plan.blocks, keep, run=forward == "module")
     if forward == "graph":
         use_graph(small, graph, plan, group_counts(graph, plan, keep))
     return Rewritten(small, tuple(changes), forward)
@@ -85,6 +92,9 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
 
 def transplant(model: nn.Module, small: nn.Module) -> nn.Module:
     """Give `model` and its modules the state of `small`, a pruned copy of it; other references to them stay valid."""
+    for path, module in small.named_modules():
+        if isinstance(module, Skip):
+            put(model, path, module)
     own = dict(model.named_modules(remove_duplicate=False))
     for path, module in small.named_modules(remove_duplicate=False):
         target = own[path].__dict__
@@ -150,14 +160,26 @@ def _get(model: nn.Module, name: str) -> torch.Tensor:
 
 def _cut(tensor: torch.Tensor, positions: list[torch.Tensor | None]) -> torch.Tensor:
     data = tensor.detach()
-    for d, p in enumerate(positions):
-        if p is not None:
-            data = data.index_select(d, p.to(data.device))
+    index = {d: p.to(data.device) for d, p in enumerate(positions) if p is not None}
+    if list(index) == [0, 1] and data.is_contiguous():
+        data = _submatrix(data, index[0], index[1])
+    else:
+        for d, p in index.items():
+            data = data.index_select(d, p)
     if tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_last(tensor)):
         data = data.contiguous(memory_format=_last(tensor))
     if not isinstance(tensor, nn.Parameter):
         return data
     return nn.Parameter(data, requires_grad=tensor.requires_grad)
+
+
+def _submatrix(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`matrix[rows][:, columns]`, a block of rows at a time, so that what lies between is never whole in memory."""
+    out = matrix.new_empty(len(rows), len(columns), *matrix.shape[2:])
+    at_once = max(1, BLOCK // max(1, matrix[0].numel()))
+    for block, some in zip(torch.split(out, at_once), torch.split(rows, at_once), strict=True):
+        torch.index_select(matrix.index_select(0, some), 1, columns, out=block)
+    return out
 
 
 def _last(tensor: torch.Tensor) -> torch.memory_format:

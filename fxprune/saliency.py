@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from fxprune.channels import ChannelGraph, Group, Slice
+from fxprune.elementwise import Elementwise
 from fxprune.errors import CriterionError
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -70,13 +71,34 @@ def channel_scores(
         scored = {g.name: _of_group(g, who, returned) for g in graph.groups if g.name in returned}
     else:
         cut = {s.tensor for g in graph.groups for s in g.slices}
-        folded = _Folded({n: _saliency(graph, who, n, v) for n, v in returned.items() if n in cut}, reduce)
+        folded = _Folded(who, {n: _saliency(graph, who, n, v) for n, v in returned.items() if n in cut}, reduce)
         parts = ((g, _reduced(g, folded, graph)) for g in graph.groups)
         scored = {g.name: _finite(v, who, f"the score of group {g.name}") for g, v in parts if v is not None}
     missing = next((g for g in graph.groups if g.name not in scored), None)
     if missing is not None and not (partial and scored):
         raise CriterionError(_nothing_for(who, missing, bool(of_groups), partial, graph))
     return scored
+
+
+def block_scores(graph: ChannelGraph, returned: Mapping[str, Any]) -> dict[str, float]:
+    """Block name -> what the criterion gave to all that goes with it: saliencies of tensors, or scores of channels.
+
+    A block of which the criterion says nothing gets no score.
+    """
+    owner = {g.name: {s.tensor for s in g.slices} for g in graph.groups}
+    total = {n: float(np.sum(_numbers(v))) for n, v in returned.items()}
+    out = {}
+    for block in graph.blocks:
+        gone = set(block.tensors)
+        scored = [n for n in total if owner.get(n, {n}) <= gone]
+        if scored:
+            out[block.name] = sum(total[n] for n in scored)
+    return out
+
+
+def _numbers(given: Any) -> Floats:
+    """The sum of a tensor's values, or the values of anything else, in float64."""
+    return np.asarray(given.detach().sum(dtype=torch.float64).cpu() if isinstance(given, Tensor) else given, np.float64)
 
 
 def _nothing_for(who: str, group: Group, of_groups: bool, partial: bool, graph: ChannelGraph) -> str:
@@ -112,18 +134,15 @@ def _of_group(group: Group, who: str, returned: Mapping[str, Any]) -> Floats:
     return _finite(values, who, f"the scores of group {group.name}")
 
 
-def _saliency(graph: ChannelGraph, who: str, name: str, given: Any) -> Tensor:
-    """A criterion's saliency of one tensor, checked, where it is."""
-    value = torch.as_tensor(given).detach()
+def _saliency(graph: ChannelGraph, who: str, name: str, given: Any) -> Elementwise:
+    """A criterion's saliency of one tensor, its shape checked, where it is."""
+    value = given if isinstance(given, Elementwise) else Elementwise(torch.as_tensor(given), lambda block: block)
     if tuple(value.shape) != graph.shapes[name]:
         raise CriterionError(
             f"{who} returned shape {tuple(value.shape)} for {name}; return a saliency of the "
             f"tensor's own shape {graph.shapes[name]}"
         )
-    if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
-        kind = "NaN" if bool(torch.isnan(value).any()) else "an infinite value"
-        raise CriterionError(_not_finite(who, f"the saliency of {name}", kind))
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+    return value
 
 
 def _not_finite(who: str, what: str, kind: str) -> str:
@@ -139,33 +158,38 @@ def _finite(values: Floats, who: str, what: str) -> Floats:
 class _Folded:
     """Saliencies, each folded over all but some axes once, however many groups cut those axes."""
 
-    def __init__(self, saliency: Mapping[str, Tensor], reduce: Reduction) -> None:
-        self.saliency, self.reduce = saliency, reduce
-        self._small: dict[str, Tensor] = {}
+    def __init__(self, who: str, saliency: Mapping[str, Elementwise], reduce: Reduction) -> None:
+        self.who, self.saliency, self.reduce = who, saliency, reduce
+        self._small: dict[str, Elementwise] = {}
         self._cache: dict[tuple[str, tuple[int, ...]], Floats] = {}
 
     def over_all_but(self, tensor: str, axes: tuple[int, ...]) -> Floats:
-        """Σ s, Σ s² or max s over the other axes, with the axes in the given (ascending) order."""
+        """Σ s, Σ s² or max s over the other axes, with the axes in the given (ascending) order.
+
+        Raises:
+            CriterionError: the saliency holds NaN or an infinite value.
+        """
         if (tensor, axes) not in self._cache:
             value = self._without_taps(tensor) if max(axes) < 2 else self._values(tensor)
-            self._cache[tensor, axes] = self._fold(value, axes).cpu().double().numpy()
+            folded = self._fold(value, axes).cpu().double().numpy()
+            self._cache[tensor, axes] = _finite(folded, self.who, f"the saliency of {tensor}")
         return self._cache[tensor, axes]
 
-    def _values(self, tensor: str) -> Tensor:
+    def _values(self, tensor: str) -> Elementwise:
         value = self.saliency[tensor]
-        return value.square() if self.reduce == "l2" else value
+        return Elementwise(value.tensor, lambda x: value.of(x).square()) if self.reduce == "l2" else value
 
-    def _without_taps(self, tensor: str) -> Tensor:
+    def _without_taps(self, tensor: str) -> Elementwise:
         """Folded over a kernel's taps once: most of a network's elements, which several axes have in common."""
         if tensor not in self._small:
-            self._small[tensor] = self._fold(self._values(tensor), (0, 1))
+            value = self._values(tensor)
+            if math.prod(value.shape[2:]) > 1:
+                value = Elementwise(self._fold(value, (0, 1)), lambda block: block)
+            self._small[tensor] = value
         return self._small[tensor]
 
-    def _fold(self, value: Tensor, axes: tuple[int, ...]) -> Tensor:
-        others = [d for d in range(value.dim()) if d not in axes]
-        if not others:
-            return value
-        return value.amax(others) if self.reduce == "max" else value.sum(others)
+    def _fold(self, value: Elementwise, axes: tuple[int, ...]) -> Tensor:
+        return value.fold([d for d in range(len(value.shape)) if d not in axes], largest=self.reduce == "max")
 
 
 def _reduced(group: Group, folded: _Folded, graph: ChannelGraph) -> Floats | None:

@@ -14,6 +14,7 @@ of a model                                              of a pipeline
     tensors     name -> {kind, shape, dtype, ...}           files       all files in the folder
     tied        name -> name of the tensor it shares
     changes     attributes: {path, name, before, after}
+    skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.depth.skip`)
     forward, checks, held
 """
 
@@ -28,6 +29,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
+from fxprune.depth.blocks import inside
+from fxprune.depth.skip import Answer, from_data, to_data
 from fxprune.errors import PlanError, SaveError
 from fxprune.plan import NormChange, Plan
 from fxprune.report import Cause
@@ -55,6 +58,14 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class SkipInfo:
+    """What answers for a module that was taken out, and the sizes of its zeros."""
+
+    answer: Answer
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Saved:
     """A saved model, all but the values of its tensors."""
 
@@ -67,6 +78,7 @@ class Saved:
     plan: Plan | None = None
     earlier: tuple[Plan, ...] = ()
     changes: tuple[Change, ...] = ()
+    skips: Mapping[str, SkipInfo] = field(default_factory=dict)
     forward: str = "module"
     checks: tuple[Check, ...] = ()
     held: tuple[Cause, ...] = ()
@@ -147,6 +159,7 @@ def _model_data(saved: Saved) -> dict[str, Any]:
         "tensors": {name: asdict(info) for name, info in saved.tensors.items()},
         "tied": dict(saved.tied),
         "changes": [asdict(c) for c in saved.changes],
+        "skips": {path: {"answer": to_data(s.answer), "sizes": list(s.sizes)} for path, s in saved.skips.items()},
         "forward": saved.forward,
         "checks": [asdict(c) for c in saved.checks],
         "held": [{"name": c.name, "axes": c.axes, "share": c.share} for c in saved.held],
@@ -212,6 +225,7 @@ def _saved(data: dict[str, Any]) -> Saved:
         plan=None if (plan := _maybe(data, "plan", dict)) is None else _plan(plan, "plan"),
         earlier=_row(data, "earlier", _plan),
         changes=_row(data, "changes", _change),
+        skips=_table(data, "skips", _skip) if "skips" in data else {},
         forward=forward,
         checks=_row(data, "checks", _check),
         held=_row(data, "held", _cause),
@@ -222,8 +236,13 @@ def _saved(data: dict[str, Any]) -> Saved:
     for alias, first in saved.tied.items():
         if first not in saved.tensors or alias in saved.tensors:
             raise _Bad(f"{alias!r} is tied to {first!r}, which is no tensor of its own")
+    for path in saved.skips:
+        if any(inside(path, other) for other in saved.skips if other != path):
+            raise _Bad(f"{path!r} is said to be taken out twice")
     if saved.plan is None and (saved.changes or saved.earlier):
         raise _Bad("it has changed attributes but no plan")
+    if saved.plan is None and saved.skips:
+        raise _Bad("modules are taken out, but it has no plan")
     for made in (saved.plan, *saved.earlier):
         if made is not None and made.model != saved.name.rpartition(".")[2]:
             raise _Bad(f"the plan is of a {made.model}, the model is a {saved.name}")
@@ -333,6 +352,21 @@ def _change(value: Any, where: str) -> Change:
     if shapes[0] != shapes[1]:
         raise _Bad(f"{where} turns {change.before} into {change.after}")
     return change
+
+
+def _skip(value: Any, where: str) -> SkipInfo:
+    sizes = _row(value, "sizes", _rule)
+    try:
+        return SkipInfo(from_data(value.get("answer"), len(sizes)), sizes)
+    except (ValueError, RecursionError) as e:
+        raise _Bad(f"{where}: {e}") from e
+
+
+def _rule(value: Any, where: str) -> int:
+    """A size of zeros, or (negative) the share of an input's."""
+    if not _is(value, int) or not -(2**31) < value < 2**31:
+        raise _Bad(f"{where} is {value!r:.60}, not a size of zeros")
+    return int(value)
 
 
 def _check(value: Any, where: str) -> Check:

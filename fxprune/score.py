@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -34,6 +34,7 @@ from fxprune.saliency import (
     Floats,
     Normalization,
     Reduction,
+    block_scores,
     channel_scores,
     normalized,
 )
@@ -51,11 +52,13 @@ class Scores:
         values: group name -> float64 array, one number a channel, in the order of the group's channels (read-only).
         criterion: what scored them, for people and for the saved plan.
         unscored: groups about which the criterion had nothing to say; their channels have the largest score there is.
+        blocks: block name -> sum of the saliencies of all tensors that go with it.
     """
 
     values: Mapping[str, Floats]
     criterion: str
     unscored: tuple[str, ...] = ()
+    blocks: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
@@ -67,6 +70,7 @@ class Scores:
         return (
             isinstance(other, Scores)
             and self.criterion == other.criterion
+            and self.blocks == other.blocks
             and self.values.keys() == other.values.keys()
             and all(np.array_equal(v, other.values[name]) for name, v in self.values.items())
         )
@@ -87,14 +91,15 @@ class Scores:
     def to_json(self) -> str:
         """The scores as JSON text; `from_json` gives equal scores."""
         values = {k: v.tolist() for k, v in self.values.items()}
-        return json.dumps({"criterion": self.criterion, "values": values, "unscored": self.unscored})
+        rest = {"unscored": self.unscored, "blocks": dict(self.blocks)}
+        return json.dumps({"criterion": self.criterion, "values": values, **rest})
 
     @classmethod
     def from_json(cls, text: str) -> Scores:
         """The scores that `to_json` wrote."""
         held = json.loads(text)
         values = {k: np.array(v, np.float64) for k, v in held["values"].items()}
-        return cls(values, held["criterion"], tuple(held.get("unscored", ())))
+        return cls(values, held["criterion"], tuple(held.get("unscored", ())), held.get("blocks", {}))
 
 
 def score(
@@ -154,11 +159,12 @@ def score(
     returned = _called(call, ctx)
     with torch.no_grad():
         values = channel_scores(graph, ctx.who, returned, reduce, partial)
+        blocks = block_scores(graph, returned)
     values = {g: normalized(v, normalize) for g, v in values.items()}
     unscored = tuple(g.name for g in graph.groups if g.name not in values)
     top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)
     filled = {g.name: values.get(g.name, np.full(len(g), top)) for g in graph.groups}
-    return Scores(filled, name, unscored)
+    return Scores(filled, name, unscored, blocks)
 
 
 def _called(call: Criterion, ctx: Context) -> Any:

@@ -56,7 +56,23 @@ def _holder(model: nn.Module, name: str) -> nn.Module:
 
 
 def ignored(graph: ChannelGraph, ignore: Any) -> list[bool]:
-    """For every group whether any of its tensors is named by `ignore`.
+    """For every group whether any of its tensors is named by `ignore`; raises as `ignored_tensors` does."""
+    hit = ignored_tensors(graph, ignore)
+    return [any(s.tensor in hit for s in group.slices) for group in graph.groups]
+
+
+def ignored_blocks(graph: ChannelGraph, ignore: Any) -> frozenset[str]:
+    """Names of the blocks that `ignore` names, or that hold a tensor it names; raises as `ignored_tensors` does."""
+    hit, names = ignored_tensors(graph, ignore), [item for item in as_items(ignore) if isinstance(item, str)]
+    return frozenset(
+        b.name
+        for b in graph.blocks
+        if hit.intersection(b.tensors) or any(fnmatch.fnmatchcase(n, p) for n in (b.name, *b.modules) for p in names)
+    )
+
+
+def ignored_tensors(graph: ChannelGraph, ignore: Any) -> frozenset[str]:
+    """Tensors that are named by `ignore`.
 
     Raises:
         InputsError: `ignore` holds a rule; a graph has no modules to ask it about.
@@ -67,10 +83,9 @@ def ignored(graph: ChannelGraph, ignore: Any) -> list[bool]:
             f"plan() sees no modules, so ignore={getattr(rules[0], '__name__', rules[0])} cannot be asked here; pass "
             "it to prune(), or pass the names of the tensors to plan()"
         )
-    hit = {
+    return frozenset(
         t for t, places in graph.within.items() if any(_is(*place, item) for place in places.items() for item in items)
-    }
-    return [any(s.tensor in hit for s in group.slices) for group in graph.groups]
+    )
 
 
 def _is(path: str, cls: type, item: str | type) -> bool:

@@ -14,7 +14,7 @@ import operator
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputsError, TraceError
 from fxprune.provenance import MARK, Recorded, Recorder, traced_attributes
+from fxprune.values import Values
 
 ExampleInputs: TypeAlias = Any
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -83,6 +84,7 @@ class Traced:
         example: the example inputs, as `(args, kwargs)`.
         recorder: provenance of integers (empty where recording failed).
         calls: call number -> its nodes, in order.
+        noted: values that the model's Python read are those of the example inputs: true of these alone.
     """
 
     graph: fx.Graph
@@ -94,6 +96,7 @@ class Traced:
     example: Inputs
     recorder: Recorder
     calls: dict[int, list[fx.Node]]
+    noted: bool = False
 
 
 def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
@@ -199,26 +202,35 @@ def capture(model: nn.Module, inputs: Inputs) -> Traced:
         TraceError: where `torch.export` cannot capture the model; names the source line it stopped at.
         InputsError: where the model itself does not run on these inputs.
     """
-    recorder = Recorder()
-    recorded = Recorded(model, recorder)
-    prefix = "model."
     with evaluating(model), _untouched(model):
         try:
-            with traced_attributes(model, recorder), fx_traceback.preserve_node_meta():
-                program = _export(recorded, inputs)
+            return _flatten(model, *_recorded(model, inputs))
         except Exception:  # noqa: BLE001 - whatever recording met, plain export has the last word
-            recorder, prefix = Recorder(), ""
             try:
-                program = _export(model, inputs)
+                return _flatten(model, _export(model, inputs), inputs, Recorder(), "")
             except Exception as e:
                 _example_runs(model, inputs)
+                with contextlib.suppress(Exception):
+                    return replace(_flatten(model, *_recorded(model, inputs, Values())), noted=True)
                 first = (str(e).strip().splitlines() or [""])[0]
                 raise TraceError(
                     f"torch.export cannot capture {type(model).__name__}: {type(e).__name__}: {first} "
                     f"(stopped at {_source_line(e)}); rewrite that line without data-dependent Python, or prune the "
                     "part of the model that can be captured"
                 ) from e
-    return _flatten(model, program, inputs, recorder, prefix)
+
+
+def _recorded(
+    model: nn.Module, inputs: Inputs, values: Values | None = None
+) -> tuple[torch.export.ExportedProgram, Inputs, Recorder, str]:
+    """Export under a `Recorder`; with `values`, what Python reads from tensors is what it read in a run before."""
+    recorder = Recorder()
+    recorded = Recorded(model, recorder, values)
+    if values is not None:
+        with same_draws():
+            recorded.noting(*inputs[0], **inputs[1])
+    with traced_attributes(model, recorder), fx_traceback.preserve_node_meta():
+        return _export(recorded, inputs), inputs, recorder, "model."
 
 
 def _flatten(
@@ -246,18 +258,17 @@ def _flatten(
         if (number := node.meta["custom"].get(MARK)) is not None:
             calls.setdefault(number, []).append(node)
         stack = node.meta.get("nn_module_stack") or {}
-        node.meta["fxprune_module"] = _module_path(stack, prefix)
+        node.meta["fxprune_calls"] = _module_paths(stack, prefix)
+        node.meta["fxprune_module"] = next(reversed(node.meta["fxprune_calls"]), "")
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     return Traced(graph, tensors, constants, tuple(users), outputs, out_spec, inputs, recorder, calls)
 
 
-def _module_path(stack: Mapping[str, Any], prefix: str) -> str:
-    """Dotted path of the innermost module that issued a node."""
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0])
-    return path.removeprefix(prefix.rstrip(".")).removeprefix(".") if prefix else path
+def _module_paths(stack: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
+    """Dotted paths of the modules whose calls a node was issued in, the innermost last."""
+    paths = (str(path) for path, _ in stack.values())
+    return tuple(p.removeprefix(prefix.rstrip(".")).removeprefix(".") if prefix else p for p in paths)
 
 
 def _inline(module: fx.GraphModule) -> tuple[fx.Graph, tuple[Any, ...]]:

@@ -78,7 +78,7 @@ def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: P
     Raises:
         VerifyError: where the dense model does not run.
     """
-    reference = run_masked(graph, model, graph.traced.example, plan.kept(graph), plan.norms)
+    reference = run_masked(graph, model, graph.traced.example, plan.kept(graph), plan.norms, plan.blocks)
     try:
         got = outputs(small, graph.traced.example)
     except Exception as e:

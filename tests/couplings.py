@@ -472,3 +472,123 @@ class Sampling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean, scale = self.b(torch.relu(self.a(x))).chunk(2, 1)
         return self.o(torch.relu(self.c(mean + scale.exp() * torch.randn(mean.shape))))
+
+
+@case(tokens())
+class Contractions(nn.Module):
+    """addmm, baddbmm, addmv-like products, tensordot, outer products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.w, self.c = nn.Linear(8, 16), nn.Parameter(torch.randn(16, 12)), nn.Parameter(torch.randn(12))
+        self.k, self.t = nn.Parameter(torch.randn(1, 6, 12)), nn.Parameter(torch.randn(12, 3, 10))
+        self.u, self.v, self.o = nn.Parameter(torch.randn(10)), nn.Parameter(torch.randn(14)), nn.Linear(14, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        x = F.relu(torch.addmm(self.c, self.i(x).reshape(b * n, -1), self.w)).view(b, n, -1)
+        x = torch.baddbmm(self.k, x @ x.transpose(1, 2), x, alpha=0.1)
+        x = torch.tensordot(x, self.t, dims=([2], [0])).sum(2)
+        return self.o(F.relu(x @ torch.outer(self.u, self.v)))
+
+
+@case(tokens())
+class Masked(nn.Module):
+    """Attention with a mask made in the forward, a learned bias a head, and keys that are repeated for the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.kv, self.i, self.q, self.k = 6, 2, nn.Linear(8, 16), nn.Linear(16, 24), nn.Linear(16, 8)
+        self.v, self.o, self.out = nn.Linear(16, 8), nn.Linear(24, 16), nn.Linear(16, 3)
+        self.bias = nn.Parameter(torch.randn(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, self.h, -1).transpose(1, 2)
+        k, v = (f(x).view(b, n, self.kv, -1).transpose(1, 2).repeat_interleave(3, 1) for f in (self.k, self.v))
+        late = torch.ones(n, n).tril().log() + self.bias * torch.arange(n)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=late)
+        return self.out(x + self.o(y.transpose(1, 2).flatten(2)))
+
+
+@case(tokens())
+class Ordered(nn.Module):
+    """Sums, turns and orders along the tokens leave channels alone; a sum along channels holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cumsum(torch.flip(F.relu(self.a(x)), (1,)), 1)
+        x = torch.sort(x, 1)[0] + torch.cummax(x, 1)[0] + torch.roll(x, 1, 1)
+        return self.d(F.relu(self.c(torch.cumsum(self.b(x), -1))))
+
+
+@case(image())
+class Coordinates(nn.Module):
+    """A grid of positions joins the channels; the image is resized and sampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(18, 12, 1), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(F.relu(self.a(x)), scale_factor=2, mode="bilinear")
+        rows, columns = torch.meshgrid(torch.arange(x.shape[2]), torch.arange(x.shape[3]), indexing="ij")
+        grid = torch.stack([rows, columns])[None].expand(x.shape[0], -1, -1, -1) / 16
+        x = F.relu(self.b(torch.cat([x, grid], 1)))
+        return self.c(F.grid_sample(x, grid.permute(0, 2, 3, 1), align_corners=False))
+
+
+@case(tokens())
+class Cells(nn.Module):
+    """An LSTM, and cells that step by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.r, self.l = nn.Linear(8, 16), nn.LSTM(16, 12, batch_first=True), nn.LSTMCell(12, 10)
+        self.g, self.h, self.o = nn.GRUCell(10, 9), nn.Linear(9, 20), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.r(F.relu(self.i(x)))[0]
+        h, _ = self.l(x[:, 0])
+        h, _ = self.l(x[:, 1], (h, h))
+        return self.o(F.relu(self.h(self.g(h))))
+
+
+@case(tokens())
+class ComplexRotary(nn.Module):
+    """Rotary positions as complex numbers: heads go, their dimensions stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.qkv, self.o = 4, nn.Linear(8, 96), nn.Linear(32, 3)
+        self.register_buffer("angle", torch.outer(torch.arange(6.0), torch.tensor([1.0, 0.1, 0.01, 0.001])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (self.h, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        turn = torch.polar(torch.ones_like(self.angle), self.angle)
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(3)
+            for t in (q, k)
+        )
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@case(tokens())
+class Similar(nn.Module):
+    """Features are compared with each other and with prototypes; the results are copied into a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.p = nn.Linear(8, 16), nn.Linear(8, 16), nn.Parameter(torch.randn(7, 16))
+        self.c, self.o = nn.Linear(8, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        out = torch.empty(x.shape[0], x.shape[1], 8)
+        out[..., :7].copy_(torch.cdist(a, self.p))
+        out[..., 7].copy_(F.cosine_similarity(a, b, dim=-1))
+        return self.o(F.relu(self.c(out)))

@@ -84,7 +84,8 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys.modules["fxprune.api"], "prune", spy)
     options = """--ratio 0.2 --criterion taylor --of macs --scheduler one_shot --attention head_dim --ignore conv_in
         --ignore mid* --round-to 2 --max-ratio 0.5 --exact-norms --scope local --samples 4 --seed 5 --no-verify
-        --strict --quiet --target 9e4 --group-ratio mid*=0.1 --group-ratio x=0 --min-width 3 --normalize max"""
+        --strict --quiet --target 9e4 --group-ratio mid*=0.1 --group-ratio x=0 --min-width 3 --normalize max
+        --granularity both"""
     assert call("prune", stock / "model", "-o", tmp_path / "out", *options.split()).exit_code == 1
     assert given == {
         "args": ("taylor", 0.2),
@@ -102,6 +103,7 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
         "exact_norms": True,
         "scope": "local",
         "normalize": "max",
+        "granularity": "both",
         "samples": 4,
         "seed": 5,
         "verify": False,

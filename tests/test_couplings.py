@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +147,21 @@ def test_custom_op() -> None:
         _RULES.pop("fxprune_test::twice")
     with pytest.raises(ValueError, match="mylib::my_op"):
         fxprune.coupling("twice")
+
+
+def test_the_leaf_of_the_documents() -> None:
+    """The example in docs/extending.md: a custom op without a rule holds what it touches, and no more."""
+    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text().partition("## A module as a leaf")[2]
+    space: dict[str, Any] = {"fxprune": fxprune}
+    exec(text.partition("```python\n")[2].partition("```")[0], space)
+    small = space["small"]
+    assert small[3].weight.shape == (8, 8)
+    assert small[2].out_features == small[4].in_features == 8
+    assert small[0].out_features < 32 > small[4].out_features
+    assert fxprune.report(small).forward == "module"
+    held = next(c for c in fxprune.report(small).held if c.name == "op without a rule")
+    assert "mylib::whiten has no coupling rule" in held.examples[0]
+    assert held.share > 0.1
 
 
 def test_head_dim_keeps_the_temperature() -> None:

@@ -141,7 +141,7 @@ class Options(Base):
 """
 BAD = [
     ("shape", CriterionError, r"criterion 'shape' of package 'shaky-plugin' returned shape \(7,\) for 0.weight"),
-    ("nan", CriterionError, r"criterion 'nan' of package 'shaky-plugin': the saliency of 0.weight holds NaN"),
+    ("nan", CriterionError, r"criterion 'nan' of package 'shaky-plugin': the saliency of 0.bias holds NaN"),
     ("group", CriterionError, r"'group' of package 'shaky-plugin' returned '0.weigth:0', .* did it mean '0.weight"),
     ("changes", CriterionError, "'changes' of package 'shaky-plugin' changed the model: 0.weight was written to"),
     (

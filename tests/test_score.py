@@ -170,7 +170,8 @@ def test_saliencies_are_summed_once_a_tensor_and_axis(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Tensor, "sum", counting)
     score(graph, net, lambda ctx: {n: torch.ones(p.shape) for n, p in ctx.parameters.items()})
-    assert sums.count((3, 40)) == 2  # once whole, to see that it is finite; once for the columns of both its groups
+    # once for its block, once for the columns of both its groups
+    assert sums.count((3, 40)) == 2
 
 
 def test_running_statistics_are_no_weights_but_embeddings_are() -> None:

@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ class Job:
     told: Path
     start: float
     peak: float = 0.0
+    cpu: float = 0.0
 
     def memory(self) -> float:
         """Resident GB."""
@@ -51,12 +54,14 @@ class Job:
             return 0.0
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
 
-    def ended(self) -> bool:
-        return os.waitpid(self.process, os.WNOHANG)[0] != 0
+    def ended(self, wait: bool = False) -> bool:
+        done, _, used = os.wait4(self.process, 0 if wait else os.WNOHANG)
+        self.cpu = used.ru_utime + used.ru_stime
+        return done != 0
 
     def stop(self) -> None:
         os.kill(self.process, signal.SIGKILL)
-        os.waitpid(self.process, 0)
+        self.ended(wait=True)
 
     def result(self, why: tuple[str, str] | None) -> dict[str, Any]:
         text = self.told.read_text()
@@ -65,7 +70,11 @@ class Job:
             status, reason = why
             record |= {"status": status, "reason": f"{reason}; {record.get('reason', '')}"}
         record.setdefault("status", "error")
-        record |= {"wall": round(time.time() - self.start, 1), "peak_gb": round(self.peak, 2)}
+        record |= {
+            "wall": round(time.time() - self.start, 1),
+            "cpu": round(self.cpu, 1),
+            "peak_gb": round(self.peak, 2),
+        }
         self.told.unlink()
         return record
 
@@ -94,18 +103,29 @@ def main() -> None:
     asked = _arguments()
     table = {n: c for n, c in zoo().items() if re.search(asked.only, n)}
     out = Path(asked.out)
-    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = list(_lines(out)) if out.exists() else []
     if asked.resume:
+        out.write_text("".join(json.dumps(r) + "\n" for r in done))
         todo = [c for n, c in table.items() if n not in {r["name"] for r in done}]
     else:
         todo = list(table.values())
         kept = [r for r in done if r["name"] not in table] if asked.only != "." else []
         out.write_text("".join(json.dumps(r) + "\n" for r in kept))
     print(f"{len(todo)} of {len(table)} networks to do")
+    started = time.time()
     with tempfile.TemporaryDirectory() as folder:
         _sweep(todo, out, Path(folder), asked)
+    cpu = sum(r.get("cpu", 0.0) for r in _lines(out) if r["name"] in table)
+    print(f"{time.time() - started:.0f} s, {cpu:.0f} s of one core for {len(table)} networks")
     if out == RESULTS:
-        write([json.loads(line) for line in out.read_text().splitlines()], DOCUMENT)
+        write(list(_lines(out)), DOCUMENT)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file; a last line that an interrupted run left unfinished is passed over."""
+    for text in path.read_text().splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(text)
 
 
 def _arguments() -> argparse.Namespace:

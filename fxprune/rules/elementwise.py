@@ -25,7 +25,7 @@ def broadcast(op: Op, operands: list[Labels], shapes: list[tuple[int, ...]], out
     "add sub mul div rsub where masked_fill dropout feature_dropout alpha_dropout native_dropout relu6 selu celu "
     "mish hardswish hardsigmoid hardtanh leaky_relu log_sigmoid softplus threshold addcmul addcdiv lerp clamp "
     "clamp_min clamp_max rrelu nan_to_num floor_divide true_divide fmod remainder logical_and logical_or "
-    "logical_not __and__ __or__ __xor__ square pow maximum minimum max.other min.other"
+    "logical_not __and__ __or__ __xor__ square pow maximum minimum max.other min.other complex polar"
 )
 def elementwise(op: Op) -> Labels:
     if not isinstance(op.out, torch.Tensor):  # where(condition) lists positions
@@ -37,11 +37,24 @@ def elementwise(op: Op) -> Labels:
 @aten(
     "alias clone contiguous detach to _to_copy type_as lift_fresh_copy lift_fresh view_as_real_copy zeros_like "
     "ones_like full_like empty_like fill zero fill_ positive resolve_conj resolve_neg "
-    "requires_grad _conj float half double conj identity cudnn_is_acceptable"
+    "requires_grad _conj float half double conj identity cudnn_is_acceptable real imag"
 )
 def same(op: Op) -> Labels:
     """The output has the first argument's axes; other arguments only lend a type or a value."""
     return op.labels(op.node.all_input_nodes[0])
+
+
+@aten("view_as_complex")
+def view_as_complex(op: Op) -> Labels:
+    """(..., 2) -> (...): the last axis is the real and the imaginary part."""
+    *labels, pair = op.labels("self")
+    op.freeze(pair, "is a real and an imaginary part", cause="indexed by value")
+    return tuple(labels)
+
+
+@aten("view_as_real")
+def view_as_real(op: Op) -> Labels:
+    return (*op.labels("self"), None)
 
 
 @aten("copy")
@@ -76,7 +89,7 @@ def glu(op: Op) -> Labels:
     return tuple(labels)
 
 
-@aten("softmax _softmax log_softmax _log_softmax cumsum cumprod logcumsumexp cummax flip roll diff sort msort")
+@aten("softmax _softmax log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin flip roll diff sort msort")
 def along(op: Op) -> Labels | list[Labels]:
     """Ops that keep the shape and mix positions along `dim` (or `dims`): these axes freeze, the others pass."""
     labels = list(op.labels("self"))

@@ -84,6 +84,50 @@ def addmm(op: Op) -> Labels:
     return broadcast(op, [out, op.labels("self")], [op.out_shape, op.shape("self")], op.out_shape)
 
 
+@aten("tensordot")
+def tensordot(op: Op) -> Labels:
+    """The axes `dims_self` of one meet the axes `dims_other` of the other; the rest of both stands side by side."""
+    a, b = op.labels("self"), op.labels("other")
+    mine, theirs = ([int(d) % len(x) for d in op.arg(k)] for x, k in ((a, "dims_self"), (b, "dims_other")))
+    node = op.tensor("self")
+    assert node is not None
+    for i, j in zip(mine, theirs, strict=True):
+        op.tie(a[i], b[j])
+        op.reads(node, i)
+    return (*(x for d, x in enumerate(a) if d not in mine), *(x for d, x in enumerate(b) if d not in theirs))
+
+
+@aten("cosine_similarity")
+def cosine_similarity(op: Op) -> Labels:
+    """sum_i a[i] b[i] / (|a| |b|) along `dim`: each norm reads its own argument."""
+    labels = broadcast(op, [op.labels(k) for k in ("x1", "x2")], [op.shape(k) for k in ("x1", "x2")], _joint(op))
+    d = int(op.arg("dim", 1)) % len(labels)
+    for name in ("x1", "x2"):
+        node = op.tensor(name)
+        assert node is not None
+        if len(op.shape(name)) != len(labels) or op.shape(name)[d] != _joint(op)[d]:
+            return op.freeze_all("compares axes of different sizes")  # type: ignore[no-any-return]
+        op.reads(node, d)
+    return (*labels[:d], *labels[d + 1 :])
+
+
+def _joint(op: Op) -> tuple[int, ...]:
+    return tuple(np.broadcast_shapes(op.shape("x1"), op.shape("x2")))
+
+
+@aten("cdist")
+def cdist(op: Op) -> Labels:
+    """|a[..., p, :] - b[..., r, :]| for all pairs p, r."""
+    a, b = op.labels("x1"), op.labels("x2")
+    op.tie(a[-1], b[-1])
+    for name in ("x1", "x2"):
+        node = op.tensor(name)
+        assert node is not None
+        op.reads(node, -1)
+    batch = broadcast(op, [a[:-2], b[:-2]], [op.shape("x1")[:-2], op.shape("x2")[:-2]], op.out_shape[:-2])
+    return (*batch, a[-2], b[-2])
+
+
 @aten("outer ger")
 def outer(op: Op) -> Labels:
     """out[i, j] = a[i] b[j]"""
@@ -168,6 +212,22 @@ def embedding_bag(op: Op) -> list[Labels]:
 
 
 _GATES = {"aten::lstm": 4, "aten::gru": 3, "aten::rnn_tanh": 1, "aten::rnn_relu": 1}
+_GATES |= {"aten::lstm_cell": 4, "aten::gru_cell": 3, "aten::rnn_tanh_cell": 1, "aten::rnn_relu_cell": 1}
+
+
+@aten("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+def recurrent_cell(op: Op) -> Labels | list[Labels]:
+    """One step of one layer: the new state has the hidden width of the old one."""
+    x, given, *params = op.node.args
+    states: list[Any] = list(given) if isinstance(given, (tuple, list)) else [given]
+    assert isinstance(x, fx.Node)
+    hidden = op.labels(states[0])[-1]
+    for s in states[1:]:
+        hidden = op.tie(hidden, op.labels(s)[-1])
+    op.reads(x, -1)
+    _cell(op, [p for p in params if is_tensor(p)], op.labels(x)[-1], hidden, read_input=False)  # type: ignore[misc]
+    out: Labels = (*op.labels(x)[:-1], hidden)
+    return [out, out] if isinstance(op.out, (tuple, list)) else out
 
 
 @aten("lstm gru rnn_tanh rnn_relu")

@@ -1,0 +1,83 @@
+"""What a model's Python reads from the values of tensors, for models that `torch.export` alone cannot capture.
+
+Export runs on tensors without values, so it stops at `mask.sum().item()`, at `x[mask]`, at `if valid.any():`.  Where
+such values come from the example inputs (and not from channels, which pruning changes), a run on them tells:
+first the model runs as it is and what is read is noted; then it is exported, and reads the notes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import TraceError
+
+_PYTHON = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"}
+_SIZED = {"nonzero", "argwhere", "bincount", "unique", "unique_consecutive"}  # their sizes depend on values
+_INDEXED = {"__getitem__", "__setitem__"}
+
+
+@dataclass
+class Values:
+    """Notes of what was read, in order, each with what read it; `take` gives them out again."""
+
+    notes: list[tuple[str, Any]] = field(default_factory=list)
+    given: int = 0
+
+    def take(self, name: str) -> Any:
+        """The next note.
+
+        Raises:
+            TraceError: where another call made it: the model takes another path while it is exported.
+        """
+        if self.given == len(self.notes) or self.notes[self.given][0] != name:
+            raise TraceError(f"{name} reads a value that the run on the example inputs did not read")
+        self.given += 1
+        return pytree.tree_map_only(torch.Tensor, torch.clone, self.notes[self.given - 1][1])
+
+    def answer(self, name: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
+        """Whether a call is answered from the notes, and its answer; masks in `args` become positions."""
+        if name in _PYTHON or name in _SIZED:
+            return True, self.take(name)
+        return False, (args[0], self.take(name), *args[2:]) if _by_mask(name, args) else args
+
+
+def _by_mask(name: str, args: tuple[Any, ...]) -> bool:
+    index = args[1] if name in _INDEXED else ()
+    return any(isinstance(i, torch.Tensor) and i.dtype is torch.bool for i in _items(index))
+
+
+def _items(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _positions(index: Any) -> tuple[Any, ...]:
+    """An index with the positions of each mask in place of the mask."""
+    out: list[Any] = []
+    for i in _items(index):
+        mask = isinstance(i, torch.Tensor) and i.dtype is torch.bool
+        out += i.nonzero(as_tuple=True) if mask else [i]
+    return tuple(out)
+
+
+class Noting(TorchFunctionMode):
+    """Within, what Python reads from tensors is noted."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in _PYTHON or name in _SIZED:
+            self.values.notes.append((name, pytree.tree_map_only(torch.Tensor, torch.clone, out)))
+        elif _by_mask(name, args):
+            self.values.notes.append((name, _positions(args[1])))
+        return out

@@ -1,0 +1,39 @@
+"""What is done a block at a time is what would have been done at once."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fxprune.elementwise import BLOCK, Elementwise
+from fxprune.rewrite import _cut
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_blocks_sum_to_the_whole(dtype: torch.dtype) -> None:
+    tensor = torch.randn(150, 300, 2, 2, dtype=dtype)
+    assert tensor.numel() > BLOCK
+    given = Elementwise(tensor, torch.square)
+    whole = tensor.to(torch.promote_types(dtype, torch.float32)).square().double()
+    for n in range(5):
+        for dims in itertools.combinations(range(4), n):
+            expected = whole.sum(dims) if dims else whole
+            torch.testing.assert_close(given.fold(dims).double(), expected, rtol=1e-4, atol=1e-4)
+            largest = whole.amax(dims) if dims else whole
+            torch.testing.assert_close(given.fold(dims, largest=True).double(), largest, rtol=1e-6, atol=0)
+
+
+def test_a_scalar_has_a_sum() -> None:
+    assert float(Elementwise(torch.tensor(3.0), torch.square).fold([])) == 9
+
+
+@pytest.mark.parametrize("shape", [(300, 700), (300, 500, 3), (300, 100, 3, 3)])
+def test_rows_and_columns_are_cut_in_blocks(shape: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape)
+    rows, columns = torch.arange(0, shape[0], 2), torch.arange(1, shape[1], 3)
+    positions = [rows, columns, *[None] * (len(shape) - 2)]
+    assert torch.equal(_cut(tensor, positions), tensor[rows][:, columns])
+    swapped = tensor.transpose(0, 1)
+    assert torch.equal(_cut(swapped, [columns, rows, *positions[2:]]), swapped[columns][:, rows])
