@@ -92,10 +92,11 @@ class Denoiser:
             **self.conditions(1, generator),
         }
 
-    def loss_of(self, noising: Noising, seed: int, timesteps: Timesteps = ANYTIME) -> Loss:
+    def loss_of(self, noising: Noising, seed: int | None, timesteps: Timesteps = ANYTIME) -> Loss:
         """Mean squared error of what the model predicts for noisy samples, in float32.
 
         Where `timesteps` must measure the model, that is done once, on the first batch that comes without times.
+        Without a seed, noise and times are drawn anew at each call, from numbers of torch's global generator.
         """
         self._check()
         held: list[Density] = []
@@ -106,7 +107,7 @@ class Denoiser:
             return held[0]
 
         def loss(model: nn.Module, batch: Any) -> Tensor:
-            full = self.complete(model, batch, noising, seed, density)
+            full = self.complete(model, batch, noising, _fresh() if seed is None else seed, density)
             if full["weights"] is None:
                 return nn.functional.mse_loss(*self._answers(model, noising, full))
             weights: Tensor = full["weights"]
@@ -253,6 +254,10 @@ class Denoiser:
     def _check(self) -> None:
         if self.no_loss:
             raise InputsError(f"{self.no_loss}: pass data= and loss=")
+
+
+def _fresh() -> int:
+    return int(torch.randint(2**31, ()))
 
 
 def _named(batch: Any) -> Mapping[str, Any]:

@@ -57,12 +57,16 @@ class DiffusersAdapter(Adapter):
         other.timesteps = chosen(timesteps)
         return other
 
-    def loss_of(self, given: Any, seed: int = 0) -> Loss:
+    def loss_of(self, given: Any, seed: int | None = 0) -> Loss:
         """Noise prediction (or reconstruction), see the task."""
         _, task = self._task_in(given)
         if isinstance(task, Autoencoder):
             return task.loss
         return task.loss_of(noising_of(getattr(given, "scheduler", None), task.noising), seed, self.timesteps)
+
+    def training_loss(self, given: Any) -> Loss:
+        """The same, with noise and times drawn anew at each call."""
+        return self.loss_of(given, None)
 
     def calibration(self, given: Any, n: int = 8, seed: int = 0, progress: bool = False) -> list[Any]:
         """Samples that the model draws itself, for prompts where a pipeline reads them.

@@ -6,10 +6,12 @@ is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify
 """
 
 from fxprune.api import apply, calibration, prune, trace
+from fxprune.average import Average
 from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph, Group, Slice
 from fxprune.compare import compare
 from fxprune.compared import Comparison
+from fxprune.distill import Distillation
 from fxprune.draft import Draft
 from fxprune.energy import Energy
 from fxprune.errors import (
@@ -36,15 +38,18 @@ from fxprune.schedule import Flow, Problem, Scheduler
 from fxprune.score import Scores, score
 from fxprune.sensitivity import sensitivity
 from fxprune.timesteps import Timesteps
+from fxprune.training import Training
 from fxprune.verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
+    "Average",
     "BudgetError",
     "Carry",
     "ChannelGraph",
     "Comparison",
     "CriterionError",
+    "Distillation",
     "Draft",
     "Energy",
     "Flow",
@@ -66,6 +71,7 @@ __all__ = [
     "Slice",
     "Timesteps",
     "TraceError",
+    "Training",
     "VerifyError",
     "apply",
     "calibration",

@@ -57,6 +57,10 @@ class Adapter(abc.ABC):
         """A deterministic `loss(model, batch)` that fits `calibration` and the batches users have, or None."""
         return None
 
+    def training_loss(self, given: Any) -> Loss | None:
+        """A loss to train with: as `loss_of`, but what it draws at random is drawn anew from torch's generator."""
+        return self.loss_of(given)
+
     def calibration(self, given: Any, n: int = 8, seed: int = 0, progress: bool = False) -> list[Any] | None:
         """Batches for `loss_of`, `n` samples in all, made without data from the model itself; None if impossible."""
         return None

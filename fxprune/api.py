@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
-from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.channels import ChannelGraph, analyse
 from fxprune.compensate import compensated
@@ -28,12 +27,16 @@ from fxprune.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.rounding import place_of
 from fxprune.saliency import Normalization
+from fxprune.schedule import Scheduler, scheduler_of
 from fxprune.score import Criterion, needs_of, score
 from fxprune.select import Ignore, named
 from fxprune.stopwatch import take_turns
 from fxprune.timesteps import Timesteps
-from fxprune.trace import ExampleInputs, as_inputs, evaluating
+from fxprune.trace import ExampleInputs, as_inputs, evaluating, whole
 from fxprune.verify import Check, check_dense, same_batches
+
+if TYPE_CHECKING:
+    from fxprune.training import Training
 
 M = TypeVar("M")
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
@@ -60,6 +63,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
         raise InputsError(
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
+    whole(model)
     inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
     return analyse(model, inputs, PREFER[attention])
 
@@ -91,7 +95,9 @@ def prune(
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
     timesteps: str | Timesteps | None = None,
-    scheduler: str = "one_shot",
+    scheduler: str | Scheduler = "one_shot",
+    steps: int | None = None,
+    training: Training | None = None,
     attention: str = "heads",
     ignore: Ignore = (),
     round_to: int | str = 1,
@@ -121,11 +127,15 @@ def prune(
         ratios: see `plan`.
         example_inputs: see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
-            itself).
+            itself). With `steps`, the batches to train with: a list, a DataLoader, or another iterable.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
         timesteps: which times of a diffusion process the adapter's loss sees: a `Timesteps`, or the name of its rule
             ("uniform", "snr", "threshold"); None: uniform.
-        scheduler: "one_shot".
+        scheduler: when how much goes: "one_shot", or a name (see `fxprune list`) or an instance such as `Soft()` that
+            prunes while the model trains, for which `steps` or `training` is needed.
+        steps: train for so many steps: while the masks move, or after the cut of "one_shot". Short for
+            `training=Training(steps)`.
+        training: see `fxprune.Training`.
         attention: prune whole "heads", the "head_dim" of all heads, or "both", one after the other.
         ignore: what stays as it is: names or globs of tensors or modules, module types such as `nn.Conv2d`, and
             callables `(tensor name, module that holds it) -> bool`.
@@ -162,14 +172,20 @@ def prune(
     limits: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_width": min_width, "max_ratio": max_ratio}
     limits |= {"exact_norms": exact_norms, "scope": scope}
     Constraints(**limits)  # raises before the work, not after it
+    if steps is not None or training is not None:
+        rest = {k: v for k, v in locals().items() if k not in ("model", "scheduler", "steps", "training", "limits")}
+        return _trained(model, scheduler_of(scheduler), steps, training, rest)
+    if not scheduler_of(scheduler).at_once:
+        raise InputsError(
+            f"scheduler={scheduler!r} prunes while the model trains: pass steps=, such as 2000, and data="
+        )
     if data is not None and not isinstance(data, (torch.Tensor, Mapping, str)):  # these are no batches: score() says so
         data = list(data)
     if attention == "both":
         same = {k: v for k, v in locals().items() if k not in ("model", "ratio", "target", "attention", "limits")}
         return _prune_both(model, ratio, target, same)
     needs = needs_of(criterion)
-    registry.get("schedulers", scheduler)
-    adapter = _seeing(find_adapter(model), timesteps)
+    adapter = seeing(find_adapter(model), timesteps)
     net, back = adapter.unwrap(model)
     clock = _Clock()
     with clock("trace"):
@@ -199,6 +215,20 @@ def prune(
     made = _apply(base, graph, planned, clock, verify, strict)
     pruned: M = back(_finished(net, made, clock, inplace, seed))
     return pruned
+
+
+def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Training | None, rest: dict[str, Any]) -> M:
+    try:
+        from fxprune.run import trained
+        from fxprune.training import Training
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] != "accelerate":
+            raise
+        raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
+    if steps is not None and training is not None:
+        raise InputsError(f"steps={steps} and training= both set the steps; pass training=Training(steps={steps}, ...)")
+    made: M = trained(model, scheduler, training or Training(steps or 0), rest)
+    return made
 
 
 def _prune_both(model: M, ratio: float | None, target: float | None, options: dict[str, Any]) -> M:
@@ -452,14 +482,15 @@ def calibration(
     Raises:
         InputsError: where the family has no loss, or cannot make data.
     """
-    adapter = _seeing(find_adapter(model), timesteps)
+    adapter = seeing(find_adapter(model), timesteps)
     loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
     if loss is None or batches is None:
         raise InputsError(f"fxprune has no {'loss' if loss is None else 'data'} for {type(model).__name__}: bring both")
     return batches, loss
 
 
-def _seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
+def seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
+    """The adapter, with losses at such times."""
     return adapter if timesteps is None else adapter.seeing(timesteps)
 
 

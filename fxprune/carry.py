@@ -54,6 +54,10 @@ class Carry:
             raise InputsError("these are not tensors of the model's parameters, one each, in their order")
         return [self._cut(name, t) for (name, _), t in zip(named, given, strict=True)]
 
+    def named(self, averaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by the name of a parameter or buffer of the model, cut."""
+        return {name: self._cut(name, t) for name, t in averaged.items()}
+
     def module(self, averaged: nn.Module) -> nn.Module:
         """An averaged copy of the model, such as `AveragedModel.module`, pruned by the same plan."""
         forward = "graph" if "forward" in vars(self.small) else "module"

@@ -93,6 +93,23 @@ def prune(
         typer.Option(metavar="NAME=SHARE", help="Share of its channels that a group (or a glob's) loses; repeatable."),
     ] = None,
     scheduler: Annotated[str, typer.Option(help="When how much goes; see `fxprune list`.")] = "one_shot",
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Train for so many steps, with --data: while channels go, or after a cut at once."),
+    ] = None,
+    after: Annotated[int, typer.Option(help="Steps of training of the small model, after --steps.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Images to train with, for a model that draws pixels.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images a step (and process).")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-4,
+    ema_decay: Annotated[float | None, typer.Option(help="Save an average of the weights, such as 0.999.")] = None,
+    mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for checkpoints; the same command goes on from them.")
+    ] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
+    picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw masks, cost and loss of the run.")] = None,
     attention: Annotated[str, typer.Option(help="What an attention loses: heads, head_dim, or both.")] = "heads",
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")
@@ -141,14 +158,22 @@ def prune(
         from fxprune.save import save
 
         claim(output)  # before the work, not after it
+        model = _on(_open(directory), device)
+        options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
+        options |= {"learning_rate": learning_rate, "ema_decay": ema_decay, "picture": picture}
+        options |= {"mixed_precision": mixed_precision, "checkpoint_dir": checkpoints}
+        options |= {"checkpoint_every": checkpoint_every}
+        training = _training(steps, options)
         small = prune_(
-            _on(_open(directory), device),
+            model,
             criterion,
             ratio,
             of=of,
             target=target,
             ratios=_shares(group_ratio),
             scheduler=scheduler,
+            training=training,
+            data=_images(model, data, batch, training),
             attention=attention,
             ignore=tuple(ignore or ()),
             round_to=int(round_to) if round_to.isdecimal() else round_to,
@@ -203,6 +228,23 @@ def _on(model: Any, device: str) -> Any:
         return model.to(device)
     except (RuntimeError, AssertionError) as e:  # torch's, for a device that is not there
         raise InputsError(f"--device {device} cannot be used: {e}") from e
+
+
+def _training(steps: int | None, options: dict[str, Any]) -> Any:
+    from fxprune.training import Training
+
+    return None if steps is None else Training(steps, **options)
+
+
+def _images(model: Any, folder: Path | None, size: int, training: Any) -> Any:
+    """Batches of a folder of images, if there is one."""
+    from fxprune.images import image_batches
+
+    if (folder is None) != (training is None):
+        raise InputsError(
+            "--steps and --data go together: the steps to train for, and a folder of images to train with"
+        )
+    return None if folder is None else image_batches(model, folder, size)
 
 
 def _print_pruned(small: Any) -> None:

@@ -29,6 +29,7 @@ from fxprune.errors import InputsError
 from fxprune.masked import run_masked
 from fxprune.sites import FAMILIES, CallSite, WeightSite, call_sites, weight_sites
 from fxprune.statistics import masked_batch_norm, masked_group_norm, masked_layer_norm, masked_mean, masked_var
+from fxprune.trace import whole
 from fxprune.verify import outputs, relative_error, tolerance
 
 Bools = npt.NDArray[np.bool_]
@@ -230,11 +231,7 @@ class LiveMasks:
 def _refuse(model: nn.Module) -> None:
     if any(KEY in m.__dict__ for m in model.modules()):
         raise InputsError(f"this {type(model).__name__} carries masks already; finish() or detach() the other pruner")
-    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
-        raise InputsError(
-            f"the parameters of this {type(model).__name__} are sharded (FSDP); masks need whole parameters on each "
-            "device: use DDP, or prune in one shot from a full state dict"
-        )
+    whole(model)
 
 
 @dataclass(eq=False)

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune import registry
+from fxprune import ranks
 from fxprune.adapter import find_adapter
 from fxprune.api import finished, settled
+from fxprune.average import Average
 from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError, PluginError
+from fxprune.history import History, Told
 from fxprune.live import LiveMasks
-from fxprune.schedule import Flow, Problem, Scheduler
+from fxprune.plain import lively, plain
+from fxprune.report import attach, report
+from fxprune.saliency import Normalization
+from fxprune.schedule import Flow, Problem, Scheduler, scheduler_of
 from fxprune.score import Criterion, needs_of, score
 from fxprune.select import named
-from fxprune.trace import ExampleInputs
+from fxprune.trace import ExampleInputs, whole
 
 M = TypeVar("M", bound=nn.Module)
 LIMITS = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")
-
-
-@dataclass(frozen=True)
-class Told:
-    """Figures of one step: its number, the loss if it was given, what the scheduler tells (`remaining` cost, ...)."""
-
-    step: int
-    loss: float | None
-    figures: Mapping[str, float]
 
 
 class Pruner(Generic[M]):
@@ -55,12 +51,15 @@ class Pruner(Generic[M]):
         model: the model that trains, or DDP around it.
         scheduler: a name (see `fxprune list`), or an instance with options, such as `Soft(until=0.6)`.
         criterion: see `fxprune.prune`.
-        ratio, of: the budget to end at.
+        ratio: the share of `of` to remove in the end.
+        of: see `fxprune.plan`.
         steps: how many calls of `step` the schedule takes.
         data: batches for the criterion; None: the last `remember` batches that `step` was given.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
-        example_inputs, attention: see `fxprune.trace`.
+        example_inputs: see `fxprune.trace`.
+        attention: see `fxprune.trace`.
         remember: how many batches to keep for scoring.
+        normalize: see `fxprune.score`.
         seed: of the criterion's random numbers.
         limits: `ignore` (see `fxprune.prune`), `round_to`, `min_width`, `max_ratio`, `exact_norms`, `scope`: see
             `fxprune.plan`.
@@ -68,7 +67,7 @@ class Pruner(Generic[M]):
     Attributes:
         graph: the model's channels.
         flow: the run of the scheduler; its `mask` holds one number a channel.
-        history: figures of all steps.
+        history: figures of all steps, a sequence of `Told`; after `finish` the model's report has it too.
 
     Raises:
         BudgetError: the ratio cannot be reached; at once, not after training.
@@ -89,6 +88,7 @@ class Pruner(Generic[M]):
         example_inputs: ExampleInputs | None = None,
         attention: str = "heads",
         remember: int = 4,
+        normalize: Normalization | None = None,
         seed: int = 0,
         progress: bool = False,
         **limits: Any,
@@ -99,15 +99,12 @@ class Pruner(Generic[M]):
             raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        whole(self.net)
         adapter = find_adapter(self.net)
-        self.criterion, self.loss, self.seed, self.progress = (
-            criterion,
-            loss or adapter.loss_of(self.net, seed),
-            seed,
-            progress,
-        )
+        self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
+        self.loss = loss or adapter.loss_of(self.net, seed)
         limits["ignore"] = (*named(self.net, limits.get("ignore", ())), *adapter.protect(self.net))
-        chosen = _scheduler(scheduler)
+        chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
         made = settled(self.net, ratio, of, limits, example_inputs, attention)
         self.graph: ChannelGraph = made.graph
@@ -120,8 +117,8 @@ class Pruner(Generic[M]):
             self.masks.detach()
             raise
         self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
-        self.given = data is not None
-        self.history: list[Told] = []
+        self.given, self.scored = data is not None, ""
+        self.history = History([g.name for g in self.graph.groups])
 
     # ---- while training -----------------------------------------------------------------------------------------
 
@@ -147,16 +144,30 @@ class Pruner(Generic[M]):
         if not self.done:
             if self.flow.due:
                 self.flow.refresh(self._scores())
-            self._set(self.flow.step())
+            self._move()
         value = float(loss.detach()) if isinstance(loss, Tensor) else loss
-        told = Told(len(self.history) + 1, value, self.flow.told())
-        self.history.append(told)
-        return told
+        return self.history.add(value, self.flow.told(), self.problem.means(self.flow.mask))
 
-    def _set(self, mask: np.ndarray[Any, Any]) -> None:
+    @property
+    def mask(self) -> np.ndarray[Any, Any]:
+        """One number for every component of the graph; those that cannot be pruned have one."""
         full = np.ones(int(self.graph.component.max()) + 1)
-        full[self.problem.components] = mask
-        self.masks.set(full)
+        full[self.problem.components] = self.flow.mask
+        return full
+
+    def picture(self, path: str | Path) -> Path:
+        """Draw the run so far into a file (PNG, SVG, PDF): masks by group, budget, energy and loss.
+
+        Raises:
+            InputsError: no step is taken yet, or matplotlib is not installed.
+        """
+        from fxprune.picture import draw
+
+        return draw(self.history, path)
+
+    def _move(self) -> None:
+        self.flow.step()
+        self.masks.set(self.mask)
         if self.flow.decay is not None:
             self._shrink(self.flow.decay)
 
@@ -178,10 +189,20 @@ class Pruner(Generic[M]):
                 self.criterion,
                 data=list(self.batches) or None,
                 loss=self.loss,
+                normalize=self.normalize,
                 seed=self.seed + self.flow.taken,
                 progress=self.progress,
             )
-        return scores.values
+        self.scored = scores.criterion
+        return self._agreed(scores.values)
+
+    def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
+        """The mean over processes (which the built-in criteria have taken already), the same bits in each of them."""
+        if not ranks.several():
+            return values
+        flat = torch.from_numpy(self.problem.flat(values)).to(next(self.net.parameters()).device)
+        ranks.add_up([flat])
+        return self.problem.by_group((flat / ranks.number()).cpu().numpy())
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
@@ -197,7 +218,8 @@ class Pruner(Generic[M]):
 
         Args:
             optimizer: goes on with the small model, in place, its state cut by the plan.
-            ema: averaged weights that go on too, in place: diffusers' `EMAModel` or torch's `AveragedModel`.
+            ema: averaged weights that go on too, in place: an `fxprune.Average`, diffusers' `EMAModel` or torch's
+                `AveragedModel`.
             verify: prove masked = dense.
             strict: see `fxprune.prune`.
 
@@ -210,6 +232,7 @@ class Pruner(Generic[M]):
             raise PluginError(
                 f"the schedule is not over: {left} of {self.problem.steps} steps are left; take them first"
             )
+        plan = replace(plan, criterion=self.scored)
         self.masks.detach()
         small = finished(self.net, self.graph, plan, verify, strict, self.seed)
         carry = Carry(self.net, small, self.graph, plan)
@@ -217,6 +240,7 @@ class Pruner(Generic[M]):
             carry.optimizer(optimizer)
         if ema is not None:
             _carry_average(carry, ema)
+        attach(small, replace(report(small), history=self.history))
         return small  # type: ignore[return-value]
 
     def detach(self) -> None:
@@ -226,22 +250,27 @@ class Pruner(Generic[M]):
     # ---- resuming -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on bit for bit, beside the model's and the optimizer's own state."""
-        return {
-            "flow": self.flow.state_dict(),
-            "batches": [] if self.given else list(self.batches),
-            "history": [(t.step, t.loss, dict(t.figures)) for t in self.history],
-        }
+        """All that `load_state_dict` needs to go on bit for bit, beside the model's and the optimizer's own state.
+
+        Tensors, numbers and text: `torch.load(weights_only=True)` reads what `torch.save` made of it.
+
+        Raises:
+            SaveError: the batches kept for scoring hold something else.
+        """
+        batches = [] if self.given else list(self.batches)
+        own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
+        state: dict[str, Any] = plain({**own, "scored": self.scored})
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
+        state = lively(state)
+        self.scored = state["scored"]
         self.flow.load_state_dict(state["flow"])
         if not self.given:
             self.batches.extend(state["batches"])
-        self.history = [Told(*t) for t in state["history"]]
-        full = np.ones(int(self.graph.component.max()) + 1)
-        full[self.problem.components] = self.flow.mask
-        self.masks.set(full)
+        self.history.load_state_dict(state["history"])
+        self.masks.set(self.mask)
 
     def _held_tensors(self) -> list[str]:
         return [s.tensor for name in self.masks.held for s in self.graph.group(name).slices]
@@ -252,16 +281,6 @@ def _check_needs(criterion: Any, loss: Any) -> None:
         raise InputsError("the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor")
 
 
-def _scheduler(given: str | Scheduler | type[Scheduler]) -> Scheduler:
-    if isinstance(given, str):
-        given = registry.get("schedulers", given)
-    if inspect.isclass(given):
-        given = given()
-    if not isinstance(given, Scheduler):
-        raise PluginError(f"scheduler is a {type(given).__name__}; pass a name, or an fxprune.Scheduler")
-    return given
-
-
 def _scale(p: nn.Parameter, axis: int, positions: np.ndarray[Any, Any], factor: np.ndarray[Any, Any]) -> None:
     along = torch.ones(p.shape[axis], dtype=torch.float64)
     along[torch.from_numpy(positions.reshape(-1))] = torch.from_numpy(np.repeat(factor, positions.shape[1]))
@@ -269,12 +288,14 @@ def _scale(p: nn.Parameter, axis: int, positions: np.ndarray[Any, Any], factor: 
 
 
 def _carry_average(carry: Carry, ema: Any) -> None:
-    if hasattr(ema, "shadow_params"):
+    if isinstance(ema, Average):
+        ema.cut(carry)
+    elif hasattr(ema, "shadow_params"):
         ema.shadow_params = carry.tensors(ema.shadow_params)
     elif isinstance(ema, torch.optim.swa_utils.AveragedModel):
         ema.module = carry.module(ema.module)
     else:
         raise InputsError(
-            f"ema is a {type(ema).__name__}; pass diffusers' EMAModel or torch's AveragedModel, or carry its tensors "
-            "with fxprune.Carry(model, small, graph, plan).tensors(...)"
+            f"ema is a {type(ema).__name__}; pass an fxprune.Average, diffusers' EMAModel or torch's AveragedModel, or "
+            "carry its tensors with fxprune.Carry(model, small, graph, plan).tensors(...)"
         )

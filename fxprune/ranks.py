@@ -22,6 +22,11 @@ def first() -> bool:
     return not several() or dist.get_rank() == 0
 
 
+def number() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if several() else 1
+
+
 def add_up(tensors: Iterable[Tensor]) -> None:
     """Replace every tensor by its sum over all processes, which must pass equal shapes in equal order."""
     if several():

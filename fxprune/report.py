@@ -12,6 +12,7 @@ from torch import nn
 from fxprune.adapter import find_adapter
 from fxprune.channels import ChannelGraph, Held
 from fxprune.errors import PlanError
+from fxprune.history import History
 from fxprune.plan import Plan
 from fxprune.rewrite import Change
 from fxprune.verify import Check
@@ -63,6 +64,8 @@ class Report:
         seconds: step -> seconds.
         seed: what everything drawn at random came from.
         timing: dense and pruned model timed against each other, where the budget was a latency.
+        history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
+            drawn.  Both are not saved with the model.
     """
 
     plan: Plan
@@ -75,6 +78,8 @@ class Report:
     earlier: tuple[Plan, ...] = ()
     seed: int | None = None
     timing: Timing | None = None
+    history: History | None = None
+    picture: str = ""
 
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""

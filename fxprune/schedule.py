@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import abc
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from fxprune import registry
 from fxprune.channels import ChannelGraph
 from fxprune.cost import CostModel
 from fxprune.errors import PluginError
@@ -72,6 +74,11 @@ class Problem:
     def by_group(self, flat: Floats) -> dict[str, Floats]:
         """A vector as scores by group."""
         return {g.name: flat[a:b] for g, a, b in zip(self.graph.groups, self.starts, self.starts[1:], strict=False)}
+
+    def means(self, flat: Floats) -> Floats:
+        """The mean of every group."""
+        sizes = np.diff(self.starts)
+        return np.bincount(self.group_of, flat, len(sizes)) / np.maximum(sizes, 1)
 
     def plan(self, values: Values, ratio: float | None = None) -> Plan:
         """What goes at the given ratio (the final one by default), every constraint satisfied."""
@@ -183,7 +190,13 @@ class Flow(abc.ABC):
 
 
 class Scheduler(abc.ABC):
-    """When and how far to prune.  Subclasses are frozen dataclasses whose fields are the options."""
+    """When and how far to prune.  Subclasses are frozen dataclasses whose fields are the options.
+
+    Attributes:
+        at_once: whether all goes in the first step, so that `fxprune.prune` cuts before it trains.
+    """
+
+    at_once: ClassVar[bool] = False
 
     @abc.abstractmethod
     def begin(self, problem: Problem) -> Flow:
@@ -192,3 +205,18 @@ class Scheduler(abc.ABC):
         Raises:
             PluginError: where the options do not fit the problem (too few steps, say).
         """
+
+
+def scheduler_of(given: str | Scheduler | type[Scheduler]) -> Scheduler:
+    """A scheduler by its name, as a class, or as it is.
+
+    Raises:
+        PluginError: it is something else.
+    """
+    if isinstance(given, str):
+        given = cast("type[Scheduler]", registry.get("schedulers", given))
+    if inspect.isclass(given):
+        given = given()
+    if not isinstance(given, Scheduler):
+        raise PluginError(f"scheduler is a {type(given).__name__}; pass a name, or an fxprune.Scheduler")
+    return given

@@ -39,6 +39,7 @@ from fxprune.saliency import (
     channel_scores,
     normalized,
 )
+from fxprune.trace import whole
 from fxprune.untouched import attributes_kept, seed_torch, unchanged
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
@@ -248,6 +249,7 @@ def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
 
 
 def _check_model(graph: ChannelGraph, model: nn.Module) -> None:
+    whole(model)
     held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, shape in graph.shapes.items():
         if name not in held or tuple(held[name].shape) != shape:

@@ -207,20 +207,21 @@ def _ordinals(graph: ChannelGraph, paths: set[str]) -> Iterator[tuple[fx.Node, s
         if node.op != "call_function":
             continue
         family = FAMILIES.get(op_name(node.target).removeprefix("aten::"))
-        stack = list((node.meta.get("nn_module_stack") or {}).items())
-        path, run = _innermost(node, stack, paths)
+        path, run = _innermost(node, paths)
         if family is None or path not in paths or first.setdefault(path, run) != run:
             continue
         yield node, family, seen[path, family]
         seen[path, family] += 1
 
 
-def _innermost(node: fx.Node, stack: list[tuple[str, tuple[str, object]]], paths: set[str]) -> tuple[str, str]:
+def _innermost(node: fx.Node, paths: set[str]) -> tuple[str, str]:
     """The innermost module of `paths` that a node was issued in, and which run of it."""
+    return next(((path, run) for path, run in module_runs(node) if path in paths), (node.meta["fxprune_module"], ""))
+
+
+def module_runs(node: fx.Node) -> list[tuple[str, str]]:
+    """The modules that a node was issued in, innermost first, and which run of each."""
+    stack = list((node.meta.get("nn_module_stack") or {}).items())
     own = node.meta["fxprune_module"]
     root = stack[-1][1][0].removesuffix(own).removesuffix(".") if stack else ""
-    for key, (path, _) in reversed(stack):
-        short = path.removeprefix(root).removeprefix(".")
-        if short in paths:
-            return short, key
-    return own, ""
+    return [(path.removeprefix(root).removeprefix("."), run) for run, (path, _) in reversed(stack)]

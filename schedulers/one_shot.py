@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fxprune.schedule import Floats, Flow, Problem, Scheduler, Values
 
@@ -13,10 +14,12 @@ class OneShot(Scheduler):
 
         m(t) = m_final  for t ≥ 1
 
-    Raises nothing.  `fxprune.prune` without `steps` does the same without training.
+    Raises nothing.  `fxprune.prune` cuts before it trains, and without `steps` does not train at all.
 
     Source: the usual practice where fine-tuning follows once, as in Fang et al., DepGraph, CVPR 2023.
     """
+
+    at_once: ClassVar[bool] = True
 
     def begin(self, problem: Problem) -> Flow:
         """A run that cuts in its first step."""

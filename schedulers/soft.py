@@ -79,6 +79,7 @@ class SoftFlow(Flow):
         self.ranks: Floats = np.zeros(n)
         self.shares: Floats = np.full(n, 1.0 / n)
         self.allowed = self.multiplier = self.concave = 0.0
+        self.wanted = 1.0  # share of the whole cost that may be left by now
 
     @property
     def state(self) -> State:
@@ -106,8 +107,8 @@ class SoftFlow(Flow):
         total = shares.sum()
         self.shares = shares / total
         # the linear model of the cost at this mask, in units in which all channels together cost one
-        wanted = 1 - problem.ratio * shape(options.shape)(time)
-        allowed = float(self.shares @ self.mask) - (problem.remaining(self.mask) - wanted) / total
+        self.wanted = 1 - problem.ratio * shape(options.shape)(time)
+        allowed = float(self.shares @ self.mask) - (problem.remaining(self.mask) - self.wanted) / total
         self.allowed = float(allowed)
         self.ranks = problem.quantiles(problem.by_group(self.scores), self.shares)
         self.multiplier = float(np.clip(1 - self.allowed, 0.0, 1.0))
@@ -127,8 +128,11 @@ class SoftFlow(Flow):
         return self.mask
 
     def told(self) -> dict[str, float]:
-        energy = self.options.energy.value(self.mask, self.state)
-        return {**super().told(), "energy": energy, "price": self.multiplier, "allowed": self.allowed}
+        """Also the energy, until the planner has chosen: after that the scores are no scores any more."""
+        told = {**super().told(), "price": self.multiplier, "allowed": self.wanted}
+        if self.chosen is None:
+            told["energy"] = self.options.energy.value(self.mask, self.state)
+        return told
 
     def _settle(self) -> None:
         """The feasible set nearest to the mask becomes the target: scores that no price outweighs, up or down."""

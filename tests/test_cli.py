@@ -93,6 +93,8 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
         "target": 90_000,
         "ratios": {"mid*": 0.1, "x": 0.0},
         "scheduler": "one_shot",
+        "training": None,
+        "data": None,
         "attention": "head_dim",
         "ignore": ("conv_in", "mid*"),
         "round_to": 2,
@@ -157,7 +159,7 @@ def test_list_names_package_and_purpose() -> None:
     shown = run("list")
     for name in (
         "gradflow fxprune θ · (H g)",
-        "one_shot fxprune Prune to the final ratio",
+        "one_shot fxprune Score once, cut to the final ratio",
         "ddpm fxprune `UNet2DModel`",
     ):
         assert name in shown
@@ -276,3 +278,45 @@ def test_the_installed_command_works(stock: Path) -> None:
     done = subprocess.run([command, "inspect", str(stock / "none")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("SaveError: there is no folder")
+
+
+def pictures(folder: Path, n: int = 5) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    for k in range(n):
+        Image.effect_noise((20 + k, 16), 50).save(folder / f"{k}.png")
+    return folder
+
+
+def test_prune_while_training_on_a_folder_of_images(stock: Path, tmp_path: Path) -> None:
+    data, out, dense = pictures(tmp_path / "data"), tmp_path / "out", fxprune.cli._open(stock / "pipeline")
+    options = ("--ratio", 0.3, "--criterion", "magnitude", "--quiet", "--batch", 2, "--picture", tmp_path / "run.png")
+    printed = run(
+        "prune", stock / "pipeline", "-o", out, "--scheduler", "soft", "--steps", 20, "--data", data, *options
+    )
+    assert "30." in printed
+    small = load(out).unet
+    assert small.num_parameters() < 0.75 * dense.unet.num_parameters()
+    assert not torch.equal(small.conv_out.bias, dense.unet.conv_out.bias)  # it has trained
+    assert (tmp_path / "run.png").exists()
+
+
+def test_images_have_the_shape_of_the_model(tmp_path: Path) -> None:
+    from fxprune.images import Images
+
+    images = Images(pictures(tmp_path / "data"), (3, 8, 8))
+    assert len(images) == 5
+    assert images[0].shape == (3, 8, 8)
+    assert -1 <= images[0].min() < images[0].max() <= 1
+    with pytest.raises(fxprune.InputsError, match="takes 4 channels, which are not those of an image"):
+        Images(tmp_path / "data", (4, 8, 8))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(fxprune.InputsError, match="holds no image"):
+        Images(tmp_path / "empty", (3, 8, 8))
+
+
+def test_steps_and_data_go_together(stock: Path, tmp_path: Path) -> None:
+    result = call("prune", stock / "model", "-o", tmp_path / "out", "--steps", 20)
+    assert result.exit_code == 1
+    assert "--steps and --data go together" in re.sub(r"\s+", " ", result.output)

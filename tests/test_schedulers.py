@@ -323,7 +323,7 @@ def test_a_run_resumes_bit_for_bit(name: str) -> None:
     torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "pruner": first.state_dict()}, kept)
     first.detach()
     kept.seek(0)
-    state = torch.load(kept, weights_only=False)
+    state = torch.load(kept, weights_only=True)
     model = Net().train()
     opt = torch.optim.AdamW(model.parameters(), 1e-3)
     model.load_state_dict(state["model"])

@@ -1,0 +1,127 @@
+"""Batches without end, and the state of all random numbers: what a run needs to go on at the very same point."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader
+
+from fxprune.errors import InputsError
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of the random numbers of python, numpy and torch."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Go back to what `rng_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class Stream:
+    """A process's share of the batches, again and again, on its device.
+
+    A `DataLoader` is shared out by accelerate; of other iterables each process takes every n-th batch.  To go on, the
+    epoch starts with the random numbers that it had then, and the batches that were used pass by unused: whatever is
+    drawn at random in the data comes out the same.
+
+    Args:
+        data: batches; it must be possible to iterate it once an epoch.
+
+    Raises:
+        InputsError: it is no iterable of batches, or it gives none (any more).
+    """
+
+    def __init__(self, data: Any, accelerator: Accelerator) -> None:
+        if isinstance(data, (torch.Tensor, Mapping, str)) or not isinstance(data, Iterable):
+            raise InputsError(
+                f"data is {'missing' if data is None else f'one {type(data).__name__}'}: steps= trains the model, so "
+                "pass data=, an iterable of batches such as a DataLoader"
+            )
+        several = accelerator.num_processes > 1
+        self.data, self.device = data, accelerator.device
+        self.loader: Iterable[Any] = data
+        if several and isinstance(data, DataLoader):
+            self.loader = accelerator.prepare_data_loader(data)
+        elif several:
+            self.loader = _Share(data, accelerator.process_index, accelerator.num_processes)
+        self.epoch = self.taken = 0
+        self._iterator: Iterator[Any] | None = None
+        self._start: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._begin()
+        for _ in range(2):
+            assert self._iterator is not None
+            for batch in self._iterator:
+                self.taken += 1
+                return send_to_device(batch, self.device)
+            if not self.taken:
+                break
+            self.epoch, self.taken, self._start = self.epoch + 1, 0, {}
+            self._begin()
+        raise InputsError(
+            f"data has no batch left after {self.epoch} epochs; pass something that can be iterated again and again, "
+            "such as a list or a DataLoader (a generator runs only once)"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {"epoch": self.epoch, "taken": self.taken, "start": self._start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the batches pass by at the next one."""
+        self.epoch, self.taken, self._start = state["epoch"], state["taken"], dict(state["start"])
+        self._iterator = None
+
+    def _begin(self) -> None:
+        """Start the epoch; pass by what has been taken of it."""
+        own = _generators(self.data)
+        if not self._start:
+            self._start = {"rng": rng_state(), "own": [g.get_state() for g in own]}
+            self._iterator = iter(self.loader)
+            return
+        now = rng_state()
+        set_rng_state(self._start["rng"])
+        for g, held in zip(own, self._start["own"], strict=True):
+            g.set_state(held)
+        self._iterator = iter(self.loader)
+        passed = sum(1 for _ in itertools.islice(self._iterator, self.taken))
+        set_rng_state(now)
+        if passed < self.taken:
+            raise InputsError(f"data had {self.taken} batches in this epoch and now has {passed}; resume with the same")
+
+
+class _Share:
+    """Every n-th batch."""
+
+    def __init__(self, data: Iterable[Any], first: int, step: int) -> None:
+        self.data, self.first, self.step = data, first, step
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.data, self.first, None, self.step)
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    """The random generators that a DataLoader and its samplers own."""
+    sampler = getattr(data, "sampler", None)
+    parts = (data, sampler, getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    found = [getattr(p, "generator", None) for p in parts]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
