@@ -92,6 +92,7 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
         "of": "macs",
         "target": 90_000,
         "ratios": {"mid*": 0.1, "x": 0.0},
+        "timesteps": None,
         "scheduler": "one_shot",
         "training": None,
         "data": None,
