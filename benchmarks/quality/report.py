@@ -40,11 +40,15 @@ def by(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], Rows
 
 
 def reached(rows: Rows) -> None:
-    """Add to every row the first step at which its held-out loss was the best one-shot baseline's last, or None."""
+    """Add to every row the step from which its held-out loss stays below the best one-shot baseline's last, or None."""
     for same in by(rows, "task", "ratio", "steps").values():
         finals = [fmean(r["curve"][-1][1] for r in own) for (m,), own in by(same, "method").items() if m in ONE_SHOT]
         for row in same:
-            row["reached"] = next((s for s, v in row["curve"] if finals and v <= min(finals)), None)
+            row["reached"] = None
+            for step, value in reversed(row["curve"]):
+                if not finals or value > min(finals):
+                    break
+                row["reached"] = step
 
 
 def cell(rows: Rows, key: str, form: str) -> str:
@@ -131,8 +135,11 @@ steps. This page is written by `benchmarks/quality/report.py` from what `make be
 
 Held-out loss is the noise prediction error on images that no model has seen; SSIM compares samples with the dense
 network's samples from the same noise; ± is half the range over the seeds. *The Fréchet distance is taken in the feature
-space of a small classifier trained on the same data; it is not the Inception FID.
-
+space of a small classifier trained on the same data; it is not the Inception FID. "gradflow" takes what raises the
+gradient norm, as in the paper; "gradflow preserving" is `GradFlow(preserve=True)`. Methods remove the same number of
+parameters, not of MACs: those that keep early, wide feature maps keep more of these. The last column is the step from
+which a run's held-out loss stays below the last one of the best one-shot baseline (random, magnitude, taylor,
+Diff-Pruning, Torch-Pruning, as far as they ran).
 """
 
 
