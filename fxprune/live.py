@@ -16,7 +16,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from fxprune.statistics import masked_batch_norm, masked_group_norm, masked_laye
 from fxprune.trace import whole
 from fxprune.verify import outputs, relative_error, tolerance
 
-Bools = npt.NDArray[np.bool_]
+Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 KEY = "_fxprune"
 
 
@@ -89,16 +89,23 @@ class _Site:
 class _Call(_Site):
     site: CallSite
 
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call `func` with its argument, or its statistics, masked."""
+    def masked(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call, the one that is a site times its mask."""
         named, at = _nth_tensor(func, args, kwargs, self.site.argument)
-        x = kwargs[at] if named else args[at]
-        if self.site.statistic:
-            return _STATISTICS[self.site.family](self, x, func, args, kwargs)
-        y = self.apply(x[at[1]]) if isinstance(x, (list, tuple)) else self.apply(x)
-        if named:
-            return func(*args, **{**kwargs, at: y})
-        return func(*args[:at], y, *args[at + 1 :], **kwargs)
+        y = self.apply(kwargs[at] if named else args[at])
+        return (args, {**kwargs, at: y}) if named else ((*args[:at], y, *args[at + 1 :]), kwargs)
+
+
+def _run(calls: list[_Call], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call `func` with its arguments, or its statistics, masked."""
+    for call in calls:
+        if call.site.statistic:
+            named, at = _nth_tensor(func, args, kwargs, call.site.argument)
+            return _STATISTICS[call.site.family](call, kwargs[at] if named else args[at], func, args, kwargs)
+        args, kwargs = call.masked(func, args, kwargs)
+    return func(*args, **kwargs)
 
 
 def _nth_tensor(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], n: int) -> tuple[bool, Any]:
@@ -188,7 +195,8 @@ class LiveMasks:
         device = next(iter(self.model.parameters())).device
         for c in calls:
             axes = [self._axis(d, next(starts), len(a), device) for d, a in c.axes]
-            held.setdefault(c.path, _Held()).calls[c.family, c.ordinal] = _Call(axes, self.switch, c)
+            made = _Call(axes, self.switch, c)
+            held.setdefault(c.path, _Held()).calls.setdefault((c.family, c.ordinal), []).append(made)
         for path, what in held.items():
             module = modules[path]
             self._attached.append((module, type(module)))
@@ -239,7 +247,7 @@ class _Held:
     """What a masked module carries."""
 
     weights: dict[str, _Site] = field(default_factory=dict)
-    calls: dict[tuple[str, int], _Call] = field(default_factory=dict)
+    calls: dict[tuple[str, int], list[_Call]] = field(default_factory=dict)
 
 
 @functools.cache
@@ -310,7 +318,7 @@ _NORMS: dict[type[nn.Module], Any] = {
 
 
 def _only(module: nn.Module) -> _Call:
-    (site,) = module.__dict__[KEY].calls.values()
+    ((site,),) = module.__dict__[KEY].calls.values()
     return site  # type: ignore[no-any-return]
 
 
@@ -332,7 +340,7 @@ _FRAMES: list[_Frame] = []
 class _Frame(TorchFunctionMode):
     """One run of a module's forward: counts the calls that it makes itself, and masks those that are sites."""
 
-    def __init__(self, calls: Mapping[tuple[str, int], _Call]) -> None:
+    def __init__(self, calls: Mapping[tuple[str, int], list[_Call]]) -> None:
         super().__init__()
         self.calls, self.seen = calls, Counter[str]()
 
@@ -349,18 +357,16 @@ class _Frame(TorchFunctionMode):
         family = FAMILIES.get(getattr(func, "__name__", ""))
         if family is None or _FRAMES[-1] is not self:
             return func(*args, **(kwargs or {}))
-        call = self.calls.get((family, self.seen[family]))
+        calls = [c for c in self.calls.get((family, self.seen[family]), ()) if not c.full]
         self.seen[family] += 1
-        if call is None or call.full:
-            return func(*args, **(kwargs or {}))
-        return call.run(func, args, kwargs or {})
+        return _run(calls, func, args, kwargs or {})
 
 
 def _intercepting(cls: type[nn.Module]) -> Any:
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         calls = self.__dict__[KEY].calls
-        if all(c.full for c in calls.values()):
+        if all(c.full for site in calls.values() for c in site):
             return cls.forward(self, *args, **kwargs)
         with _Frame(calls):
             return cls.forward(self, *args, **kwargs)

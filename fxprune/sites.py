@@ -29,7 +29,7 @@ FAMILIES: dict[str, str] = {
     **{f"conv{t}{k}d": f"conv{t}{k}d" for t in ("", "_transpose") for k in (1, 2, 3)},
     **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__"), "matmul"),
     **dict.fromkeys(("norm", "linalg_vector_norm", "vector_norm", "normalize"), "norm"),
-    **{name: name for name in ("var_mean", "std_mean")},
+    **{name: name for name in ("var_mean", "std_mean", "cdist", "cosine_similarity")},
 }
 _VIEWS = frozenset(
     f"aten::{n}"
@@ -108,21 +108,22 @@ def weight_sites(graph: ChannelGraph, model: nn.Module) -> list[WeightSite]:
 
 def call_sites(graph: ChannelGraph) -> list[CallSite]:
     """One site for every contraction without a weight of its own, and for every statistic over live axes."""
-    wanted: dict[fx.Node, tuple[int, tuple[tuple[int, Ints], ...], bool]] = {}
+    wanted: dict[fx.Node, list[tuple[int, tuple[tuple[int, Ints], ...], bool]]] = {}
     for node, argument, axis in _reads(graph):
         if argument.op != "placeholder" and not _weights(graph, node, argument, axis) and not _query(graph, node):
-            wanted[node] = _argument(node, argument), ((axis, graph.component[graph.env[argument][axis]]),), False
+            read = (axis, graph.component[graph.env[argument][axis]])
+            wanted.setdefault(node, []).append((_argument(node, argument), (read,), False))
     for node in graph.traced.graph.nodes:
         if dims := graph.facts.statistics.get(node.name):
             source = node.all_input_nodes[0]
             axes = [(d, graph.env[source][d]) for d in dims]
             live = tuple((d, graph.component[a]) for d, a in axes if a is not None and graph.component[a].any())
             if live:
-                wanted[node] = _argument(node, source), live, True
+                wanted[node] = [(_argument(node, source), live, True)]
     return [
-        CallSite(node.meta["fxprune_module"], family, ordinal, *wanted[node])
+        CallSite(node.meta["fxprune_module"], family, ordinal, *site)
         for node, family, ordinal in _ordinals(graph, {n.meta["fxprune_module"] for n in wanted})
-        if node in wanted
+        for site in wanted.get(node, ())
     ]
 
 

@@ -22,14 +22,15 @@ class Small(nn.Module):
         return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
 
 
-class Branching(nn.Module):
+class Reluctant(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return y if y.sum() > 0 else -y  # the line to name
+        if torch.compiler.is_exporting() or torch.compiler.is_compiling():
+            raise NotImplementedError("not for tracers")  # the line to name
+        return self.a(x)
 
 
 class Alone(nn.Module):
@@ -62,7 +63,7 @@ CASES: dict[str, tuple[type[nn.Module], dict[str, Any], type[Exception], str]] =
     "no inputs": (Small, {"example_inputs": None}, fxprune.InputsError, "pass example_inputs="),
     "wrong inputs": (Small, {"example_inputs": torch.randn(2, 5)}, fxprune.InputsError, "does not run on the example"),
     "inputs of no form": (Small, {"example_inputs": 3}, fxprune.InputsError, "pass a tensor"),
-    "not exportable": (Branching, {}, fxprune.TraceError, "the line to name"),
+    "not exportable": (Reluctant, {}, fxprune.TraceError, "the line to name"),
     "nothing prunable": (Alone, {}, fxprune.BudgetError, "nothing"),
     "too far": (Small, {"ratio": 0.99}, fxprune.BudgetError, "at most"),
     "no data": (Small, {"criterion": "taylor"}, fxprune.InputsError, "data"),

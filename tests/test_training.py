@@ -378,7 +378,7 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
 
 
 def test_steps_are_needed_or_given_once() -> None:
-    with pytest.raises(fxprune.InputsError, match="Soft prunes while the model trains: pass steps="):
+    with pytest.raises(fxprune.InputsError, match="scheduler='soft' prunes while the model trains: pass steps="):
         fxprune.prune(net(), "magnitude", 0.4, scheduler="soft")
     with pytest.raises(fxprune.InputsError, match="both set the steps"):
         run(Training(20), steps=20)

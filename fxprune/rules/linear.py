@@ -93,7 +93,7 @@ def tensordot(op: Op) -> Labels:
     assert node is not None
     for i, j in zip(mine, theirs, strict=True):
         op.tie(a[i], b[j])
-        op.reads(node, i)
+        op.reads(node, i, (op.arg("other"), j))
     return (*(x for d, x in enumerate(a) if d not in mine), *(x for d, x in enumerate(b) if d not in theirs))
 
 
@@ -224,7 +224,7 @@ def recurrent_cell(op: Op) -> Labels | list[Labels]:
     hidden = op.labels(states[0])[-1]
     for s in states[1:]:
         hidden = op.tie(hidden, op.labels(s)[-1])
-    op.reads(x, -1)
+    op.reads(x, -1, (params[0], 1))
     _cell(op, [p for p in params if is_tensor(p)], op.labels(x)[-1], hidden, read_input=False)  # type: ignore[misc]
     out: Labels = (*op.labels(x)[:-1], hidden)
     return [out, out] if isinstance(op.out, (tuple, list)) else out
