@@ -21,6 +21,7 @@ from fxprune.criteria.diff_pruning import DiffPruning
 from fxprune.criteria.fisher import Fisher
 from fxprune.criteria.fpgm import Fpgm
 from fxprune.criteria.gradflow import GradFlow
+from fxprune.criteria.gradflow_preserving import GradFlowPreserving
 from fxprune.criteria.hrank import HRank
 from fxprune.criteria.lamp import Lamp
 from fxprune.criteria.magnitude import Magnitude
@@ -59,7 +60,7 @@ TABLE = [
     Row("gradflow", GradFlow, "loss"),
     Row("gradflow", lambda: GradFlow("exact"), "loss"),
     Row("gradflow", lambda: GradFlow("finite_difference"), "loss", halves=False),
-    Row("gradflow", lambda: GradFlow(preserve=True), "loss"),
+    Row("gradflow_preserving", GradFlowPreserving, "loss"),
     Row("fisher", Fisher, "loss"),
     Row("fisher", lambda: Fisher(per_sample=False), "loss", over="batches"),
     Row("snip", Snip, "loss"),
@@ -286,7 +287,7 @@ def test_gradflow_of_a_quadratic_by_hand(method: Any) -> None:
     got = only(score(graph, net, GradFlow(method), data=[None], loss=loss))
     assert got == pytest.approx(expected, rel=1e-5 if method == "exact" else 1e-2)
     assert min(got) < 0 < max(got)
-    kept = only(score(graph, net, GradFlow(method, preserve=True), data=[None], loss=loss))
+    kept = only(score(graph, net, GradFlowPreserving(method), data=[None], loss=loss))
     assert kept == pytest.approx([abs(v) for v in expected], rel=1e-5 if method == "exact" else 1e-2)
 
 

@@ -12,7 +12,19 @@ from fxprune.channels import analyse
 from fxprune.errors import CriterionError, PluginError
 from fxprune.score import score
 
-CRITERIA = {"magnitude", "random", "taylor", "gradflow", "fisher", "snip", "synflow", "wanda", "activation", "bn_scale"}
+CRITERIA = {
+    "magnitude",
+    "random",
+    "taylor",
+    "gradflow",
+    "gradflow_preserving",
+    "fisher",
+    "snip",
+    "synflow",
+    "wanda",
+    "activation",
+    "bn_scale",
+}
 CRITERIA |= {"lamp", "fpgm", "hrank", "obs", "diff_pruning"}
 PLUGIN = Path(__file__).parent / "plugin"
 
