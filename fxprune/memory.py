@@ -78,7 +78,7 @@ def _values(node: fx.Node, graph: ChannelGraph) -> Iterator[tuple[Tensor, Any]]:
 def _bytes(value: Tensor, labels: Any) -> Product:
     fixed = value.element_size()
     for size, axis in zip(value.shape, labels, strict=True):
-        fixed *= 1 if axis is not None else int(size)
+        fixed *= size if axis is None and isinstance(size, int) else 1  # a size that depends on data counts as one
     return float(fixed), labels
 
 
