@@ -13,7 +13,8 @@ import inspect
 import operator
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -114,9 +115,10 @@ def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Afterwards every module has the attributes it had: what the forward keeps of fake tensors is let go."""
+    """Afterwards every module has the attributes and hooks it had: what the forward keeps of fake tensors is let go."""
     was = [(held, dict(held)) for held in _holders(model)]
-    kept = [v for _, before in was for k, v in before.items() if type(v) in (dict, list) and k not in _STATE]
+    kinds = (dict, list, OrderedDict)
+    kept = [v for _, before in was for k, v in before.items() if type(v) in kinds and k not in _STATE]
     caches = [(v, copy.copy(v)) for v in kept]
     try:
         yield
@@ -127,6 +129,15 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         for cache, content in caches:
             cache.clear()
             (cache.update if isinstance(cache, dict) else cache.extend)(content)
+        for clear in _memories(model):
+            clear()
+
+
+def _memories(model: nn.Module) -> set[Callable[[], None]]:
+    """How to empty what `functools.lru_cache` remembers of the methods of the model's classes."""
+    classes = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith("torch.")}
+    cached = (v for c in classes for v in vars(c).values() if hasattr(v, "cache_clear") and hasattr(v, "cache_info"))
+    return {v.cache_clear for v in cached}
 
 
 @contextlib.contextmanager

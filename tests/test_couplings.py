@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,33 @@ def test_a_graph_forward_repeats_for_any_batch() -> None:
     small = rewrite(model, graph, planned, forward="graph").model
     assert check_dense(model, small, graph, planned).ok
     assert small(torch.randn(3, 4)).shape == (6, 3)
+
+
+class Remembering(nn.Module):
+    """Keeps a table in a method's lru_cache, and installs hooks at its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.calls = nn.Linear(8, 16), nn.Linear(16, 3), 0
+
+    @functools.lru_cache  # noqa: B019 - the habit that is tested
+    def table(self, n: int) -> Tensor:
+        return torch.arange(n) / n
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not getattr(self, "hooked", False):
+            self.hooked = True
+            self.a.register_forward_hook(lambda m, args, out: out + 1)
+        return self.o(self.a(x) + self.table(16))
+
+
+def test_a_trace_leaves_no_memory_behind() -> None:
+    """Else fake tensors or doubled hooks would meet the next call."""
+    torch.manual_seed(0)
+    net, x = Remembering().eval(), torch.randn(2, 8)
+    want = copy.deepcopy(net)(x)
+    graph = analyse(net, ((x,), {}))
+    assert not net.a._forward_hooks
+    assert torch.equal(net(x), want)
+    assert len(net.a._forward_hooks) == 1
+    assert graph.groups
