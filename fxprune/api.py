@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
-REPLANS = 8  # times that a plan is made anew because the module's Python could not follow it
+REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
 
