@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -82,6 +83,7 @@ class Run:
         self.given, self.back = adapter.unwrap(model)
         whole(self.given)
         self.scoring, self.loss = _losses(adapter, model, options)
+        self.alone = not is_initialized()
         self.accelerator = _accelerator(training)
         self.name = _named(self.given, scheduler, training, options)
         self.place = next(self.given.parameters()).device
@@ -108,6 +110,8 @@ class Run:
             raise
         finally:
             self.accelerator.free_memory()
+            if self.alone:  # else the next run in this process could not choose its precision
+                AcceleratorState._reset_state()
         return self.back(self._small())
 
     # ---- the beginning --------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Any:
+    AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
 
@@ -145,6 +146,7 @@ def test_mixed_precision_computes_in_bfloat16() -> None:
             types.add(model(batch).dtype)
         return noisy(model, batch)
 
+    run(Training(20))  # another precision before, in the same process
     small = run(Training(20, mixed_precision="bf16"), how=watched)
     assert types == {torch.bfloat16}
     assert {p.dtype for p in small.parameters()} == {torch.float32}
