@@ -28,7 +28,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError
 from fxprune.masked import run_masked
 from fxprune.sites import FAMILIES, CallSite, WeightSite, call_sites, weight_sites
-from fxprune.statistics import masked_batch_norm, masked_group_norm, masked_layer_norm, masked_mean, masked_var
+from fxprune.statistics import masked_batch_norm, masked_group_norm, masked_layer_norm, masked_mean, masked_spread
 from fxprune.trace import whole
 from fxprune.verify import outputs, relative_error, tolerance
 
@@ -404,10 +404,7 @@ def _batch(call: _Call, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dic
 
 def _reduce(call: _Call, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     family, m = call.site.family, call.mask(x)
-    if family in (
-        "sum",
-        "norm",
-    ):  # masked positions of a normalised x come out as zeros; their readers are masked anyway
+    if family in ("sum", "norm"):  # a normalised x has zeros where it is masked: its readers are masked anyway
         return func(x * m, *args[1:], **kwargs)
     dim = _option(args, kwargs, 1, "dim")
     dims = tuple(range(x.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
@@ -415,9 +412,7 @@ def _reduce(call: _Call, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: di
     if family == "mean":
         return masked_mean(x, dims, m, keep)
     correction = kwargs.get("correction", int(bool(kwargs.get("unbiased", True))))
-    var, mean = masked_var(x, dims, m, correction, keep)
-    value = var if "var" in family else var.sqrt()
-    return (value, mean) if family.endswith("_mean") else value
+    return masked_spread(family, x, dims, m, correction, keep)
 
 
 _STATISTICS: dict[str, Any] = {

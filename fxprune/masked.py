@@ -20,7 +20,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError
 from fxprune.plan import NormChange
 from fxprune.rules.op import op_name
-from fxprune.statistics import masked_batch_norm, masked_group_norm, masked_layer_norm, masked_mean, masked_var
+from fxprune.statistics import masked_batch_norm, masked_group_norm, masked_layer_norm, masked_mean, masked_spread
 from fxprune.trace import Inputs, last_uses, same_draws
 
 Statistic: TypeAlias = "Callable[[MaskedRun, fx.Node, tuple[Any, ...], dict[str, Any]], Any]"
@@ -180,9 +180,7 @@ def _reduce(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[s
     correction = _argument(node, args, kwargs, "correction")
     if correction is None:
         correction = int(bool(_argument(node, args, kwargs, "unbiased", True)))
-    var, mean = masked_var(x, dims, m, correction, keep)
-    value = var if "var" in name else var.sqrt()
-    return (value, mean) if name.endswith("_mean") else value
+    return masked_spread(name, x, dims, m, correction, keep)
 
 
 _STATISTICS: dict[str, Statistic] = {

@@ -29,6 +29,15 @@ def masked_var(
     return (var, mean) if keepdim else (var.squeeze(dims), mean.squeeze(dims))
 
 
+def masked_spread(
+    kind: str, x: Tensor, dims: tuple[int, ...], m: Tensor, correction: float, keepdim: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What torch's functions "var", "std", "var_mean" and "std_mean" return."""
+    var, mean = masked_var(x, dims, m, correction, keepdim)
+    value = var if "var" in kind else var.sqrt()
+    return (value, mean) if kind.endswith("_mean") else value
+
+
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
