@@ -6,13 +6,16 @@ frechet     distance between Gaussians fitted to features of samples and of held
             small classifier trained on the same data: not the Inception FID
 precision, recall   share of samples inside the held-out images' manifold, and the reverse (k nearest neighbours)
 confident   share of samples that the classifier assigns with at least 0.9
-parameters, macs, seconds an image, peak memory
+parameters, macs, images_a_second of one forward, speedup over the dense network in turns with it, activations (bytes,
+the most that one forward of a batch holds beside its weights), energy (J an image, where a counter is found)
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from diffusers import SchedulerMixin
 from diffusion import conditional, noise_errors, sample
 from nets import Classifier
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
@@ -34,7 +38,10 @@ class Bench:
     """A dense network with everything that its pruned copies are measured by.
 
     Attributes:
+        split: what the network is trained on, images or latents.
+        images: the held-out images (n, C, H, W) in [-1, 1].
         noise, labels: what samples are drawn from; `labels` is None for a network without classes.
+        decode: makes images of samples.
         steps: of the sampler.
     """
 
@@ -42,19 +49,21 @@ class Bench:
     scheduler: SchedulerMixin
     split: Split
     classifier: Classifier
+    images: Tensor
     noise: Tensor
     labels: Tensor | None
+    decode: Callable[[Tensor], Tensor]
     steps: int = 25
 
     def drawn(self, net: nn.Module) -> Tensor:
         """Images in [-1, 1] from the same noise and labels each time."""
-        return sample(net, self.scheduler, self.noise, self.labels, self.steps).clamp(-1, 1)
+        return self.decode(sample(net, self.scheduler, self.noise, self.labels, self.steps)).clamp(-1, 1)
 
 
-def losses(net: nn.Module, bench: Bench, repeats: int = 8) -> dict[str, float]:
-    """Mean held-out loss, and that of each quarter of the schedule (0: least noise)."""
-    labels = bench.split.held_out_labels if conditional(net) else None
-    errors, times = noise_errors(net, bench.scheduler, bench.split.held_out, labels, repeats)
+def losses(net: nn.Module, bench: Bench, repeats: int = 8, first: int = 10**9) -> dict[str, float]:
+    """Mean held-out loss (of the first images only), and that of each quarter of the schedule (0: least noise)."""
+    labels = bench.split.held_out_labels[:first] if conditional(net) else None
+    errors, times = noise_errors(net, bench.scheduler, bench.split.held_out[:first], labels, repeats)
     band = times * BANDS // bench.scheduler.config.num_train_timesteps
     by_band = {f"loss, band {b}": float(errors[band == b].mean()) for b in range(BANDS)}
     return {"loss": float(errors.mean()), **by_band}
@@ -65,7 +74,7 @@ def likeness(images: Tensor, reference: Tensor, bench: Bench) -> dict[str, float
     """Of samples to the dense network's samples and to the held-out images."""
     window = 5 if images.shape[-1] < 16 else 11
     metric = StructuralSimilarityIndexMeasure(data_range=2.0, kernel_size=window, sigma=window / 8).to(images.device)
-    own, real = (bench.classifier.features(x) for x in (images, bench.split.held_out))
+    own, real = (bench.classifier.features(x) for x in (images, bench.images))
     certain = bench.classifier(images).softmax(1).amax(1) >= CONFIDENT
     return {
         "ssim": float(metric(images, reference)),
@@ -95,7 +104,7 @@ def inside(points: Tensor, manifold: Tensor, k: int = NEIGHBOURS) -> float:
 
 @torch.no_grad()
 def costs(net: nn.Module, bench: Bench, turns: int = 5) -> dict[str, float]:
-    """Parameters, multiply-accumulates of one image's forward, and seconds of a batch, against the dense one."""
+    """Parameters, multiply-accumulates of one image's forward, and speed and memory of a batch's."""
     given = _arguments(net, bench, 1)
     with FlopCounterMode(display=False) as counter:
         net(**given)
@@ -107,9 +116,32 @@ def costs(net: nn.Module, bench: Bench, turns: int = 5) -> dict[str, float]:
     return {
         "parameters": float(sum(p.numel() for p in net.parameters())),
         "macs": counter.get_total_flops() / 2,
-        "seconds": min(times["net"]),
+        "images_a_second": len(many["timestep"]) / min(times["net"]),
         "speedup": min(times["dense"]) / min(times["net"]),
+        "activations": float(_activations(net, many)),
     }
+
+
+def _activations(net: nn.Module, given: dict[str, Any]) -> int:
+    """Bytes that a forward allocates and holds where it holds most."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        net(**given)
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return int(max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))))
+
+
+def energy(work: Callable[[], Any]) -> tuple[Any, float | None]:
+    """What `work` returns, and the joules it took by the counters of GPUs (NVML) and CPUs (RAPL); None without any."""
+    try:
+        from zeus.monitor import ZeusMonitor
+    except ImportError:  # the extra "energy" is not installed
+        return work(), None
+    monitor = ZeusMonitor()
+    monitor.begin_window("work")
+    out = work()
+    used = monitor.end_window("work")
+    counters = [*used.gpu_energy.values(), *(used.cpu_energy or {}).values()]
+    return out, sum(counters) if counters else None
 
 
 def _seconds(net: nn.Module, given: dict[str, Any]) -> float:

@@ -3,7 +3,7 @@
 one-shot      cut at step 0, then train
 iterative     hard cuts in rounds while training
 soft          a mask along the gradient flow while training
-torch-pruning its own pruner, as its README shows, at the channel ratio whose parameter count comes nearest; then train
+torch-pruning its own pruner, as its README shows, at the channel ratio whose cost comes nearest; then train
 scratch       the architecture that one-shot magnitude leaves, with fresh weights
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune import Scheduler
@@ -25,6 +26,7 @@ from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.soft import Soft
 
 Loss = Callable[[nn.Module, Any], Tensor]
+Cut = Callable[[nn.Module, float, str, list[Any], Loss, int], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,26 @@ class Method:
 
     criterion: Any = "magnitude"
     scheduler: Scheduler | None = None
-    cut: Callable[[nn.Module, float, list[Any], Loss, int], nn.Module] | None = None
+    cut: Cut | None = None
 
 
-def size(net: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in net.parameters())
+def size(net: nn.Module, of: str, data: list[Any]) -> float:
+    """Number of parameters, or of multiply-accumulates of one image."""
+    if of == "params":
+        return sum(p.numel() for p in net.parameters())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(**_example(data))
+    return counter.get_total_flops() / 2
 
 
-def scratch(net: nn.Module, ratio: float, data: list[Any], loss: Loss, seed: int) -> nn.Module:
+def _example(data: list[Any]) -> dict[str, Any]:
+    image = data[0][0][:1]
+    return {"sample": image, "timestep": torch.tensor([10], device=image.device)}
+
+
+def scratch(net: nn.Module, ratio: float, of: str, data: list[Any], loss: Loss, seed: int) -> nn.Module:
     """The small architecture with the initialisation of its own layers."""
-    small = fxprune.prune(net, "magnitude", ratio, progress=False, verify=False)
+    small = fxprune.prune(net, "magnitude", ratio, of=of, progress=False, verify=False)
     torch.manual_seed(seed)
     for module in small.modules():
         if callable(reset := getattr(module, "reset_parameters", None)):
@@ -51,16 +62,17 @@ def scratch(net: nn.Module, ratio: float, data: list[Any], loss: Loss, seed: int
     return small
 
 
-def torch_pruning(importance: str) -> Callable[[nn.Module, float, list[Any], Loss, int], nn.Module]:
-    """Torch-Pruning's BasePruner; its ratio is of channels, so the one that meets the parameter count is searched."""
+def torch_pruning(importance: str) -> Cut:
+    """Torch-Pruning's BasePruner; its ratio is of channels, so the one that meets the cost is searched."""
 
-    def cut(net: nn.Module, ratio: float, data: list[Any], loss: Loss, seed: int) -> nn.Module:
+    def cut(net: nn.Module, ratio: float, of: str, data: list[Any], loss: Loss, seed: int) -> nn.Module:
         low, high, found = 0.0, 0.95, []
         for _ in range(7):
             middle = (low + high) / 2
             small = _torch_pruned(net, importance, middle, data, loss)
-            found.append((abs(1 - size(small) / size(net) - ratio), len(found), small))
-            low, high = (middle, high) if size(small) > (1 - ratio) * size(net) else (low, middle)
+            left = size(small, of, data) / size(net, of, data)
+            found.append((abs(1 - left - ratio), len(found), small))
+            low, high = (middle, high) if left > 1 - ratio else (low, middle)
         return min(found)[2]
 
     return cut
@@ -71,11 +83,9 @@ def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any]
     from diffusers.models.resnet import Downsample2D, Upsample2D
 
     small = deepcopy(net).train()
-    image = data[0][0][:1]
-    inputs = {"sample": image, "timestep": torch.tensor([10], device=image.device)}
     kinds = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
     pruner = tp.pruner.BasePruner(
-        small, inputs, importance=kinds[importance](), pruning_ratio=ratio, ignored_layers=[small.conv_out]
+        small, _example(data), importance=kinds[importance](), pruning_ratio=ratio, ignored_layers=[small.conv_out]
     )
     if importance == "taylor":
         sum(loss(small, batch) for batch in data).backward()  # type: ignore[union-attr]

@@ -29,7 +29,7 @@ import torch
 from rich.progress import Progress
 
 RATIOS = (0.3, 0.44, 0.6, 0.75)
-KEY = ("task", "method", "ratio", "seed", "steps")
+KEY = ("task", "of", "method", "ratio", "seed", "steps")
 
 
 def options() -> argparse.Namespace:
@@ -40,12 +40,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--classifier", type=Path, required=True, help="folder that train.py --model classifier wrote")
     parser.add_argument("--data", default=None, help="the file that data.py wrote (not for digits)")
     parser.add_argument("--methods", help="comma-separated; all by default")
-    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="shares of the parameters that go")
+    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="shares of the cost that go")
+    parser.add_argument("--of", choices=("params", "macs"), default="params", help="the cost")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=400, help="training steps in all, the same for every method")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--watched", type=int, default=10**9, help="held-out images for the curve of the loss")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="train under autocast; pruning and measures stay float32"
+    )
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
@@ -60,6 +65,7 @@ def bench_of(chosen: argparse.Namespace) -> Any:
     """The dense network and what to measure with."""
     import data
     import nets
+    import tasks
     from diffusers import DDPMScheduler
     from measure import Bench
 
@@ -75,18 +81,37 @@ def bench_of(chosen: argparse.Namespace) -> Any:
         part = "transformer" if chosen.task == "dit" else "unet"
         dense = nets.load(chosen.task, chosen.dense / part)
         scheduler = DDPMScheduler.from_pretrained(chosen.dense / "scheduler")
+    dense = dense.to(chosen.device)
+    decode = tasks.as_it_is
+    images = split.held_out
+    if chosen.task == "ldm":
+        vae = nets.load("vae", chosen.dense / "vae").to(chosen.device)
+        latents = tasks.latent(split, vae, 0)
+        split, decode = latents.split, latents.decode
     shape = (chosen.samples, *split.train.shape[1:])
     labels = None
     if chosen.task == "dit":
         labels = torch.randint(len(split.categories), (chosen.samples,), generator=generator).to(chosen.device)
     noise = torch.randn(shape, generator=generator).to(chosen.device)
-    return Bench(dense.to(chosen.device), scheduler, split, classifier, noise, labels)
+    return Bench(dense, scheduler, split, classifier, images, noise, labels, decode)
+
+
+def drawn_by_dense(chosen: argparse.Namespace) -> Any:
+    """The dense network's samples, drawn once for all runs."""
+    from data import CACHE
+
+    file = CACHE / f"{chosen.task}-{chosen.samples}-{chosen.device}.pt"
+    if not file.exists():
+        bench = bench_of(chosen)
+        CACHE.mkdir(exist_ok=True)
+        torch.save(bench.drawn(bench.dense), file)
+    return torch.load(file)
 
 
 def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[str, Any]:
     """Prune and train by one method, and measure."""
     from diffusion import conditional, training_loss
-    from measure import costs, likeness, losses
+    from measure import costs, energy, likeness, losses
     from methods import METHODS
     from training import batches
 
@@ -105,21 +130,23 @@ def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[
     net, pruner = deepcopy(bench.dense), None
     start = time.perf_counter()
     if method.cut is not None:
-        net = method.cut(net, ratio, data, loss, seed)
+        net = method.cut(net, ratio, chosen.of, data, loss, seed)
     elif method.scheduler is None:
-        net = fxprune.prune(net, method.criterion, ratio, data=data, loss=loss, seed=seed, progress=False)
+        net = fxprune.prune(net, method.criterion, ratio, of=chosen.of, data=data, loss=loss, seed=seed, progress=False)
     else:
         pruner = fxprune.Pruner(
-            net, method.scheduler, method.criterion, ratio, steps=chosen.steps, data=data, loss=loss, seed=seed
-        )
-    at_once = losses(net.eval(), bench, 2)["loss"]
+            net, method.scheduler, method.criterion, ratio, of=chosen.of, steps=chosen.steps, data=data, loss=loss,
+            seed=seed,
+        )  # fmt: skip
+    at_once = losses(net.eval(), bench, 2, chosen.watched)["loss"]
     optimizer = torch.optim.AdamW(net.train().parameters(), chosen.rate)
     curve = []
     for step in range(chosen.steps):
         for group in optimizer.param_groups:
             falling = 0.5 * (1 + math.cos(math.pi * step / chosen.steps))
             group["lr"] = chosen.rate * min(1.0, (step + 1) / 20) * falling
-        value = loss(net, next(feed))
+        with torch.autocast(bench.noise.device.type, torch.bfloat16, enabled=chosen.bfloat16):
+            value = loss(net, next(feed))
         value.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
@@ -129,26 +156,30 @@ def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[
                 pruner.step(loss=value)
         if (step + 1) % max(1, chosen.steps // 10) == 0:
             with torch.random.fork_rng():
-                curve.append((step + 1, losses(net.eval(), bench, 2)["loss"]))
+                curve.append((step + 1, losses(net.eval(), bench, 2, chosen.watched)["loss"]))
                 net.train()
     seconds = time.perf_counter() - start
     small = net if pruner is None else pruner.finish()
     small = small.eval()
-    drawn = bench.drawn(small)
+    drawn, joules = energy(lambda: bench.drawn(small))
     return {
         "task": chosen.task,
+        "of": chosen.of,
         "method": name,
         "ratio": ratio,
         "seed": seed,
         "steps": chosen.steps,
         **losses(small, bench),
-        **likeness(drawn, bench.drawn(bench.dense), bench),
+        **likeness(drawn, drawn_by_dense(chosen), bench),
         **costs(small, bench),
+        "energy": None if joules is None else joules / chosen.samples,
         "loss before training": at_once,
         "curve": curve,
         "run seconds": seconds,
         "device": torch.cuda.get_device_name() if chosen.device == "cuda" else platform.machine() + " CPU",
         "torch": torch.__version__,
+        "batch": chosen.batch,
+        "training dtype": "bfloat16" if chosen.bfloat16 else "float32",
     }
 
 
@@ -168,7 +199,14 @@ def wanted(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
         there = {tuple(r[k] for k in KEY) for r in rows if "error" not in r}
     ratios, seeds = map(float, chosen.ratios.split(",")), map(int, chosen.seeds.split(","))
     for seed, ratio, name in itertools.product(seeds, tuple(ratios), names):
-        row = {"task": chosen.task, "method": name, "ratio": ratio, "seed": seed, "steps": chosen.steps}
+        row = {
+            "task": chosen.task,
+            "of": chosen.of,
+            "method": name,
+            "ratio": ratio,
+            "seed": seed,
+            "steps": chosen.steps,
+        }
         if tuple(row.values()) not in there:
             yield row
 
@@ -182,6 +220,8 @@ def main() -> None:
         print(json.dumps(run(chosen, row["method"], row["ratio"], row["seed"])))
         return
     rows, lock = list(wanted(chosen)), Lock()
+    if rows:
+        drawn_by_dense(chosen)
     with Progress() as progress, ThreadPoolExecutor(chosen.jobs) as pool:
         bar = progress.add_task(chosen.task, total=len(rows))
 
