@@ -4,7 +4,8 @@ A new folder is filled beside the one that it replaces.  Two renames put it ther
 
     DIR -> .DIR.<token>.old        .DIR.<token>.new -> DIR        then the old one goes
 
-An error in between puts the old folder back.  A kill in between leaves both whole, under these names.
+An error in between puts the old folder back.  A kill in between leaves both whole, under these names.  What a kill left
+and nobody has written to for an hour goes when the same folder is next written; a copy of DIR only once DIR is there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,9 @@ from fxprune.card import CARD, is_own
 from fxprune.errors import SaveError
 from fxprune.saved import HEADER, SavedPipeline, read
 from fxprune.weights import INDEX, files
+
+DIGITS = 8  # of a token
+STALE = 3600.0  # seconds without a write, after which nobody is writing
 
 
 def claim(directory: str | os.PathLike[str]) -> Path:
@@ -65,7 +70,7 @@ def replacing(directory: str | os.PathLike[str]) -> Iterator[Path]:
         SaveError: see `claim`; or the disk refuses.
     """
     path = claim(directory)
-    token = uuid.uuid4().hex[:8]
+    token = uuid.uuid4().hex[:DIGITS]
     new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
     try:
         new.mkdir(parents=True)
@@ -76,6 +81,20 @@ def replacing(directory: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+    for folder in (*_left_by_kills(path, "new"), *_left_by_kills(path, "old")):
+        if time.time() - _last_written(folder) > STALE:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _left_by_kills(path: Path, kind: str) -> list[Path]:
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * DIGITS}.{kind}"))
+
+
+def _last_written(folder: Path) -> float:
+    try:
+        return max(p.stat().st_mtime for p in (folder, *folder.rglob("*")))
+    except OSError:  # somebody writes, or removes it
+        return time.time()
 
 
 def _swap(path: Path, new: Path, old: Path) -> None:
@@ -92,5 +111,5 @@ def _swap(path: Path, new: Path, old: Path) -> None:
 def interrupted(directory: Path) -> Path | None:
     """The folder that a kill between the two renames left in place of `directory`."""
     path = directory.resolve()
-    left = [] if path.exists() else sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
+    left = [] if path.exists() else _left_by_kills(path, "old")
     return left[-1] if left else None

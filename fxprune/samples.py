@@ -1,4 +1,5 @@
-"""Batches taken apart into samples: every tensor whose first axis is the batch's is cut along it."""
+"""Batches taken apart into samples: every tensor whose first axis is the batch's is cut along it, and every list of as
+many texts (prompts)."""
 
 from __future__ import annotations
 
@@ -19,12 +20,17 @@ def take(batch: Any, samples: Sequence[int]) -> Any:
     """A batch of some samples of another; what has another first axis (a number, a table) goes along whole."""
     n = batch_size(batch)
 
+    def texts(x: Any) -> bool:
+        return isinstance(x, (list, tuple)) and len(x) == n and all(isinstance(text, str) for text in x)
+
     def cut(leaf: Any) -> Any:
+        if texts(leaf):
+            return [leaf[i] for i in samples]
         if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != n:
             return leaf
         return leaf[torch.tensor(samples, device=leaf.device)]
 
-    return pytree.tree_map(cut, _plain(batch))
+    return pytree.tree_map(cut, _plain(batch), is_leaf=texts)
 
 
 def _leaves(batch: Any) -> list[Any]:
