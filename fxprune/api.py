@@ -104,7 +104,7 @@ def prune(
     min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
-    scope: str = "global",
+    scope: str | None = None,
     granularity: str = "channel",
     normalize: Normalization | None = None,
     inplace: bool = False,
@@ -171,7 +171,7 @@ def prune(
     check_budget(ratio, target, of)
     limits: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_width": min_width, "max_ratio": max_ratio}
     limits |= {"exact_norms": exact_norms, "scope": scope}
-    Constraints(**limits)  # raises before the work, not after it
+    Constraints(**{k: v for k, v in limits.items() if v is not None})  # raises before the work, not after it
     if steps is not None or training is not None:
         rest = {k: v for k, v in locals().items() if k not in ("model", "scheduler", "steps", "training", "limits")}
         return _trained(model, scheduler_of(scheduler), steps, training, rest)

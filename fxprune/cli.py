@@ -123,11 +123,12 @@ def prune(
     ] = None,
     exact_norms: Annotated[bool, typer.Option("--exact-norms", help="Never regroup a group norm.")] = False,
     scope: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Rank all channels together (global), one structure (isomorphic), or each group alone (local)."
+            help="Rank all channels by score per cost (knapsack) or by score (global), those of one structure "
+            "(isomorphic), or each group alone (local)."
         ),
-    ] = "global",
+    ] = None,
     granularity: Annotated[
         str, typer.Option(help="What goes: single channels (channel), whole residual branches (block), or both.")
     ] = "channel",

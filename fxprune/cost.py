@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 from torch import fx
 
 from fxprune.channels import ChannelGraph
@@ -22,6 +23,7 @@ from fxprune.terms import Floats, Product, terms_of
 
 COUNTED = ("params", "macs", "channels", "memory")  # known from the graph alone
 MEASURES = (*COUNTED, "latency")
+TRIFLE = 1e-12  # of the whole cost: what a channel without a price counts
 
 
 class Cost(Protocol):
@@ -130,3 +132,16 @@ class CostModel:
             self._costs[measure] = _COSTS[measure](self.graph)
         outside = self.graph.outside if measure == "params" else 0
         return outside + self._costs[measure].total(removed)
+
+    def prices(self, measure: str) -> Floats:
+        """What a channel of each group costs: what goes with half of the group, over their number; at least a trifle.
+
+        Raises:
+            BudgetError: for an unknown measure.
+        """
+        halves = np.array([max(1, len(g) // 2) for g in self.graph.groups], float)
+        dense = self.of(measure, np.zeros(len(halves)))
+        gone = np.diag(halves)
+        each = np.array([dense - self.of(measure, row) for row in gone]) / halves
+        prices: Floats = np.maximum(each, TRIFLE * max(dense, 1.0))
+        return prices

@@ -18,7 +18,7 @@ from fxprune.errors import BudgetError, CriterionError
 from fxprune.labels import Bools
 from fxprune.moves import Moves, sequences
 from fxprune.plan import NormChange, Plan
-from fxprune.ranking import Curves, by_harm, keys
+from fxprune.ranking import Curves, by_harm, keys, per_cost, scope_of
 from fxprune.rounding import best_width, multiple
 from fxprune.score import Scores
 from fxprune.search import Cut, Met, Queue, meet, queue
@@ -41,7 +41,7 @@ def plan(
     min_width: int = 1,
     max_ratio: float | None = None,
     exact_norms: bool = False,
-    scope: str = "global",
+    scope: str | None = None,
     granularity: str = "channel",
 ) -> Plan:
     """Choose the channels, or the blocks, that go.
@@ -64,8 +64,9 @@ def plan(
         max_ratio: largest share of its channels that one group may lose, unless `ratios` says otherwise; None: 0.9, or
             all but one channel where the ratio cannot be reached otherwise.
         exact_norms: never regroup a group norm.
-        scope: "global" ranks all channels together, "local" each group by itself, "isomorphic" groups of the same
-            structure together, where every such class loses the same share.
+        scope: "knapsack" ranks all channels together by score per unit of `of`, "global" by score alone, "local" each
+            group by itself, "isomorphic" groups of the same structure together, where every such class loses the same
+            share. None: "knapsack" where the scores add up (`Scores.additive`; not for memory), else "global".
         granularity: "channel"; "block": residual branches go whole, none is narrowed; "both": blocks for at most half
             of the budget, channels for the rest.
 
@@ -74,14 +75,19 @@ def plan(
         CriterionError: where scores are missing or not finite.
         InputsError: where `ignore` holds something else than names and types.
     """
+    scope = scope_of(scope, scores, of)
     options = {k: v for k, v in locals().items() if k not in ("graph", "scores", "ratio", "target", "granularity")}
     others = Constraints(ratios, as_items(ignore), multiple(round_to), min_width, max_ratio, exact_norms, scope)
     cost = CostModel(graph)
     asked = asked_share(cost, ratio, target, of)
     if granularity != "channel":
         return plan_depth(graph, scores, asked, of, others.ignore, granularity, functools.partial(plan, **options))
-    values = _checked(graph, scores.values if isinstance(scores, Scores) else scores)
-    name = scores.criterion if isinstance(scores, Scores) else "given scores"
+    if not isinstance(scores, Scores):
+        scores = Scores(scores, "given scores")
+    values = _checked(graph, scores.values)
+    if scope == "knapsack":
+        values = per_cost(cost, of, values, scores.unscored)
+    name = scores.criterion
     if asked is None and not others.stated:
         raise BudgetError(f"no budget is given: pass ratio=, the share of {of} to remove, or target=, what is to stay")
 

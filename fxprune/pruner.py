@@ -22,6 +22,7 @@ from fxprune.errors import InputsError, PluginError
 from fxprune.history import History, Told
 from fxprune.live import LiveMasks
 from fxprune.plain import lively, plain
+from fxprune.ranking import per_cost, scope_of
 from fxprune.report import attach, report
 from fxprune.saliency import Normalization
 from fxprune.schedule import Flow, Problem, Scheduler, scheduler_of
@@ -103,6 +104,9 @@ class Pruner(Generic[M]):
         adapter = find_adapter(self.net)
         self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
         self.loss = loss or adapter.loss_of(self.net, seed)
+        self.scope = limits.pop("scope", None)
+        if self.scope not in (None, "knapsack", "global"):
+            limits["scope"] = self.scope  # ranked by the planner; costs count below
         limits["ignore"] = (*named(self.net, limits.get("ignore", ())), *adapter.protect(self.net))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
@@ -194,7 +198,11 @@ class Pruner(Generic[M]):
                 progress=self.progress,
             )
         self.scored = scores.criterion
-        return self._agreed(scores.values)
+        of = self.problem.of
+        weighed = scope_of(self.scope, scores, of) == "knapsack"
+        return self._agreed(
+            per_cost(self.problem.cost, of, scores.values, scores.unscored) if weighed else scores.values
+        )
 
     def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
         """The mean over processes (which the built-in criteria have taken already), the same bits in each of them."""

@@ -1,6 +1,7 @@
 """In which order moves are tried: by their scores, or by the share that their part has lost.
 
 global        all moves by score
+knapsack      all moves by score per unit of cost (scores come divided, see `per_cost`)
 local         every part by itself: the same share of each
 isomorphic    parts of the same structure together, by score; every such class loses the same share
 a table       by the harm that the share has done, as `fxprune.sensitivity` measured it: the same harm to each
@@ -9,24 +10,26 @@ a table       by the harm that the share has done, as `fxprune.sensitivity` meas
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
+from fxprune.cost import CostModel
 from fxprune.moves import Moves
 from fxprune.rules.op import op_name
+from fxprune.score import Scores
 
 Floats = npt.NDArray[np.float64]
-SCOPES = ("global", "local", "isomorphic")
+SCOPES = ("knapsack", "global", "local", "isomorphic")
 
 
 def keys(graph: ChannelGraph, parts: Sequence[Moves], scope: str) -> list[Floats]:
     """One number a move of every part, not falling along a part; the lowest are tried first."""
     scores = [np.maximum.accumulate(seq.score) for seq in parts]  # a later move waits for an earlier, dearer one
-    if scope == "global":
+    if scope in ("knapsack", "global"):
         return scores
     kinds: list[Hashable] = list(range(len(parts)))
     if scope == "isomorphic":
@@ -42,6 +45,27 @@ def keys(graph: ChannelGraph, parts: Sequence[Moves], scope: str) -> list[Floats
         for i, piece in zip(members, np.split(share, np.cumsum([len(parts[i]) for i in members])[:-1]), strict=True):
             out[i] = piece
     return out
+
+
+def per_cost(cost: CostModel, of: str, values: Mapping[str, Floats], unscored: Sequence[str] = ()) -> dict[str, Floats]:
+    """Scores divided by what a channel of their group costs, by group; groups without a score stay the last.
+
+    Where scores add up, taking the lowest of these first loses the least score for the cost that goes: the greedy
+    solution of the knapsack problem.
+
+    Source: Dantzig, Discrete-Variable Extremum Problems, Operations Research 1957; for channels and their latency Shen
+    et al., Structural Pruning via Latency-Saliency Knapsack, NeurIPS 2022.
+    """
+    names = [g.name for g in cost.graph.groups]
+    out = {n: values[n] / price for n, price in zip(names, cost.prices(of), strict=True)}
+    top = max((float(v.max()) for n, v in out.items() if len(v) and n not in unscored), default=0.0)
+    return {n: np.full(len(v), top) if n in unscored else v for n, v in out.items()}
+
+
+def scope_of(scope: str | None, scores: Scores | Mapping[str, Floats], of: str) -> str:
+    """The scope that was asked for, or the one that suits the scores."""
+    adds_up = isinstance(scores, Scores) and scores.additive and of != "memory"  # only at its peak does memory cost
+    return scope or ("knapsack" if adds_up else "global")
 
 
 class Curves(Protocol):

@@ -54,12 +54,14 @@ class Scores:
         criterion: what scored them, for people and for the saved plan.
         unscored: groups about which the criterion had nothing to say; their channels have the largest score there is.
         blocks: block name -> sum of the saliencies of all tensors that go with it.
+        additive: whether the scores of several channels add up, so that `plan` may weigh them against what they cost.
     """
 
     values: Mapping[str, Floats]
     criterion: str
     unscored: tuple[str, ...] = ()
     blocks: Mapping[str, float] = field(default_factory=dict)
+    additive: bool = False
 
     def __post_init__(self) -> None:
         copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
@@ -72,6 +74,7 @@ class Scores:
             isinstance(other, Scores)
             and self.criterion == other.criterion
             and self.blocks == other.blocks
+            and self.additive == other.additive
             and self.values.keys() == other.values.keys()
             and all(np.array_equal(v, other.values[name]) for name, v in self.values.items())
         )
@@ -92,7 +95,7 @@ class Scores:
     def to_json(self) -> str:
         """The scores as JSON text; `from_json` gives equal scores."""
         values = {k: v.tolist() for k, v in self.values.items()}
-        rest = {"unscored": self.unscored, "blocks": dict(self.blocks)}
+        rest = {"unscored": self.unscored, "blocks": dict(self.blocks), "additive": self.additive}
         return json.dumps({"criterion": self.criterion, "values": values, **rest})
 
     @classmethod
@@ -100,7 +103,8 @@ class Scores:
         """The scores that `to_json` wrote."""
         held = json.loads(text)
         values = {k: np.array(v, np.float64) for k, v in held["values"].items()}
-        return cls(values, held["criterion"], tuple(held.get("unscored", ())), held.get("blocks", {}))
+        rest = held.get("blocks", {}), held.get("additive", False)
+        return cls(values, held["criterion"], tuple(held.get("unscored", ())), *rest)
 
 
 def score(
@@ -165,7 +169,8 @@ def score(
     unscored = tuple(g.name for g in graph.groups if g.name not in values)
     top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)
     filled = {g.name: values.get(g.name, np.full(len(g), top)) for g in graph.groups}
-    return Scores(filled, name, unscored, blocks)
+    summed = reduce == "sum" and normalize == "none" and not any(g.name in returned for g in graph.groups)
+    return Scores(filled, name, unscored, blocks, summed)
 
 
 def _called(call: Criterion, ctx: Context) -> Any:
