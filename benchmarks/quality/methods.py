@@ -5,6 +5,9 @@ iterative     hard cuts in rounds while training
 soft          a mask along the gradient flow while training
 torch-pruning its own pruner, as its README shows, at the channel ratio whose cost comes nearest; then train
 scratch       the architecture that one-shot magnitude leaves, with fresh weights
+
+One-shot methods rank channels by their scores, as published; those "per cost", and all that prune while training, by
+score per unit of the cost, which is this library's default (`scope="knapsack"`).
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ Cut = Callable[[nn.Module, float, str, list[Any], Loss, int], nn.Module]
 
 @dataclass(frozen=True)
 class Method:
-    """A scheduler (None: cut first) with a criterion, or a function that cuts."""
+    """A scheduler (None: cut first) with a criterion and how its scores are ranked, or a function that cuts."""
 
     criterion: Any = "magnitude"
     scheduler: Scheduler | None = None
     cut: Cut | None = None
+    scope: str | None = None
 
 
 def size(net: nn.Module, of: str, data: list[Any]) -> float:
@@ -99,11 +103,14 @@ def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any]
 
 METHODS: dict[str, Method] = {
     "random": Method("random"),
-    "magnitude": Method("magnitude"),
-    "taylor": Method("taylor"),
-    "diff-pruning": Method(DiffPruning()),
-    "gradflow": Method(GradFlow()),
-    "gradflow preserving": Method(GradFlow(preserve=True)),
+    "magnitude": Method("magnitude", scope="global"),
+    "taylor": Method("taylor", scope="global"),
+    "diff-pruning": Method(DiffPruning(), scope="global"),
+    "gradflow": Method(GradFlow(), scope="global"),
+    "gradflow preserving": Method(GradFlow(preserve=True), scope="global"),
+    "taylor per cost": Method("taylor"),
+    "diff-pruning per cost": Method(DiffPruning()),
+    "gradflow preserving per cost": Method(GradFlow(preserve=True)),
     "torch-pruning magnitude": Method(cut=torch_pruning("magnitude")),
     "torch-pruning taylor": Method(cut=torch_pruning("taylor")),
     "scratch": Method(cut=scratch),
