@@ -132,7 +132,17 @@ def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[
     if method.cut is not None:
         net = method.cut(net, ratio, chosen.of, data, loss, seed)
     elif method.scheduler is None:
-        net = fxprune.prune(net, method.criterion, ratio, of=chosen.of, data=data, loss=loss, seed=seed, progress=False)
+        net = fxprune.prune(
+            net,
+            method.criterion,
+            ratio,
+            of=chosen.of,
+            scope=method.scope,
+            data=data,
+            loss=loss,
+            seed=seed,
+            progress=False,
+        )
     else:
         pruner = fxprune.Pruner(
             net, method.scheduler, method.criterion, ratio, of=chosen.of, steps=chosen.steps, data=data, loss=loss,
