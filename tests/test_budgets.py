@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -12,9 +13,11 @@ from test_api import Heads
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.cost import CostModel
 from fxprune.moves import Moves
 from fxprune.planner import nearest_cut
 from fxprune.ranking import structures
+from fxprune.score import Scores
 from fxprune.search import meet, queue
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -276,6 +279,49 @@ def test_isomorphic_groups_are_ranked_together(graph: fxprune.ChannelGraph, scor
     assert made.achieved == pytest.approx(0.3, abs=0.005)
     local = fxprune.plan(graph, skewed, 0.3, scope="local")
     assert lost(local, A) == pytest.approx(lost(local, B), abs=1 / 24 + 1 / 40)
+
+
+@pytest.mark.parametrize(("of", "by_hand"), [("params", (289, 161, 21)), ("macs", (2 * 18432, 2 * 10240, 2 * 20))])
+def test_prices(graph: fxprune.ChannelGraph, of: str, by_hand: tuple[int, ...]) -> None:
+    prices = dict(zip((g.name for g in graph.groups), CostModel(graph).prices(of), strict=True))
+    assert tuple(prices[name] for name in (A, C, FC)) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("of", ["params", "macs"])
+def test_the_knapsack_ranks_by_score_per_cost(graph: fxprune.ChannelGraph, scores: Any, of: str) -> None:
+    prices = CostModel(graph).prices(of)
+    dear = {g.name: scores[g.name] * price for g, price in zip(graph.groups, prices, strict=True)}
+    wanted = fxprune.plan(graph, scores, 0.4, of).removed
+    assert fxprune.plan(graph, dear, 0.4, of, scope="knapsack").removed == wanted
+    assert fxprune.plan(graph, Scores(dear, "dear", additive=True), 0.4, of).removed == wanted
+    assert fxprune.plan(graph, dear, 0.4, of).removed != wanted
+
+
+def test_what_has_no_score_goes_last_from_a_knapsack(graph: fxprune.ChannelGraph, scores: Any) -> None:
+    """The groups that cost most would come first otherwise."""
+    unscored = [g.name for g in graph.groups if g.name not in (A, B)]
+    made = fxprune.plan(graph, Scores(scores, "partial", tuple(unscored), additive=True), 0.2)
+    assert STREAM not in made.removed
+    assert lost(made, C) <= 2 / 32  # small moves fill up what is left of the budget
+
+
+def test_scores_in_memory_are_not_weighed(graph: fxprune.ChannelGraph, scores: Any) -> None:
+    weighed = fxprune.plan(graph, Scores(scores, "given scores", additive=True), 0.3, "memory")
+    assert weighed == fxprune.plan(graph, scores, 0.3, "memory")
+
+
+def test_a_run_weighs_scores_as_one_cut_does(net: Net) -> None:
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().mean()
+
+    options: dict[str, Any] = {"data": [X], "loss": loss, "example_inputs": X, "of": "macs"}
+    plans = {}
+    for scope in (None, "global"):
+        plans[scope] = fxprune.report(fxprune.prune(net, "taylor", 0.4, scope=scope, progress=False, **options)).plan
+        pruner = fxprune.Pruner(copy.deepcopy(net), "one_shot", "taylor", 0.4, steps=1, scope=scope, **options)
+        pruner.step()
+        assert fxprune.report(pruner.finish()).plan.removed == plans[scope].removed
+    assert plans[None].removed != plans["global"].removed
 
 
 def test_normalized_scores(net: Net) -> None:

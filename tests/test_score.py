@@ -227,6 +227,16 @@ def test_scores_of_groups_are_taken_as_they_are() -> None:
         np.testing.assert_array_equal(scores.values[name], v)
 
 
+def test_scores_add_up_where_they_are_sums_over_elements() -> None:
+    net, graph = made("residual")
+    given = {g.name: np.arange(len(g)) for g in graph.groups}
+    assert score(graph, net, noise).additive
+    assert not score(graph, net, noise, reduce="mean").additive
+    assert not score(graph, net, noise, normalize="mean").additive
+    assert not score(graph, net, lambda ctx: given).additive
+    assert not score(graph, net, "magnitude").additive
+
+
 def test_scores_print_compare_and_survive_json() -> None:
     net, graph = made("residual")
     scores = score(graph, net, noise)

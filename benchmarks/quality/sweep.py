@@ -129,25 +129,13 @@ def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[
     data = [next(feed) for _ in range(2)]
     net, pruner = deepcopy(bench.dense), None
     start = time.perf_counter()
+    how: dict[str, Any] = {"of": chosen.of, "data": data, "loss": loss, "seed": seed, "progress": False}
     if method.cut is not None:
         net = method.cut(net, ratio, chosen.of, data, loss, seed)
     elif method.scheduler is None:
-        net = fxprune.prune(
-            net,
-            method.criterion,
-            ratio,
-            of=chosen.of,
-            scope=method.scope,
-            data=data,
-            loss=loss,
-            seed=seed,
-            progress=False,
-        )
+        net = fxprune.prune(net, method.criterion, ratio, scope=method.scope, **how)
     else:
-        pruner = fxprune.Pruner(
-            net, method.scheduler, method.criterion, ratio, of=chosen.of, steps=chosen.steps, data=data, loss=loss,
-            seed=seed,
-        )  # fmt: skip
+        pruner = fxprune.Pruner(net, method.scheduler, method.criterion, ratio, steps=chosen.steps, **how)
     at_once = losses(net.eval(), bench, 2, chosen.watched)["loss"]
     optimizer = torch.optim.AdamW(net.train().parameters(), chosen.rate)
     curve = []
