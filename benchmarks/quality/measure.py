@@ -144,6 +144,12 @@ def energy(work: Callable[[], Any]) -> tuple[Any, float | None]:
     return out, sum(counters) if counters else None
 
 
+def widths(net: nn.Module, dense: nn.Module) -> dict[str, float]:
+    """Share of the output channels that every weight (of two axes or more) has kept, in the network's order."""
+    left = dict(net.named_parameters())
+    return {n: len(left[n]) / len(p) for n, p in dense.named_parameters() if p.dim() > 1 and n in left}
+
+
 def _seconds(net: nn.Module, given: dict[str, Any]) -> float:
     cuda = given["sample" if "sample" in given else "hidden_states"].is_cuda
     if cuda:

@@ -8,6 +8,7 @@ Every figure is a mean over seeds, with half the range between the lowest and th
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from typing import Any
 
 COLUMNS = {
     "loss": ("held-out loss", "{:.4f}"),
+    "bands": ("by quarter of the schedule, least noise first", "{}"),
     "ssim": ("SSIM to dense", "{:.3f}"),
     "frechet": ("Fréchet distance*", "{:.2f}"),
     "precision": ("precision", "{:.2f}"),
@@ -24,9 +26,15 @@ COLUMNS = {
     "confident": ("confident", "{:.2f}"),
     "parameters": ("parameters", "{:,.0f}"),
     "macs": ("MACs", "{:,.0f}"),
+    "speedup": ("speed-up", "{:.2f}"),
+    "images_a_second": ("images/s", "{:.0f}"),
+    "activations": ("activations, MiB", "{:.1f}"),
+    "energy": ("J an image", "{:.2g}"),
     "reached": ("steps to the best one-shot loss", "{:.0f}"),
 }
 ONE_SHOT = ("random", "magnitude", "taylor", "diff-pruning", "torch-pruning magnitude", "torch-pruning taylor")
+BANDS = 4
+COSTS = {"params": "parameters", "macs": "MACs"}
 TASKS = {"digits": "Digits DDPM", "ddpm": "Emoji DDPM", "ldm": "Emoji LDM", "dit": "Emoji DiT"}
 Rows = list[dict[str, Any]]
 
@@ -41,7 +49,7 @@ def by(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], Rows
 
 def reached(rows: Rows) -> None:
     """Add to every row the step from which its held-out loss stays below the best one-shot baseline's last, or None."""
-    for same in by(rows, "task", "ratio", "steps").values():
+    for same in by(rows, "task", "of", "ratio", "steps").values():
         finals = [fmean(r["curve"][-1][1] for r in own) for (m,), own in by(same, "method").items() if m in ONE_SHOT]
         for row in same:
             row["reached"] = None
@@ -53,6 +61,8 @@ def reached(rows: Rows) -> None:
 
 def cell(rows: Rows, key: str, form: str) -> str:
     """Mean and half range over the seeds; a dash where a run never got there."""
+    if key == "bands":
+        return " / ".join(f"{fmean(r[f'loss, band {b}'] for r in rows):.3f}" for b in range(BANDS))
     values = [r.get(key) for r in rows]
     if any(v is None for v in values):
         return "–"
@@ -63,83 +73,112 @@ def cell(rows: Rows, key: str, form: str) -> str:
 def table(rows: Rows) -> str:
     """One line a method, the lowest loss first."""
     methods = by(rows, "method")
+    columns = {k: c for k, c in COLUMNS.items() if k in ("bands", "reached") or any(r.get(k) is not None for r in rows)}
     order = sorted(methods, key=lambda m: fmean(r["loss"] for r in methods[m]))
     lines = [
-        "| method | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
+        "| method | seeds | " + " | ".join(title for title, _ in columns.values()) + " |",
+        "|---" * (len(columns) + 2) + "|",
     ]
     for m in order:
-        cells = [cell(methods[m], key, form) for key, (_, form) in COLUMNS.items()]
-        lines.append(f"| {m[0]} | " + " | ".join(cells) + " |")
+        cells = [cell(methods[m], key, form) for key, (_, form) in columns.items()]
+        lines.append(f"| {m[0]} | {len(methods[m])} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def plots(task: str, rows: Rows, folder: Path) -> list[str]:
-    """Loss against parameters, and against steps at each ratio; names of the files."""
+def plots(name: str, title: str, rows: Rows, folder: Path) -> list[str]:
+    """Loss against MACs; against steps, at each ratio; and the layers' widths at the largest. Names of the files."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     names = []
+
+    def keep(figure: Any, what: str) -> None:
+        names.append(f"quality_{name}_{what}.png")
+        figure.tight_layout()
+        figure.savefig(folder / names[-1], dpi=130)
+        plt.close(figure)
+
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for (method,), own in by(rows, "method").items():
         points = [(fmean(r["macs"] for r in x), fmean(r["loss"] for r in x)) for x in by(own, "ratio").values()]
         axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=3, lw=1, label=method)
-    axes.set(xlabel="MACs of a forward", ylabel="held-out loss", title=TASKS[task])
+    axes.set(xlabel="MACs of a forward", ylabel="held-out loss", title=title)
     axes.legend(fontsize=6)
-    names.append(f"quality_{task}_macs.png")
-    figure.tight_layout()
-    figure.savefig(folder / names[-1], dpi=130)
-    plt.close(figure)
+    keep(figure, "macs")
     ratios = by(rows, "ratio")
-    figure, every = plt.subplots(1, len(ratios), figsize=(4.5 * len(ratios), 3.8), squeeze=False)
+    figure, every = plt.subplots(1, len(ratios), figsize=(4.5 * len(ratios) + 1, 3.8), squeeze=False)
     for axes, ((ratio,), same) in zip(every[0], ratios.items(), strict=True):
         for (method,), own in by(same, "method").items():
             steps = [s for s, _ in own[0]["curve"]]
             axes.plot(steps, [fmean(r["curve"][i][1] for r in own) for i in range(len(steps))], lw=1, label=method)
-        low = min(r["loss"] for r in same)
-        axes.set(title=f"{ratio:.0%} of parameters removed", xlabel="training steps", ylim=(0.97 * low, 1.4 * low))
+        low = min(r["curve"][-1][1] for r in same)
+        axes.set(title=f"{ratio:.0%} removed", xlabel="training steps", ylim=(0.95 * low, 1.4 * low))
     every[0][0].set_ylabel("held-out loss")
     every[0][-1].legend(fontsize=6)
-    names.append(f"quality_{task}_steps.png")
-    figure.tight_layout()
-    figure.savefig(folder / names[-1], dpi=130)
-    plt.close(figure)
+    keep(figure, "steps")
+    if wide := by((r for r in rows if r.get("widths") and r["ratio"] == max(ratios)[0]), "method"):
+        layers = list(dict.fromkeys(n for own in wide.values() for n in own[0]["widths"]))
+        figure, axes = plt.subplots(figsize=(0.16 * len(layers) + 3, 0.3 * len(wide) + 3.5))
+        table = [[own[0]["widths"].get(n, float("nan")) for n in layers] for own in wide.values()]
+        shown = axes.imshow(table, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+        axes.set_xticks(range(len(layers)), [n.removesuffix(".weight") for n in layers], rotation=90, fontsize=5)
+        axes.set_yticks(range(len(wide)), [m for (m,) in wide], fontsize=7)
+        axes.set_title(f"share of output channels left, {max(ratios)[0]:.0%} removed, first seed", fontsize=8)
+        figure.colorbar(shown)
+        keep(figure, "widths")
     return names
 
 
 def page(rows: Rows, docs: Path) -> str:
-    """The page; its pictures are written beside it."""
+    """The page; its pictures and all rows as CSV are written beside it."""
     reached(rows)
     (docs / "assets").mkdir(parents=True, exist_ok=True)
+    as_csv(rows, docs / "assets" / "quality.csv")
     out = [INTRO]
-    for (task,), own in by(rows, "task").items():
+    for (task, of), own in by(rows, "task", "of").items():
         first = own[0]
         seeds = sorted({r["seed"] for r in own})
-        out.append(f"## {TASKS[task]}\n")
+        title = f"{TASKS[task]}, equal {COSTS[of]}"
+        out.append(f"## {title}\n")
         out.append(
-            f"{first['steps']} training steps in all for each method, seeds {', '.join(map(str, seeds))}, on a "
-            f"{first['device']}, torch {first['torch']}.\n"
+            f"{first['steps']} training steps of {first['batch']} images ({first['training dtype']}) in all for each "
+            f"method, seeds {', '.join(map(str, seeds))}, on a {first['device']}, torch {first['torch']}.\n"
         )
-        out += [f"![](assets/{name})\n" for name in plots(task, own, docs / "assets")]
+        out += [f"![](assets/{name})\n" for name in plots(f"{task}_{of}", title, own, docs / "assets")]
         for (ratio,), same in by(own, "ratio").items():
-            out.append(f"### {ratio:.0%} of the parameters removed\n\n{table(same)}\n")
+            out.append(f"### {ratio:.0%} of the {COSTS[of]} removed\n\n{table(same)}\n")
     return "\n".join(out)
+
+
+def as_csv(rows: Rows, file: Path) -> None:
+    """Every run as a line; curves and widths stay in the JSON lines."""
+    names = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in ("curve", "widths")]
+    with file.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 INTRO = """# Quality
 
-Trained diffusion models, pruned by every method to the same number of parameters and trained for the same number of
-steps. This page is written by `benchmarks/quality/report.py` from what `make bench-quality` measured.
+Trained diffusion models, pruned by every method to the same cost and trained for the same number of steps. This page and
+[its rows](assets/quality.csv) are written by `benchmarks/quality/report.py` from what `make bench-quality` measured.
 
-Held-out loss is the noise prediction error on images that no model has seen; SSIM compares samples with the dense
-network's samples from the same noise; ± is half the range over the seeds. *The Fréchet distance is taken in the feature
-space of a small classifier trained on the same data; it is not the Inception FID. "gradflow" takes what raises the
-gradient norm, as in the paper; "gradflow preserving" is `GradFlow(preserve=True)`. Methods remove the same number of
-parameters, not of MACs: those that keep early, wide feature maps keep more of these. The last column is the step from
-which a run's held-out loss stays below the last one of the best one-shot baseline (random, magnitude, taylor,
-Diff-Pruning, Torch-Pruning, as far as they ran).
+- Held-out loss: the noise prediction error on images that no model has seen. SSIM: samples against the dense network's
+  from the same noise. ± is half the range over the seeds.
+- *The Fréchet distance is taken in the feature space of a small classifier trained on the same data; it is not the
+  Inception FID. Confident: share of samples that this classifier names with a probability of 0.9 or more.
+- Speed-up: of a forward pass, the dense and the pruned network taking turns, beside other work on the same machine;
+  `benchmarks/speed.py` measures on a quiet one. Activations: the most that this pass holds beside the weights.
+- The last column: the step from which a run's held-out loss stays below the last one of the best one-shot baseline
+  (random, magnitude, taylor, Diff-Pruning, Torch-Pruning, as far as they ran).
+
+Magnitude, taylor, Diff-Pruning and Torch-Pruning rank channels by their scores alone, as published. "Per cost", soft
+and iterative methods divide scores by what a channel costs (`scope="knapsack"`, this library's default). "gradflow" takes
+what raises the gradient norm, as in the paper; "gradflow preserving" takes what changes it least. "scratch" is the
+architecture that magnitude leaves, with fresh weights.
 """
 
 

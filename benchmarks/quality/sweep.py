@@ -47,6 +47,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=8, help="draws of noise and time for each held-out image")
     parser.add_argument("--watched", type=int, default=10**9, help="held-out images for the curve of the loss")
     parser.add_argument(
         "--bfloat16", action="store_true", help="train under autocast; pruning and measures stay float32"
@@ -111,7 +112,7 @@ def drawn_by_dense(chosen: argparse.Namespace) -> Any:
 def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[str, Any]:
     """Prune and train by one method, and measure."""
     from diffusion import conditional, training_loss
-    from measure import costs, energy, likeness, losses
+    from measure import costs, energy, likeness, losses, widths
     from methods import METHODS
     from training import batches
 
@@ -167,10 +168,11 @@ def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[
         "ratio": ratio,
         "seed": seed,
         "steps": chosen.steps,
-        **losses(small, bench),
+        **losses(small, bench, chosen.repeats),
         **likeness(drawn, drawn_by_dense(chosen), bench),
         **costs(small, bench),
         "energy": None if joules is None else joules / chosen.samples,
+        "widths": widths(small, bench.dense),
         "loss before training": at_once,
         "curve": curve,
         "run seconds": seconds,
