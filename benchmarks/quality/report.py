@@ -163,8 +163,8 @@ def as_csv(rows: Rows, file: Path) -> None:
 
 INTRO = """# Quality
 
-Trained diffusion models, pruned by every method to the same cost and trained for the same number of steps. This page and
-[its rows](assets/quality.csv) are written by `benchmarks/quality/report.py` from what `make bench-quality` measured.
+Trained diffusion models, pruned by every method to the same cost and trained for the same number of steps. This page is
+written by `benchmarks/quality/report.py` from what `make bench-quality` measured; [all rows](assets/quality.csv).
 
 - Held-out loss: the noise prediction error on images that no model has seen. SSIM: samples against the dense network's
   from the same noise. ± is half the range over the seeds.
@@ -176,9 +176,9 @@ Trained diffusion models, pruned by every method to the same cost and trained fo
   (random, magnitude, taylor, Diff-Pruning, Torch-Pruning, as far as they ran).
 
 Magnitude, taylor, Diff-Pruning and Torch-Pruning rank channels by their scores alone, as published. "Per cost", soft
-and iterative methods divide scores by what a channel costs (`scope="knapsack"`, this library's default). "gradflow" takes
-what raises the gradient norm, as in the paper; "gradflow preserving" takes what changes it least. "scratch" is the
-architecture that magnitude leaves, with fresh weights.
+and iterative methods divide scores by what a channel costs (`scope="knapsack"`, this library's default). "gradflow"
+takes what raises the gradient norm, as in the paper; "gradflow preserving" takes what changes it least. "scratch" is
+the architecture that magnitude leaves, with fresh weights.
 """
 
 

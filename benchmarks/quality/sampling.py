@@ -1,0 +1,117 @@
+"""Sampling with a pruned pipeline beside the dense one: images from the same noise, and the time it takes.
+
+    python benchmarks/quality/sampling.py prune --data FILE --out DIR [--ratio 0.6] [--steps 400]
+    python benchmarks/quality/sampling.py time --out DIR [--picture FILE]
+
+"prune" takes MACs off the emoji DDPM while it trains and saves the pipeline; "time" loads it and draws with both
+pipelines in turns, on a machine that should be quiet, and prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import data as emoji
+import nets
+import numpy as np
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
+from diffusers.utils import make_image_grid
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from training import batches
+
+import fxprune
+
+DENSE = Path(__file__).with_name("checkpoints") / "ddpm"
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("prune", "time"))
+    parser.add_argument("--data", default=emoji.PREPARED, help="the file that data.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pruned pipeline")
+    parser.add_argument("--ratio", type=float, default=0.6, help="share of the MACs that goes")
+    parser.add_argument("--scope", default="local", help="see fxprune.plan")
+    parser.add_argument("--steps", type=int, default=600, help="of training; the masks move in the first quarter")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--draws", type=int, default=25, help="DDIM steps")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--picture", type=Path, help="where the images go, dense above pruned")
+    return parser.parse_args()
+
+
+def pipeline() -> DDIMPipeline:
+    """The dense one."""
+    noises = DDPMScheduler.from_pretrained(DENSE / "scheduler")
+    return DDIMPipeline(nets.load("ddpm", DENSE / "unet"), DDIMScheduler.from_config(noises.config))
+
+
+def prune(chosen: argparse.Namespace) -> None:
+    """Prune softly while training, and save."""
+    torch.manual_seed(0)
+    split = emoji.load(chosen.data)
+    feed = batches(split.train, split.train_labels, chosen.batch, split.mirrored)
+    stream = [next(feed)[0] for _ in range(chosen.steps)]
+    limits: dict[str, Any] = {"of": "macs", "round_to": 8, "scope": chosen.scope}
+    soft = chosen.steps // 4
+    training = fxprune.Training(soft, after=chosen.steps - soft, learning_rate=3e-4, warmup=20, anneal=True)
+    small = fxprune.prune(
+        pipeline(), "gradflow_preserving", chosen.ratio, scheduler="soft", training=training, data=stream, **limits
+    )
+    fxprune.save_pipeline(small, chosen.out)
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Draw the same images with both, in turns; the fastest turn of each counts."""
+    pipes = {"dense": pipeline(), "pruned": fxprune.load_pipeline(chosen.out)}
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+    drawn: dict[str, Any] = {}
+    for _ in range(chosen.turns):
+        for name, pipe in pipes.items():
+            pipe.set_progress_bar_config(disable=True)
+            start = time.perf_counter()
+            given = {"batch_size": chosen.images, "num_inference_steps": chosen.draws, "output_type": "np"}
+            drawn[name] = pipe(generator=torch.Generator().manual_seed(0), **given).images
+            seconds[name].append(time.perf_counter() - start)
+    if chosen.picture:
+        both = [
+            Image.fromarray((x * 255).round().astype(np.uint8)).resize((96, 96))
+            for x in np.concatenate([*drawn.values()])
+        ]
+        make_image_grid(both, 2 * chosen.images // 8, 8).save(chosen.picture)
+    costs = {name: _costs(pipe.unet) for name, pipe in pipes.items()}
+    return {
+        "seconds": {name: min(s) for name, s in seconds.items()},
+        "speedup": min(seconds["dense"]) / min(seconds["pruned"]),
+        "removed": {k: 1 - costs["pruned"][k] / costs["dense"][k] for k in costs["dense"]},
+        "images": chosen.images,
+        "draws": chosen.draws,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _costs(unet: Any) -> dict[str, float]:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(torch.zeros(1, 3, 32, 32), 0)
+    return {"parameters": sum(p.numel() for p in unet.parameters()), "macs": counter.get_total_flops() / 2}
+
+
+def main() -> None:
+    """Prune, or time."""
+    chosen = options()
+    if chosen.what == "prune":
+        prune(chosen)
+    else:
+        print(json.dumps(measure(chosen)))
+
+
+if __name__ == "__main__":
+    main()
