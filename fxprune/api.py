@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,30 +14,25 @@ from fxprune.compensate import compensated
 from fxprune.constraints import Constraints
 from fxprune.context import Loss
 from fxprune.cost import CostModel
-from fxprune.errors import BudgetError, InputsError, PlanError, RewriteError, VerifyError
+from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.latency import latency_of
+from fxprune.making import Clock, Made, finished, make, reported
 from fxprune.plan import Plan
 from fxprune.planner import asked_share, check_budget
 from fxprune.planner import plan as make_plan
 from fxprune.ranking import Curves
-from fxprune.report import Report, Timing, attach, causes, is_pruned, report
-from fxprune.rewrite import Rewritten, UnsolvedError, rewrite, transplant
-from fxprune.rounding import place_of
+from fxprune.report import report
 from fxprune.saliency import Normalization
 from fxprune.schedule import Scheduler, scheduler_of
 from fxprune.score import Criterion, needs_of, score
 from fxprune.select import Ignore, named
-from fxprune.stopwatch import take_turns
 from fxprune.timesteps import Timesteps
-from fxprune.trace import ExampleInputs, as_inputs, evaluating, whole
-from fxprune.verify import Check, check_dense, same_batches
+from fxprune.trace import ExampleInputs, as_inputs, whole
 
 if TYPE_CHECKING:
     from fxprune.training import Training
 
 M = TypeVar("M")
-Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
-REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
 
@@ -66,21 +58,6 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
     whole(model)
     inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
     return analyse(model, inputs, PREFER[attention])
-
-
-@dataclass
-class _Clock:
-    """Seconds by step."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
 
 
 def prune(
@@ -187,7 +164,7 @@ def prune(
     needs = needs_of(criterion)
     adapter = seeing(find_adapter(model), timesteps)
     net, back = adapter.unwrap(model)
-    clock = _Clock()
+    clock = Clock()
     with clock("trace"):
         graph = trace(net, example_inputs, attention=attention)
     with clock("score"):
@@ -212,8 +189,8 @@ def prune(
                 graph, net, plan, criterion, data=batches, loss=how, seed=seed, progress=progress, reuse=known
             )
 
-    made = _apply(base, graph, planned, clock, verify, strict)
-    pruned: M = back(_finished(net, made, clock, inplace, seed))
+    made = make(base, graph, planned, clock, verify, strict)
+    pruned: M = back(reported(net, made, clock, inplace, seed))
     return pruned
 
 
@@ -283,179 +260,16 @@ def apply(
     return applied
 
 
-def _finished(net: nn.Module, made: _Made, clock: _Clock, inplace: bool, seed: int | None = None) -> nn.Module:
-    """The dense model, with its report."""
-    timing = None
-    if made.plan.of == "latency" and made.check is not None:
-        with clock("confirm"):
-            timing = _timed(net, made)
-    small = transplant(net, made.done.model) if inplace else made.done.model
-    checks = () if made.check is None else (made.check,)
-    told = Report(
-        made.plan,
-        made.done.changes,
-        checks,
-        made.done.forward,
-        made.reason,
-        causes(made.graph),
-        dict(clock.seconds),
-        seed=seed,
-        timing=timing,
-    )
-    attach(small, told.after(report(net)) if is_pruned(net) else told)
-    return small
-
-
-def _timed(net: nn.Module, made: _Made) -> Timing:
-    """Both models, in turns, on the example inputs."""
-    args, kwargs = made.graph.traced.example
-    device = place_of(made.graph)[0]
-    with evaluating(net), evaluating(made.done.model):
-        turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)
-    return Timing(min(turns[0]), min(turns[1]), made.plan.achieved)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A rewritten model with the graph and plan it came from, and why its forward is the graph, if it is."""
-
-    graph: ChannelGraph
-    plan: Plan
-    done: Rewritten
-    check: Check | None
-    reason: str = ""
-
-
 def settled(
     net: nn.Module, ratio: float, of: str, limits: Mapping[str, Any], example: ExampleInputs | None, attention: str
-) -> _Made:
+) -> Made:
     """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach."""
     graph = trace(net, example, attention=attention)
 
     def planned(graph: ChannelGraph) -> Plan:
         return make_plan(graph, score(graph, net, "magnitude"), ratio, of, **limits)
 
-    return _apply(lambda *_: net, graph, planned, _Clock(), verify=True, strict=False)
-
-
-def finished(
-    net: nn.Module,
-    graph: ChannelGraph,
-    plan: Plan,
-    verify: bool,
-    strict: bool,
-    seed: int | None = None,
-    inplace: bool = False,
-) -> nn.Module:
-    """The dense model of a plan that is settled, with its report."""
-
-    def planned(other: ChannelGraph) -> Plan:
-        if other is not graph:
-            raise BudgetError("the plan is settled and cannot be made anew")
-        return plan
-
-    clock = _Clock()
-    made = _apply(lambda *_: net, graph, planned, clock, verify, strict)
-    return _finished(net, made, clock, inplace, seed)
-
-
-def _apply(
-    base: Base,
-    graph: ChannelGraph,
-    planned: Callable[[ChannelGraph], Plan],
-    clock: _Clock,
-    verify: bool,
-    strict: bool,
-) -> _Made:
-    """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`).
-
-    `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
-    """
-    try:
-        plan = first = planned(graph)
-    except BudgetError as e:
-        if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
-            raise
-        return made
-    original, trouble, literals = graph, "", graph.literals
-    for _ in range(REPLANS):
-        try:
-            return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
-        except UnsolvedError as e:
-            trouble = trouble or str(e)
-            graph = graph.holding(e.equation)
-        except VerifyError as e:
-            trouble = trouble or str(e)
-            if stuck := _stuck(base(plan, graph), graph, plan):
-                graph = replace(graph, fixed=graph.fixed | stuck)
-            elif graph.streamed:
-                graph = graph.coarser()
-            elif literals:
-                graph, literals = graph.holding(*literals), ()
-            else:
-                break
-        try:
-            plan = planned(graph)
-        except BudgetError:
-            break
-    if graph.traced.noted:
-        raise RewriteError(
-            f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
-        )
-    if strict:
-        raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
-    return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
-
-
-def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
-    """Blocks of a plan without which, each by itself, the module does not compute what it should."""
-
-    def fails(name: str) -> bool:
-        alone = replace(plan, blocks=(name,), removed={}, norms={})
-        try:
-            return not check_dense(net, rewrite(net, graph, alone).model, graph, alone).ok
-        except (VerifyError, UnsolvedError):
-            return True
-
-    return frozenset(name for name in plan.blocks if fails(name))
-
-
-def _beyond(
-    base: Base,
-    graph: ChannelGraph,
-    planned: Callable[[ChannelGraph], Plan],
-    clock: _Clock,
-    verify: bool,
-    missed: BudgetError,
-) -> _Made | None:
-    """The graph as the forward, where the budget is out of reach only for the sake of the module's own Python."""
-    graph = graph.uncoupled()
-    how_far = "the budget" if missed.reachable is None else f"more than {missed.reachable:.1%}"
-    trouble = f"the forward of {graph.model_class} computes with sizes that couple axes and cannot follow {how_far}"
-    try:
-        plan = planned(graph)
-        return _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
-    except (BudgetError, RewriteError, VerifyError):
-        return None
-
-
-def _attempt(
-    net: nn.Module, graph: ChannelGraph, plan: Plan, clock: _Clock, verify: bool, forward: str, trouble: str
-) -> _Made:
-    with clock("rewrite"):
-        done = rewrite(net, graph, plan, forward=forward)
-    if not verify:
-        return _Made(graph, plan, done, None, trouble)
-    with clock("verify"):
-        check = check_dense(net, done.model, graph, plan)
-    if not check.ok:
-        raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
-    if forward == "graph" and not same_batches(net, done.model, graph):
-        raise RewriteError(
-            f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
-            "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
-        )
-    return _Made(graph, plan, done, check, trouble)
+    return make(lambda *_: net, graph, planned, Clock(), verify=True, strict=False)
 
 
 def calibration(

@@ -22,12 +22,13 @@ from torch import nn
 
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
-from fxprune.api import finished, settled
+from fxprune.api import settled
 from fxprune.channels import ChannelGraph
 from fxprune.compared import Compared, Comparison, Table
 from fxprune.compensate import compensated
 from fxprune.context import Loss, missing
 from fxprune.errors import CriterionError, InputsError
+from fxprune.making import finished
 from fxprune.peak import Peak
 from fxprune.planner import plan as make_plan
 from fxprune.report import report

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from fxprune import ranks
 from fxprune.adapter import find_adapter
-from fxprune.api import finished, settled
+from fxprune.api import settled
 from fxprune.average import Average
 from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph
 from fxprune.errors import InputsError, PluginError
 from fxprune.history import History, Told
 from fxprune.live import LiveMasks
+from fxprune.making import finished
 from fxprune.plain import lively, plain
 from fxprune.ranking import per_cost, scope_of
 from fxprune.report import attach, report
