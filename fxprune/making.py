@@ -1,4 +1,4 @@
-"""From a plan to a dense model with a report: rewrite, verify, and plan anew where the module's Python cannot follow."""
+"""From a plan to a dense model with a report: rewrite, verify, plan anew where the module's Python does not follow."""
 
 from __future__ import annotations
 
