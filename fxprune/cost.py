@@ -141,7 +141,10 @@ class CostModel:
         """
         halves = np.array([max(1, len(g) // 2) for g in self.graph.groups], float)
         dense = self.of(measure, np.zeros(len(halves)))
-        gone = np.diag(halves)
-        each = np.array([dense - self.of(measure, row) for row in gone]) / halves
+        each, gone = np.zeros(len(halves)), np.zeros(len(halves))
+        for g, half in enumerate(halves):
+            gone[g] = half
+            each[g] = (dense - self.of(measure, gone)) / half
+            gone[g] = 0.0
         prices: Floats = np.maximum(each, TRIFLE * max(dense, 1.0))
         return prices
