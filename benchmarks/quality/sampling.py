@@ -38,6 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the pruned pipeline")
     parser.add_argument("--ratio", type=float, default=0.6, help="share of the MACs that goes")
     parser.add_argument("--scope", default="local", help="see fxprune.plan")
+    parser.add_argument("--round-to", type=int, default=32)
     parser.add_argument("--steps", type=int, default=600, help="of training; the masks move in the first quarter")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=16)
@@ -59,7 +60,7 @@ def prune(chosen: argparse.Namespace) -> None:
     split = emoji.load(chosen.data)
     feed = batches(split.train, split.train_labels, chosen.batch, split.mirrored)
     stream = [next(feed)[0] for _ in range(chosen.steps)]
-    limits: dict[str, Any] = {"of": "macs", "round_to": 8, "scope": chosen.scope}
+    limits: dict[str, Any] = {"of": "macs", "round_to": chosen.round_to, "scope": chosen.scope}
     soft = chosen.steps // 4
     training = fxprune.Training(soft, after=chosen.steps - soft, learning_rate=3e-4, warmup=20, anneal=True)
     small = fxprune.prune(

@@ -37,6 +37,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=("digits", "ddpm", "ldm", "dit"), required=True)
     parser.add_argument("--dense", type=Path, help="folder that train.py wrote (not for digits)")
+    parser.add_argument("--vae", type=Path, help="folder that train.py --model vae wrote (for ldm)")
     parser.add_argument("--classifier", type=Path, required=True, help="folder that train.py --model classifier wrote")
     parser.add_argument("--data", default=None, help="the file that data.py wrote (not for digits)")
     parser.add_argument("--methods", help="comma-separated; all by default")
@@ -86,7 +87,7 @@ def bench_of(chosen: argparse.Namespace) -> Any:
     decode = tasks.as_it_is
     images = split.held_out
     if chosen.task == "ldm":
-        vae = nets.load("vae", chosen.dense / "vae").to(chosen.device)
+        vae = nets.load("vae", chosen.vae / "vae").to(chosen.device)
         latents = tasks.latent(split, vae, 0)
         split, decode = latents.split, latents.decode
     shape = (chosen.samples, *split.train.shape[1:])

@@ -50,7 +50,7 @@ class DemoOptions:
     """
 
     ratio: float = 0.4
-    criterion: str = "gradflow"
+    criterion: str = "gradflow_preserving"
     seed: int = 0
     training: TrainOptions = FINE_TUNING
     samples: int = 256
