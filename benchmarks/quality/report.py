@@ -64,6 +64,8 @@ def cell(rows: Rows, key: str, form: str) -> str:
     if key == "bands":
         return " / ".join(f"{fmean(r[f'loss, band {b}'] for r in rows):.3f}" for b in range(BANDS))
     values = [r.get(key) for r in rows]
+    if key == "activations":
+        values = [v / 2**20 for v in values]
     if any(v is None for v in values):
         return "–"
     spread = (max(values) - min(values)) / 2
@@ -93,30 +95,33 @@ def plots(name: str, title: str, rows: Rows, folder: Path) -> list[str]:
     from matplotlib import pyplot as plt
 
     names = []
+    methods = [m for (m,) in by(rows, "method")]
+    look = {m: {"color": plt.get_cmap("tab10")(i % 10), "ls": "-" if i < 10 else "--"} for i, m in enumerate(methods)}
 
     def keep(figure: Any, what: str) -> None:
         names.append(f"quality_{name}_{what}.png")
         figure.tight_layout()
-        figure.savefig(folder / names[-1], dpi=130)
+        figure.savefig(folder / names[-1], dpi=130, bbox_inches="tight")
         plt.close(figure)
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for (method,), own in by(rows, "method").items():
         points = [(fmean(r["macs"] for r in x), fmean(r["loss"] for r in x)) for x in by(own, "ratio").values()]
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=3, lw=1, label=method)
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=3, lw=1, label=method, **look[method])
     axes.set(xlabel="MACs of a forward", ylabel="held-out loss", title=title)
     axes.legend(fontsize=6)
     keep(figure, "macs")
     ratios = by(rows, "ratio")
-    figure, every = plt.subplots(1, len(ratios), figsize=(4.5 * len(ratios) + 1, 3.8), squeeze=False)
+    figure, every = plt.subplots(1, len(ratios), figsize=(4.5 * len(ratios) + 2.5, 3.8), squeeze=False)
     for axes, ((ratio,), same) in zip(every[0], ratios.items(), strict=True):
         for (method,), own in by(same, "method").items():
             steps = [s for s, _ in own[0]["curve"]]
-            axes.plot(steps, [fmean(r["curve"][i][1] for r in own) for i in range(len(steps))], lw=1, label=method)
+            loss = [fmean(r["curve"][i][1] for r in own) for i in range(len(steps))]
+            axes.plot(steps, loss, lw=1, label=method, **look[method])
         low = min(r["curve"][-1][1] for r in same)
         axes.set(title=f"{ratio:.0%} removed", xlabel="training steps", ylim=(0.95 * low, 1.4 * low))
     every[0][0].set_ylabel("held-out loss")
-    every[0][-1].legend(fontsize=6)
+    figure.legend(*most_lines(every[0]), fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     keep(figure, "steps")
     if wide := by((r for r in rows if r.get("widths") and r["ratio"] == max(ratios)[0]), "method"):
         layers = list(dict.fromkeys(n for own in wide.values() for n in own[0]["widths"]))
@@ -129,6 +134,14 @@ def plots(name: str, title: str, rows: Rows, folder: Path) -> list[str]:
         figure.colorbar(shown)
         keep(figure, "widths")
     return names
+
+
+def most_lines(every: Iterable[Any]) -> tuple[list[Any], list[str]]:
+    """Handles and labels of the axes with the most methods."""
+    out: tuple[list[Any], list[str]] = max(
+        (a.get_legend_handles_labels() for a in every), key=lambda pair: len(pair[1])
+    )
+    return out
 
 
 def page(rows: Rows, docs: Path) -> str:
@@ -178,7 +191,8 @@ written by `benchmarks/quality/report.py` from what `make bench-quality` measure
 Magnitude, taylor, Diff-Pruning and Torch-Pruning rank channels by their scores alone, as published. "Per cost", soft
 and iterative methods divide scores by what a channel costs (`scope="knapsack"`, this library's default). "gradflow"
 takes what raises the gradient norm, as in the paper; "gradflow preserving" takes what changes it least. "scratch" is
-the architecture that magnitude leaves, with fresh weights.
+the architecture that magnitude leaves, with fresh weights. Equal parameters are not equal MACs: magnitude, which takes
+about the same share of every layer, leaves the fewest.
 """
 
 
