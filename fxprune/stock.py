@@ -25,6 +25,7 @@ from fxprune.errors import FxPruneError, SaveError
 from fxprune.rewrite import Change
 from fxprune.saved import DTYPES, Saved, is_identifier
 
+ALIGNMENT = 64  # bytes, of torch's own tensors on the CPU
 INDEX = "model_index.json"
 CONFIG = "config.json"
 SOURCE = "_name_or_path"
@@ -294,9 +295,20 @@ def read_folder(directory: Path) -> Any:
 
 def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
     try:
-        return cls.from_pretrained(str(directory), **options)
+        loaded = cls.from_pretrained(str(directory), **options)
     except Exception as e:
         raise SaveError(f"{directory} cannot be read as a {cls.__name__}: {type(e).__name__}: {e}") from e
+    for module in getattr(loaded, "components", {"": loaded}).values():
+        if isinstance(module, nn.Module):
+            _align(module)
+    return loaded
+
+
+def _align(module: nn.Module) -> None:
+    """Weights on the CPU where torch would have put them: a file's bytes lie anywhere, and kernels round by that."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

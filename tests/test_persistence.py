@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -80,7 +81,12 @@ def test_diffusers_loads_the_same_pipeline(tmp_path: Path, name: str) -> None:
     absent = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3" else {}
     again = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
     assert type(again) is type(pipeline)
-    assert (case.images(again) == case.images(pipeline)).all()
+    for part, module in pipeline.components.items():
+        if isinstance(module, nn.Module):
+            left = again.components[part].state_dict()
+            assert all(torch.equal(left[k], v) for k, v in module.state_dict().items())
+    # Not bit for bit: this loader leaves weights where they lie in the file, and kernels round by that.
+    np.testing.assert_allclose(case.images(again), case.images(pipeline), atol=1e-4)
     assert fxprune.report(again).plan == fxprune.report(pipeline).plan
     half = type(pipeline).from_pretrained(folder, torch_dtype=torch.bfloat16, **absent)
     assert {p.dtype for p in find_adapter(half).unwrap(half)[0].parameters()} == {torch.bfloat16}
