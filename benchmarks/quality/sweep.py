@@ -110,7 +110,7 @@ def drawn_by_dense(chosen: argparse.Namespace) -> Any:
     return torch.load(file)
 
 
-def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[str, Any]:
+def run(chosen: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     """Prune and train by one method, and measure."""
     from diffusion import conditional, training_loss
     from measure import costs, energy, likeness, losses, widths
@@ -119,7 +119,7 @@ def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[
 
     import fxprune
 
-    bench, method = bench_of(chosen), METHODS[name]
+    bench, method, ratio, seed = bench_of(chosen), METHODS[row["method"]], row["ratio"], row["seed"]
     split = bench.split
     labelled = conditional(bench.dense)
 
@@ -163,12 +163,7 @@ def run(chosen: argparse.Namespace, name: str, ratio: float, seed: int) -> dict[
     small = small.eval()
     drawn, joules = energy(lambda: bench.drawn(small))
     return {
-        "task": chosen.task,
-        "of": chosen.of,
-        "method": name,
-        "ratio": ratio,
-        "seed": seed,
-        "steps": chosen.steps,
+        **row,
         **losses(small, bench, chosen.repeats),
         **likeness(drawn, drawn_by_dense(chosen), bench),
         **costs(small, bench),
@@ -217,8 +212,7 @@ def main() -> None:
     chosen = options()
     if chosen.one:
         torch.set_num_threads(1)
-        row = json.loads(chosen.one)
-        print(json.dumps(run(chosen, row["method"], row["ratio"], row["seed"])))
+        print(json.dumps(run(chosen, json.loads(chosen.one))))
         return
     rows, lock = list(wanted(chosen)), Lock()
     if rows:
