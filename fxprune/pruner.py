@@ -199,11 +199,10 @@ class Pruner(Generic[M]):
                 progress=self.progress,
             )
         self.scored = scores.criterion
-        of = self.problem.of
-        weighed = scope_of(self.scope, scores, of) == "knapsack"
-        return self._agreed(
-            per_cost(self.problem.cost, of, scores.values, scores.unscored) if weighed else scores.values
-        )
+        values, of = scores.values, self.problem.of
+        if scope_of(self.scope, scores, of) == "knapsack":
+            values = per_cost(self.problem.cost, of, values, scores.unscored)
+        return self._agreed(values)
 
     def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
         """The mean over processes (which the built-in criteria have taken already), the same bits in each of them."""

@@ -1,6 +1,6 @@
 """Sampling with a pruned pipeline beside the dense one: images from the same noise, and the time it takes.
 
-    python benchmarks/quality/sampling.py prune --data FILE --out DIR [--ratio 0.6] [--steps 400]
+    python benchmarks/quality/sampling.py prune --data FILE --out DIR [--ratio 0.6] [--steps 600]
     python benchmarks/quality/sampling.py time --out DIR [--picture FILE]
 
 "prune" takes MACs off the emoji DDPM while it trains and saves the pipeline; "time" loads it and draws with both
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 from diffusers.utils import make_image_grid
+from methods import size
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from training import batches
 
 import fxprune
@@ -87,7 +87,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
             for x in np.concatenate([*drawn.values()])
         ]
         make_image_grid(both, 2 * chosen.images // 8, 8).save(chosen.picture)
-    costs = {name: _costs(pipe.unet) for name, pipe in pipes.items()}
+    image = [(torch.zeros(1, 3, 32, 32),)]
+    costs = {name: {of: size(pipe.unet, of, image) for of in ("params", "macs")} for name, pipe in pipes.items()}
     return {
         "seconds": {name: min(s) for name, s in seconds.items()},
         "speedup": min(seconds["dense"]) / min(seconds["pruned"]),
@@ -97,12 +98,6 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def _costs(unet: Any) -> dict[str, float]:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(torch.zeros(1, 3, 32, 32), 0)
-    return {"parameters": sum(p.numel() for p in unet.parameters()), "macs": counter.get_total_flops() / 2}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -98,13 +99,13 @@ def bench_of(chosen: argparse.Namespace) -> Any:
     return Bench(dense, scheduler, split, classifier, images, noise, labels, decode)
 
 
-def drawn_by_dense(chosen: argparse.Namespace) -> Any:
-    """The dense network's samples, drawn once for all runs."""
+def drawn_by_dense(chosen: argparse.Namespace, bench: Any) -> Any:
+    """The dense network's samples, drawn once for all runs of the same weights."""
     from data import CACHE
 
-    file = CACHE / f"{chosen.task}-{chosen.samples}-{chosen.device}.pt"
+    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in bench.dense.parameters())
+    file = CACHE / f"{chosen.task}-{zlib.crc32(weights):08x}-{chosen.samples}-{chosen.device}.pt"
     if not file.exists():
-        bench = bench_of(chosen)
         CACHE.mkdir(exist_ok=True)
         torch.save(bench.drawn(bench.dense), file)
     return torch.load(file)
@@ -165,7 +166,7 @@ def run(chosen: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     return {
         **row,
         **losses(small, bench, chosen.repeats),
-        **likeness(drawn, drawn_by_dense(chosen), bench),
+        **likeness(drawn, drawn_by_dense(chosen, bench), bench),
         **costs(small, bench),
         "energy": None if joules is None else joules / chosen.samples,
         "widths": widths(small, bench.dense),
@@ -216,7 +217,7 @@ def main() -> None:
         return
     rows, lock = list(wanted(chosen)), Lock()
     if rows:
-        drawn_by_dense(chosen)
+        drawn_by_dense(chosen, bench_of(chosen))
     with Progress() as progress, ThreadPoolExecutor(chosen.jobs) as pool:
         bar = progress.add_task(chosen.task, total=len(rows))
 
