@@ -125,8 +125,8 @@ def prune(
     scope: Annotated[
         str | None,
         typer.Option(
-            help="Rank all channels by score per cost (knapsack) or by score (global), those of one structure "
-            "(isomorphic), or each group alone (local)."
+            help="Rank all channels by what is lost for the cost (knapsack) or by score (global), those of one "
+            "structure (isomorphic), or each group alone (local)."
         ),
     ] = None,
     granularity: Annotated[

@@ -64,9 +64,10 @@ def plan(
         max_ratio: largest share of its channels that one group may lose, unless `ratios` says otherwise; None: 0.9, or
             all but one channel where the ratio cannot be reached otherwise.
         exact_norms: never regroup a group norm.
-        scope: "knapsack" ranks all channels together by score per unit of `of`, "global" by score alone, "local" each
-            group by itself, "isomorphic" groups of the same structure together, where every such class loses the same
-            share. None: "knapsack" where the scores add up (`Scores.additive`; not for memory), else "global".
+        scope: "knapsack" ranks all channels together by what is lost per unit of `of` (see `ranking.per_cost`),
+            "global" by score alone, "local" each group by itself, "isomorphic" groups of the same structure together,
+            where every such class loses the same share. None: "knapsack" where the scores add up (`Scores.additive`;
+            not for memory), else "global".
         granularity: "channel"; "block": residual branches go whole, none is narrowed; "both": blocks for at most half
             of the budget, channels for the rest.
 

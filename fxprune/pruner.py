@@ -51,7 +51,7 @@ class Pruner(Generic[M]):
 
     Args:
         model: the model that trains, or DDP around it.
-        scheduler: a name (see `fxprune list`), or an instance with options, such as `Soft(until=0.6)`.
+        scheduler: a name (see `fxprune list`), or an instance with options, such as `Soft(refreshes=16)`.
         criterion: see `fxprune.prune`.
         ratio: the share of `of` to remove in the end.
         of: see `fxprune.plan`.

@@ -1,7 +1,7 @@
 """In which order moves are tried: by their scores, or by the share that their part has lost.
 
 global        all moves by score
-knapsack      all moves by score per unit of cost (scores come divided, see `per_cost`)
+knapsack      all moves by what is lost per unit of cost (scores come weighed, see `per_cost`)
 local         every part by itself: the same share of each
 isomorphic    parts of the same structure together, by score; every such class loses the same share
 a table       by the harm that the share has done, as `fxprune.sensitivity` measured it: the same harm to each
@@ -48,18 +48,36 @@ def keys(graph: ChannelGraph, parts: Sequence[Moves], scope: str) -> list[Floats
 
 
 def per_cost(cost: CostModel, of: str, values: Mapping[str, Floats], unscored: Sequence[str] = ()) -> dict[str, Floats]:
-    """Scores divided by what a channel of their group costs, by group; groups without a score stay the last.
+    """What a channel's loss weighs against its cost, by group; groups without a score stay the last.
 
-    Where scores add up, taking the lowest of these first loses the least score for the cost that goes: the greedy
-    solution of the knapsack problem.
+    A group of channels with scores s, of which K are kept, is worth S log(Σ_K s / S), S = Σ s.  Taking first what loses
+    the least worth for the cost that goes is the greedy solution of the knapsack problem with these worths.  The
+    logarithm makes channels dearer as their group empties: scores are taken at the full network, where each channel
+    has the others to stand in for it.
 
     Source: Dantzig, Discrete-Variable Extremum Problems, Operations Research 1957; for channels and their latency Shen
-    et al., Structural Pruning via Latency-Saliency Knapsack, NeurIPS 2022.
+    et al., Structural Pruning via Latency-Saliency Knapsack, NeurIPS 2022; for the logarithm Kelly, Charging and Rate
+    Control for Elastic Traffic (proportional fairness), European Transactions on Telecommunications 1997.
     """
     names = [g.name for g in cost.graph.groups]
-    out = {n: values[n] / price for n, price in zip(names, cost.prices(of), strict=True)}
+    out = {n: scarcer(values[n]) / price for n, price in zip(names, cost.prices(of), strict=True)}
     top = max((float(v.max()) for n, v in out.items() if len(v) and n not in unscored), default=0.0)
     return {n: np.full(len(v), top) if n in unscored else v for n, v in out.items()}
+
+
+def scarcer(scores: Floats) -> Floats:
+    """Scores of a group (n,), each times the group's sum over what is left of it when its turn comes, lowest first.
+
+    Scores of which some are negative have no worth to share, and stay.
+    """
+    total = float(scores.sum())
+    if not total > 0 or scores.min() < 0:
+        return scores
+    order = np.argsort(scores, kind="stable")
+    left = np.cumsum(scores[order][::-1])[::-1]
+    out = np.empty_like(scores)
+    out[order] = scores[order] / np.where(left > 0, left, 1.0) * total
+    return out
 
 
 def scope_of(scope: str | None, scores: Scores | Mapping[str, Floats], of: str) -> str:

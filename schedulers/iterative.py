@@ -27,7 +27,7 @@ class Iterative(Scheduler):
 
     rounds: int = 10
     shape: str = "cubic"
-    until: float = 0.7
+    until: float = 0.1
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 < self.until <= 1:

@@ -20,12 +20,13 @@ class Soft(Scheduler):
 
         ṁᵢ = ŝᵢ − ν − λ (Σ c m − ρ(t)) − κ(t) (1 − 2 mᵢ)       projected onto [0, 1]
 
-    ŝ is the criterion's score as a quantile of the cost (which share of all prunable cost ranks below the channel), an
-    average over refreshes with weight `memory`; channels that a norm binds together share theirs.  ρ falls from 1 to
-    1 − ratio over the first `until` of all steps along `shape`; κ grows from 0 to `concave` at the same time.  With ŝ a
-    quantile of the cost the multiplier that meets the budget is known: ν = 1 − ρ.  All of these change at refreshes
-    only, of which there are `refreshes`; between them the energy does not rise.  At `settle` of all steps the planner
-    chooses the feasible set nearest to the mask and exactly on budget, and the mask flows there.
+    ŝ is the criterion's score as a quantile of the cost (which share of all prunable cost ranks below the channel);
+    channels that a norm binds together share theirs.  Scores are those of the last refresh, or averages over all in
+    which the past weighs `memory`.  ρ falls from 1 to 1 − ratio over the first `until` of all steps along `shape`; κ
+    grows from 0 to `concave` at the same time.  With ŝ a quantile of the cost the multiplier that meets the budget is
+    known: ν = 1 − ρ.  All of these change at refreshes only, of which there are `refreshes`; between them the energy
+    does not rise.  At `settle` of all steps the planner chooses the feasible set nearest to the mask and exactly on
+    budget, and the mask flows there; the steps that are left train what stays.
 
     Attributes:
         energy: an `fxprune.energy.Energy`, or an object with its methods.
@@ -40,11 +41,11 @@ class Soft(Scheduler):
     energy: Energy = field(default_factory=Energy)
     concave: float = 0.5
     refreshes: int = 8
-    memory: float = 0.9
+    memory: float = 0.0
     shape: str = "cubic"
-    until: float = 0.15
-    settle: float = 0.2
-    pace: float = 0.1
+    until: float = 0.08
+    settle: float = 0.1
+    pace: float = 0.05
     coarse: bool = False
 
     def __post_init__(self) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from test_api import Heads
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ import fxprune
 from fxprune.cost import CostModel
 from fxprune.moves import Moves
 from fxprune.planner import nearest_cut
-from fxprune.ranking import structures
+from fxprune.ranking import scarcer, structures
 from fxprune.score import Scores
 from fxprune.search import meet, queue
 
@@ -288,13 +291,28 @@ def test_prices(graph: fxprune.ChannelGraph, of: str, by_hand: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("of", ["params", "macs"])
-def test_the_knapsack_ranks_by_score_per_cost(graph: fxprune.ChannelGraph, scores: Any, of: str) -> None:
+def test_the_knapsack_ranks_by_lost_worth_per_cost(graph: fxprune.ChannelGraph, scores: Any, of: str) -> None:
     prices = CostModel(graph).prices(of)
     dear = {g.name: scores[g.name] * price for g, price in zip(graph.groups, prices, strict=True)}
-    wanted = fxprune.plan(graph, scores, 0.4, of).removed
+    wanted = fxprune.plan(graph, {name: scarcer(s) for name, s in scores.items()}, 0.4, of).removed
     assert fxprune.plan(graph, dear, 0.4, of, scope="knapsack").removed == wanted
     assert fxprune.plan(graph, Scores(dear, "dear", additive=True), 0.4, of).removed == wanted
     assert fxprune.plan(graph, dear, 0.4, of).removed != wanted
+
+
+def test_a_channel_is_the_dearer_the_less_its_group_has_left() -> None:
+    assert scarcer(np.array([2.0, 1.0, 0.0, 3.0])) == pytest.approx([2 * 6 / 5, 1.0, 0.0, 3 * 6 / 3])
+    for alike in ([-1.0, 3.0], [0.0, 0.0], []):
+        assert scarcer(np.array(alike)).tolist() == alike
+
+
+@given(arrays(float, st.integers(1, 12), elements=st.just(0.0) | st.floats(1e-30, 1e6)))
+def test_scarcity_keeps_the_order_and_bounds_the_worth(own: np.ndarray[Any, Any]) -> None:
+    dearer = scarcer(own)
+    order = np.lexsort((dearer, own))
+    assert (np.diff(dearer[order]) >= 0).all()
+    assert (dearer >= own * (1 - 1e-9)).all()
+    assert dearer.max() <= own.sum() * (1 + 1e-9)
 
 
 def test_what_has_no_score_goes_last_from_a_knapsack(graph: fxprune.ChannelGraph, scores: Any) -> None:
