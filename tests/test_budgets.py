@@ -293,8 +293,10 @@ def test_prices(graph: fxprune.ChannelGraph, of: str, by_hand: tuple[int, ...]) 
 @pytest.mark.parametrize("of", ["params", "macs"])
 def test_the_knapsack_ranks_by_lost_worth_per_cost(graph: fxprune.ChannelGraph, scores: Any, of: str) -> None:
     prices = CostModel(graph).prices(of)
-    dear = {g.name: scores[g.name] * price for g, price in zip(graph.groups, prices, strict=True)}
-    wanted = fxprune.plan(graph, {name: scarcer(s) for name, s in scores.items()}, 0.4, of).removed
+    uneven = {name: s + i / 4 for i, (name, s) in enumerate(scores.items())}
+    dear = {g.name: uneven[g.name] * price for g, price in zip(graph.groups, prices, strict=True)}
+    wanted = fxprune.plan(graph, {name: scarcer(s) for name, s in uneven.items()}, 0.4, of).removed
+    assert fxprune.plan(graph, uneven, 0.4, of).removed != wanted
     assert fxprune.plan(graph, dear, 0.4, of, scope="knapsack").removed == wanted
     assert fxprune.plan(graph, Scores(dear, "dear", additive=True), 0.4, of).removed == wanted
     assert fxprune.plan(graph, dear, 0.4, of).removed != wanted
