@@ -25,11 +25,18 @@ def predict(net: nn.Module, noisy: Tensor, times: Tensor, labels: Tensor | None)
     return noise
 
 
-def training_loss(net: nn.Module, scheduler: SchedulerMixin, clean: Tensor, labels: Tensor | None) -> Tensor:
-    """Mean squared error of the predicted noise, at random times."""
+def training_loss(
+    net: nn.Module, scheduler: SchedulerMixin, clean: Tensor, labels: Tensor | None, gamma: float | None = None
+) -> Tensor:
+    """Mean squared error of the predicted noise, at random times, which weigh min(SNR, γ) / SNR if γ is given."""
     noise = torch.randn_like(clean)
     times = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
-    return nn.functional.mse_loss(predict(net, scheduler.add_noise(clean, noise, times), times, labels).float(), noise)
+    predicted = predict(net, scheduler.add_noise(clean, noise, times), times, labels).float()
+    if gamma is None:
+        return nn.functional.mse_loss(predicted, noise)
+    kept = scheduler.alphas_cumprod.to(clean.device)[times]
+    weights = (gamma * (1 - kept) / kept).clamp(max=1)
+    return ((predicted - noise).square().flatten(1).mean(1) * weights).sum() / weights.sum()
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ torch-pruning its own pruner, as its README shows, at the channel ratio whose co
 scratch       the architecture that one-shot magnitude leaves, with fresh weights
 
 One-shot methods rank channels by their scores, as published; those "per cost", and all that prune while training, by
-score per unit of the cost, which is this library's default (`scope="knapsack"`).
+what is lost per unit of the cost, which is this library's default (`scope="knapsack"`).  "snr" scores channels by the
+error of the clean sample, up to a limit, instead of that of the noise: `timesteps=fxprune.Timesteps("snr", gamma=0.2)`.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ Cut = Callable[[nn.Module, float, str, list[Any], Loss, int], nn.Module]
 
 @dataclass(frozen=True)
 class Method:
-    """A scheduler (None: cut first) with a criterion and how its scores are ranked, or a function that cuts."""
+    """A scheduler (None: cut first) with a criterion and how its scores are ranked, or a function that cuts.
+
+    `gamma` weighs the times that a criterion sees by min(SNR, γ) / SNR; what the network is trained for stays.
+    """
 
     criterion: Any = "magnitude"
     scheduler: Scheduler | None = None
     cut: Cut | None = None
     scope: str | None = None
+    gamma: float | None = None
 
 
 def size(net: nn.Module, of: str, data: list[Any]) -> float:
@@ -121,5 +126,7 @@ METHODS: dict[str, Method] = {
     "soft gradflow": Method(GradFlow(), Soft()),
     "soft gradflow preserving": Method(GradFlow(preserve=True), Soft()),
     "soft taylor": Method("taylor", Soft()),
+    "soft gradflow preserving snr": Method(GradFlow(preserve=True), Soft(), gamma=0.2),
+    "soft taylor snr": Method("taylor", Soft(), gamma=0.2),
     "soft magnitude": Method("magnitude", Soft()),
 }

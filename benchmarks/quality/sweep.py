@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -124,15 +125,16 @@ def run(chosen: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     split = bench.split
     labelled = conditional(bench.dense)
 
-    def loss(net: Any, batch: Any) -> Any:
-        return training_loss(net, bench.scheduler, batch[0], batch[1] if labelled else None)
+    def loss(net: Any, batch: Any, gamma: float | None = None) -> Any:
+        return training_loss(net, bench.scheduler, batch[0], batch[1] if labelled else None, gamma)
 
     torch.manual_seed(seed)
     feed = batches(split.train, split.train_labels, chosen.batch, split.mirrored)
     data = [next(feed) for _ in range(2)]
     net, pruner = deepcopy(bench.dense), None
     start = time.perf_counter()
-    how: dict[str, Any] = {"of": chosen.of, "data": data, "loss": loss, "seed": seed, "progress": False}
+    how: dict[str, Any] = {"of": chosen.of, "data": data, "seed": seed, "progress": False}
+    how["loss"] = partial(loss, gamma=method.gamma)
     if method.cut is not None:
         net = method.cut(net, ratio, chosen.of, data, loss, seed)
     elif method.scheduler is None:
