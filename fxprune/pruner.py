@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxprune import ranks
 from fxprune.adapter import find_adapter
-from fxprune.api import settled
+from fxprune.api import seeing, settled
 from fxprune.average import Average
 from fxprune.carry import Carry
 from fxprune.channels import ChannelGraph
@@ -29,6 +29,7 @@ from fxprune.saliency import Normalization
 from fxprune.schedule import Flow, Problem, Scheduler, scheduler_of
 from fxprune.score import Criterion, needs_of, score
 from fxprune.select import named
+from fxprune.timesteps import Timesteps
 from fxprune.trace import ExampleInputs, whole
 
 M = TypeVar("M", bound=nn.Module)
@@ -57,7 +58,8 @@ class Pruner(Generic[M]):
         of: see `fxprune.plan`.
         steps: how many calls of `step` the schedule takes.
         data: batches for the criterion; None: the last `remember` batches that `step` was given.
-        loss: `loss(model, batch) -> scalar`; None: the adapter's.
+        loss: `loss(model, batch) -> scalar` for the criterion, whatever your loop trains with; None: the adapter's.
+        timesteps: which times of a diffusion process the adapter's loss sees; see `fxprune.prune`.
         example_inputs: see `fxprune.trace`.
         attention: see `fxprune.trace`.
         remember: how many batches to keep for scoring.
@@ -87,6 +89,7 @@ class Pruner(Generic[M]):
         of: str = "params",
         data: Iterable[Any] | None = None,
         loss: Callable[[nn.Module, Any], Any] | None = None,
+        timesteps: str | Timesteps | None = None,
         example_inputs: ExampleInputs | None = None,
         attention: str = "heads",
         remember: int = 4,
@@ -102,7 +105,7 @@ class Pruner(Generic[M]):
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         whole(self.net)
-        adapter = find_adapter(self.net)
+        adapter = seeing(find_adapter(self.net), timesteps)
         self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
         self.loss = loss or adapter.loss_of(self.net, seed)
         self.scope = limits.pop("scope", None)

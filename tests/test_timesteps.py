@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import fxprune
 from fxprune import InputsError, Timesteps
+from fxprune.adapter import find_adapter
 from fxprune.adapters.noising import Flow, VariancePreserving
 from fxprune.timesteps import Density, strata
 
@@ -159,8 +161,6 @@ def test_the_threshold_measures_the_model_at_hand(pipeline: Any) -> None:
         def forward(self, sample: Tensor, timestep: Tensor, **_: Any) -> Any:
             return (sample * (timestep > 25).reshape(-1, 1, 1, 1) * self.scale,)
 
-    from fxprune.adapter import find_adapter
-
     adapter = find_adapter(pipeline)
     task = adapter.task(pipeline.unet)  # type: ignore[attr-defined]
     noising = VariancePreserving({"num_train_timesteps": 50, "beta_end": 0.5})
@@ -189,6 +189,19 @@ def test_score_takes_what_calibration_gives(pipeline: Any) -> None:
     scores = fxprune.score(graph, pipeline.unet, "taylor", data=data, loss=loss)
     pruned = fxprune.prune(pipeline, "taylor", 0.4, timesteps="snr", samples=4, progress=False, verify=False)
     assert fxprune.plan(graph, scores, 0.4).removed == fxprune.report(pruned).plan.removed
+
+
+def test_a_pruner_scores_by_the_times_asked_for(pipeline: Any) -> None:
+    def removed(**how: Any) -> Any:
+        net = copy.deepcopy(pipeline.unet)
+        batch = {"images": torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+        pruner = fxprune.Pruner(net, "one_shot", "taylor", 0.4, steps=1, data=[batch], **how)
+        pruner.step()
+        return fxprune.report(pruner.finish(verify=False)).plan.removed
+
+    early = Timesteps(lambda t: (t < 100).float())  # a bare UNet is taken to have 1000 steps
+    loss = find_adapter(pipeline.unet).seeing(early).loss_of(pipeline.unet, 0)
+    assert removed(timesteps=early) == removed(loss=loss) != removed()
 
 
 def test_models_without_times_say_so() -> None:
