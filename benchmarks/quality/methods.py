@@ -114,6 +114,7 @@ METHODS: dict[str, Method] = {
     "gradflow": Method(GradFlow(), scope="global"),
     "gradflow preserving": Method(GradFlow(preserve=True), scope="global"),
     "taylor per cost": Method("taylor"),
+    "taylor per cost snr": Method("taylor", gamma=0.2),
     "diff-pruning per cost": Method(DiffPruning()),
     "gradflow preserving per cost": Method(GradFlow(preserve=True)),
     "torch-pruning magnitude": Method(cut=torch_pruning("magnitude")),

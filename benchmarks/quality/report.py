@@ -189,10 +189,12 @@ written by `benchmarks/quality/report.py` from what `make bench-quality` measure
   (random, magnitude, taylor, Diff-Pruning, Torch-Pruning, as far as they ran).
 
 Magnitude, taylor, Diff-Pruning and Torch-Pruning rank channels by their scores alone, as published. "Per cost", soft
-and iterative methods divide scores by what a channel costs (`scope="knapsack"`, this library's default). "gradflow"
-takes what raises the gradient norm, as in the paper; "gradflow preserving" takes what changes it least. "scratch" is
-the architecture that magnitude leaves, with fresh weights. Equal parameters are not equal MACs: magnitude, which takes
-about the same share of every layer, leaves the fewest.
+and iterative methods weigh a channel's score against what it costs and what its group has left (`scope="knapsack"`,
+this library's default). "gradflow" takes what raises the gradient norm, as in the paper; "gradflow preserving" takes
+what changes it least. "snr" scores by the error of the clean sample instead of the noise
+(`Timesteps("snr", gamma=0.2)`); all methods train with the same loss. "scratch" is the architecture that magnitude
+leaves, with fresh weights. Equal parameters are not equal MACs: magnitude, which takes about the same share of every
+layer, leaves the fewest.
 """
 
 
