@@ -22,6 +22,7 @@ from fxprune.planner import asked_share, check_budget
 from fxprune.planner import plan as make_plan
 from fxprune.ranking import Curves
 from fxprune.report import report
+from fxprune.rounding import multiple
 from fxprune.saliency import Normalization
 from fxprune.schedule import Scheduler, scheduler_of
 from fxprune.score import Criterion, needs_of, score
@@ -148,7 +149,9 @@ def prune(
     check_budget(ratio, target, of)
     limits: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_width": min_width, "max_ratio": max_ratio}
     limits |= {"exact_norms": exact_norms, "scope": scope}
-    Constraints(**{k: v for k, v in limits.items() if v is not None})  # raises before the work, not after it
+    Constraints(  # raises before the work, not after it
+        **({k: v for k, v in limits.items() if v is not None} | {"round_to": multiple(round_to)})
+    )
     if steps is not None or training is not None:
         rest = {k: v for k, v in locals().items() if k not in ("model", "scheduler", "steps", "training", "limits")}
         return _trained(model, scheduler_of(scheduler), steps, training, rest)

@@ -84,3 +84,15 @@ def test_no_such_multiple(value: int | str) -> None:
     graph = graph_of(16)
     with pytest.raises(fxprune.BudgetError, match='must be at least 1, or "auto"'):
         fxprune.plan(graph, random_scores(graph), 0.3, round_to=value)
+
+
+@pytest.mark.parametrize("how", [{}, {"scheduler": "soft", "steps": 20}], ids=["one-shot", "soft"])
+def test_prune_takes_auto(how: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 512, 1), nn.ReLU(), nn.Conv2d(512, 512, 1), nn.ReLU(), nn.Conv2d(512, 3, 1))
+    image = torch.randn(1, 3, 4, 4)
+    more = {"data": [image] * 20, "loss": lambda m, x: m(x).square().mean()} | how
+    small = fxprune.prune(net, "magnitude", 0.5, round_to="auto", example_inputs=image, progress=False, **more)
+    least = min(fast_widths(torch.device("cpu"), torch.float32))
+    assert small[0].out_channels < 512
+    assert small[0].out_channels % least == small[2].out_channels % least == 0
