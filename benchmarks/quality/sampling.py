@@ -36,9 +36,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("what", choices=("prune", "time"))
     parser.add_argument("--data", default=emoji.PREPARED, help="the file that data.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pruned pipeline")
-    parser.add_argument("--ratio", type=float, default=0.6, help="share of the MACs that goes")
-    parser.add_argument("--scope", default="local", help="see fxprune.plan")
-    parser.add_argument("--round-to", type=int, default=32)
+    parser.add_argument("--criterion", default="magnitude")
+    parser.add_argument("--of", choices=("latency", "macs"), default="latency", help="what --ratio is a share of")
+    parser.add_argument("--ratio", type=float, default=0.54)
+    parser.add_argument("--scope", default="knapsack", help="see fxprune.plan")
+    parser.add_argument("--round-to", type=int, default=1)
     parser.add_argument("--steps", type=int, default=600, help="of training; the masks move in the first quarter")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=16)
@@ -60,11 +62,13 @@ def prune(chosen: argparse.Namespace) -> None:
     split = emoji.load(chosen.data)
     feed = batches(split.train, split.train_labels, chosen.batch, split.mirrored)
     stream = [next(feed)[0] for _ in range(chosen.steps)]
-    limits: dict[str, Any] = {"of": "macs", "round_to": chosen.round_to, "scope": chosen.scope}
+    image = torch.zeros(chosen.batch, 3, 32, 32)
+    limits: dict[str, Any] = {"of": chosen.of, "round_to": chosen.round_to, "scope": chosen.scope}
+    limits["example_inputs"] = {"sample": image, "timestep": torch.full((chosen.batch,), 500)}
     soft = chosen.steps // 4
     training = fxprune.Training(soft, after=chosen.steps - soft, learning_rate=3e-4, warmup=20, anneal=True)
     small = fxprune.prune(
-        pipeline(), "gradflow_preserving", chosen.ratio, scheduler="soft", training=training, data=stream, **limits
+        pipeline(), chosen.criterion, chosen.ratio, scheduler="soft", training=training, data=stream, **limits
     )
     fxprune.save_pipeline(small, chosen.out)
 
