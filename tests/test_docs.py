@@ -1,4 +1,4 @@
-"""The Python in README and docs runs as it stands: page after page, with small stand-ins for the reader's own things."""
+"""The Python in README and docs runs as it stands: page by page, with small stand-ins for the reader's own things."""
 
 from __future__ import annotations
 
