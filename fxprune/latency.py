@@ -43,6 +43,7 @@ SHARES = (0.2, 0.4, 0.6, 0.8)  # of channels, that the measured plans remove
 ROUND_TO = (1, 16, 32)  # what their widths are rounded to: every width, and those that vector units like
 SECONDS, ROUNDS = 1.0, (3, 8)  # time for one measurement, and the fewest and most rounds that it takes
 NEAR, TRIES = 0.01, 6  # how near to the asked ratio a measured plan is, and how often it is planned
+FAR = 0.02  # what a plan may miss where the limits allow no more
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def settle(attempt: Callable[[float], Plan], graph: ChannelGraph, ratio: float) 
         attempt: a plan that removes that share of the predicted latency.
 
     Raises:
-        BudgetError: what the first attempt raises.
+        BudgetError: what the first attempt raises; or the limits allow what was predicted, which is less by the clock.
     """
     latency, asked = latency_of(graph), ratio
     best: Plan | None = None
@@ -260,6 +261,12 @@ def settle(attempt: Callable[[float], Plan], graph: ChannelGraph, ratio: float) 
         except BudgetError:
             if best is None:
                 raise
+            if (most := best.achieved) < ratio - FAR:
+                raise BudgetError(
+                    f"{ratio:.1%} of latency cannot be removed from this {graph.model_class}: with these limits the "
+                    f"measured time falls by {most:.1%} at most. Ask for ratio={most:.2f}, or loosen a limit",
+                    reachable=most,
+                ) from None
             break
         dense, left = latency.at(made)
         share = 1 - left / dense

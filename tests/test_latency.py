@@ -178,6 +178,28 @@ def test_what_was_planned_is_measured_and_asked_for_again(monkeypatch: pytest.Mo
     assert made.costs["latency"][1] == pytest.approx(60, abs=1)
 
 
+def test_a_time_that_the_limits_do_not_reach_is_an_error_not_a_near_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = fxprune.trace(net(), X)
+    lost = 0.5
+
+    class Slower:
+        def at(self, plan: fxprune.Plan) -> tuple[float, float]:
+            return 100.0, 100.0 * (1 - lost * plan.achieved)
+
+    def attempt(share: float) -> fxprune.Plan:
+        if share > 0.5:
+            raise fxprune.BudgetError("no further")
+        plan = latency.unpruned(graph)
+        return type(plan)(**{**vars(plan), "achieved": share})
+
+    monkeypatch.setattr(latency, "latency_of", lambda graph: Slower())
+    with pytest.raises(fxprune.BudgetError, match="falls by 20.0% at most. Ask for ratio=0.20") as raised:
+        latency.settle(attempt, graph, 0.4)
+    assert raised.value.reachable == pytest.approx(0.2)
+    lost = 0.96  # 0.384 of 0.4, and the next attempt is within reach
+    assert latency.settle(attempt, graph, 0.4).achieved == pytest.approx(0.4, abs=latency.NEAR)
+
+
 def test_real_laps_cover_every_node() -> None:
     graph = fxprune.trace(net(), X)
     bench = Bench.of(graph, latency.unpruned(graph))
