@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.errors import InputsError
+from fxprune.figures import figure_of
 
 CSV, PNG = "compare.csv", "compare.png"
 Key = tuple[str, float, int]
@@ -84,11 +85,7 @@ class Comparison:
         Raises:
             InputsError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as e:
-            raise InputsError('a plot needs matplotlib: pip install "fxprune[plots]"') from e
-        figure = Figure(figsize=(12, 4.5), layout="constrained")
+        figure = figure_of(12, 4.5)
         loss, seconds, memory = figure.subplots(1, 3, width_ratios=[2, 1, 1])
         good = [r for r in self.rows if not r.error]
         for criterion in dict.fromkeys(r.criterion for r in good):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
-from fxprune.errors import InputsError
+from fxprune.figures import figure_of
 from fxprune.planner import plan as make_plan
 
 Floats = npt.NDArray[np.float64]
@@ -98,11 +98,7 @@ class Sensitivity:
         Raises:
             InputsError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as e:
-            raise InputsError('a plot needs matplotlib: pip install "fxprune[plots]"') from e
-        figure = Figure(figsize=(8, 5), layout="constrained")
+        figure = figure_of(8, 5)
         axes = figure.add_subplot()
         for rank, c in enumerate(self._worst_first()):
             style: dict[str, Any] = (

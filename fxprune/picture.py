@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.errors import InputsError
+from fxprune.figures import figure_of
 from fxprune.history import History
 
 NAMED = 48  # groups; with more of them the rows carry no names
@@ -19,14 +20,10 @@ def draw(history: History, path: str | Path) -> Path:
     Raises:
         InputsError: there is no step yet, or matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as e:
-        raise InputsError('a picture needs matplotlib: pip install "fxprune[plots]"') from e
     if not len(history):
         raise InputsError("this run has taken no step yet, so there is nothing to draw")
     panels = [p for p in (_masks, _budget, _energy, _loss) if _has(history, p)]
-    figure = Figure(figsize=(9, sum(_height(history, p) for p in panels)), layout="constrained")
+    figure = figure_of(9, sum(_height(history, p) for p in panels))
     ratios = [_height(history, p) for p in panels]
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):

@@ -193,7 +193,7 @@ def test_a_time_that_the_limits_do_not_reach_is_an_error_not_a_near_miss(monkeyp
         return type(plan)(**{**vars(plan), "achieved": share})
 
     monkeypatch.setattr(latency, "latency_of", lambda graph: Slower())
-    with pytest.raises(fxprune.BudgetError, match="falls by 20.0% at most. Ask for ratio=0.20") as raised:
+    with pytest.raises(fxprune.BudgetError, match=r"falls by 20\.0% at most\. Ask for ratio=0\.20") as raised:
         latency.settle(attempt, graph, 0.4)
     assert raised.value.reachable == pytest.approx(0.2)
     lost = 0.96  # 0.384 of 0.4, and the next attempt is within reach

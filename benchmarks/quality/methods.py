@@ -89,12 +89,19 @@ def torch_pruning(importance: str) -> Cut:
 
 def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any], loss: Loss) -> nn.Module:
     import torch_pruning as tp
+    from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import Downsample2D, Upsample2D
 
     small = deepcopy(net).train()
     kinds = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
+    heads = {q: m.heads for m in small.modules() if isinstance(m, Attention) for q in (m.to_q, m.to_k, m.to_v)}
     pruner = tp.pruner.BasePruner(
-        small, _example(data), importance=kinds[importance](), pruning_ratio=ratio, ignored_layers=[small.conv_out]
+        small,
+        _example(data),
+        importance=kinds[importance](),
+        pruning_ratio=ratio,
+        ignored_layers=[small.conv_out],
+        num_heads=heads,
     )
     if importance == "taylor":
         sum(loss(small, batch) for batch in data).backward()  # type: ignore[union-attr]
