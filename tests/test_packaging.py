@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import fxprune
+from fxprune.figures import figure_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,3 +79,9 @@ def test_no_file_holds_a_machine_path() -> None:
         path.relative_to(ROOT).as_posix() for path in files if path.is_file() and MACHINE_PATH.search(path.read_bytes())
     }
     assert not held
+
+
+def test_a_picture_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(fxprune.InputsError, match=r"fxprune\[plots\]"):
+        figure_of(1, 1)
