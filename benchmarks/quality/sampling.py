@@ -1,10 +1,10 @@
 """Sampling with a pruned pipeline beside the dense one: images from the same noise, and the time it takes.
 
-    python benchmarks/quality/sampling.py prune --data FILE --out DIR [--ratio 0.6] [--steps 600]
-    python benchmarks/quality/sampling.py time --out DIR [--picture FILE]
+    python benchmarks/quality/sampling.py prune --data FILE --out DIR [--ratio 0.525] [--steps 600]
+    python benchmarks/quality/sampling.py time --data FILE --out DIR [--picture FILE]
 
-"prune" takes MACs off the emoji DDPM while it trains and saves the pipeline; "time" loads it and draws with both
-pipelines in turns, on a machine that should be quiet, and prints one JSON object.
+"prune" takes time (or MACs) off the emoji DDPM while it trains, and saves the pipeline; "time" loads it, draws with
+both pipelines in turns, on a machine that should be quiet, and prints one JSON object with their held-out losses.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 from diffusers.utils import make_image_grid
+from diffusion import noise_errors
 from methods import size
 from PIL import Image
 from training import batches
@@ -28,6 +29,7 @@ from training import batches
 import fxprune
 
 DENSE = Path(__file__).with_name("checkpoints") / "ddpm"
+HELD_OUT = 128  # images
 
 
 def options() -> argparse.Namespace:
@@ -36,11 +38,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("what", choices=("prune", "time"))
     parser.add_argument("--data", default=emoji.PREPARED, help="the file that data.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pruned pipeline")
-    parser.add_argument("--criterion", default="magnitude")
     parser.add_argument("--of", choices=("latency", "macs"), default="latency", help="what --ratio is a share of")
-    parser.add_argument("--ratio", type=float, default=0.54)
-    parser.add_argument("--scope", default="knapsack", help="see fxprune.plan")
-    parser.add_argument("--round-to", type=int, default=1)
+    parser.add_argument("--ratio", type=float, default=0.525)
+    parser.add_argument("--round-to", type=int, default=16)
     parser.add_argument("--steps", type=int, default=600, help="of training; the masks move in the first quarter")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=16)
@@ -62,14 +62,12 @@ def prune(chosen: argparse.Namespace) -> None:
     split = emoji.load(chosen.data)
     feed = batches(split.train, split.train_labels, chosen.batch, split.mirrored)
     stream = [next(feed)[0] for _ in range(chosen.steps)]
-    image = torch.zeros(chosen.batch, 3, 32, 32)
-    limits: dict[str, Any] = {"of": chosen.of, "round_to": chosen.round_to, "scope": chosen.scope}
-    limits["example_inputs"] = {"sample": image, "timestep": torch.full((chosen.batch,), 500)}
     soft = chosen.steps // 4
     training = fxprune.Training(soft, after=chosen.steps - soft, learning_rate=3e-4, warmup=20, anneal=True)
-    small = fxprune.prune(
-        pipeline(), chosen.criterion, chosen.ratio, scheduler="soft", training=training, data=stream, **limits
-    )
+    image = torch.zeros(chosen.batch, 3, 32, 32)
+    more: dict[str, Any] = {"of": chosen.of, "round_to": chosen.round_to, "data": stream, "training": training}
+    more["example_inputs"] = {"sample": image, "timestep": torch.full((chosen.batch,), 500)}
+    small = fxprune.prune(pipeline(), "taylor", chosen.ratio, scheduler="soft", **more)
     fxprune.save_pipeline(small, chosen.out)
 
 
@@ -92,11 +90,14 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         ]
         make_image_grid(both, 2 * chosen.images // 8, 8).save(chosen.picture)
     image = [(torch.zeros(1, 3, 32, 32),)]
+    held_out = emoji.load(chosen.data).held_out[:HELD_OUT]
+    loss = {name: noise_errors(p.unet, p.scheduler, held_out, None, 2)[0].mean().item() for name, p in pipes.items()}
     costs = {name: {of: size(pipe.unet, of, image) for of in ("params", "macs")} for name, pipe in pipes.items()}
     return {
         "seconds": {name: min(s) for name, s in seconds.items()},
         "speedup": min(seconds["dense"]) / min(seconds["pruned"]),
         "removed": {k: 1 - costs["pruned"][k] / costs["dense"][k] for k in costs["dense"]},
+        "loss": loss,
         "images": chosen.images,
         "draws": chosen.draws,
         "threads": torch.get_num_threads(),
