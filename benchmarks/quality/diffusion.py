@@ -26,11 +26,19 @@ def predict(net: nn.Module, noisy: Tensor, times: Tensor, labels: Tensor | None)
 
 
 def training_loss(
-    net: nn.Module, scheduler: SchedulerMixin, clean: Tensor, labels: Tensor | None, gamma: float | None = None
+    net: nn.Module,
+    scheduler: SchedulerMixin,
+    clean: Tensor,
+    labels: Tensor | None,
+    gamma: float | None = None,
+    time: int | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted noise, at random times, which weigh min(SNR, γ) / SNR if γ is given."""
+    """Mean squared error of the predicted noise, at random times (unless one is given), which weigh min(SNR, γ) / SNR
+    if γ is given."""
     noise = torch.randn_like(clean)
     times = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
+    if time is not None:
+        times = torch.full_like(times, time)
     predicted = predict(net, scheduler.add_noise(clean, noise, times), times, labels).float()
     if gamma is None:
         return nn.functional.mse_loss(predicted, noise)

@@ -3,7 +3,8 @@
 one-shot      cut at step 0, then train
 iterative     hard cuts in rounds while training
 soft          a mask along the gradient flow while training
-torch-pruning its own pruner, as its README shows, at the channel ratio whose cost comes nearest; then train
+torch-pruning its own pruner, as its README shows, at the channel ratio whose cost comes nearest; then train.
+              "diff-pruning" is Diff-Pruning's own script: its gradients, Torch-Pruning's importance and ranking
 scratch       the architecture that one-shot magnitude leaves, with fresh weights
 
 One-shot methods rank channels by their scores, as published; those "per cost", and all that prune while training, by
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from fxprune.criteria.gradflow import GradFlow
 from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.soft import Soft
 
+TIMES = 1000  # of the noise schedule
 Loss = Callable[[nn.Module, Any], Tensor]
 Cut = Callable[[nn.Module, float, str, list[Any], Loss, int], nn.Module]
 
@@ -75,10 +78,11 @@ def torch_pruning(importance: str) -> Cut:
     """Torch-Pruning's BasePruner; its ratio is of channels, so the one that meets the cost is searched."""
 
     def cut(net: nn.Module, ratio: float, of: str, data: list[Any], loss: Loss, seed: int) -> nn.Module:
+        gradients(importance, net, data, loss, seed)
         low, high, found = 0.0, 0.95, []
         for _ in range(7):
             middle = (low + high) / 2
-            small = _torch_pruned(net, importance, middle, data, loss)
+            small = _torch_pruned(net, importance, middle, data)
             left = size(small, of, data) / size(net, of, data)
             found.append((abs(1 - left - ratio), len(found), small))
             low, high = (middle, high) if left > 1 - ratio else (low, middle)
@@ -87,24 +91,44 @@ def torch_pruning(importance: str) -> Cut:
     return cut
 
 
-def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any], loss: Loss) -> nn.Module:
+def gradients(importance: str, net: nn.Module, data: list[Any], loss: Any, seed: int) -> None:
+    """What an importance of Torch-Pruning reads of `p.grad`.
+
+    "diff-pruning" is as the script of Diff-Pruning has it: of one batch and one noise, summed from time 0 on, until the
+    loss is below 5 % of the largest so far.
+    """
+    if importance == "taylor":
+        sum(loss(net, batch) for batch in data).backward()  # type: ignore[union-attr]
+    if importance != "diff-pruning":
+        return
+    largest = 0.0
+    for time in range(TIMES):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            value = loss(net, data[0], time=time)
+        value.backward()
+        largest = max(largest, value.item())
+        if value.item() < 0.05 * largest:
+            break
+
+
+def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any]) -> nn.Module:
     import torch_pruning as tp
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import Downsample2D, Upsample2D
 
     small = deepcopy(net).train()
-    kinds = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
+    for p, dense in zip(small.parameters(), net.parameters(), strict=True):
+        p.grad = None if dense.grad is None else dense.grad.clone()
+    scores = {
+        "magnitude": tp.importance.GroupMagnitudeImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+        "diff-pruning": partial(tp.importance.GroupTaylorImportance, multivariable=False),
+    }[importance]()
     heads = {q: m.heads for m in small.modules() if isinstance(m, Attention) for q in (m.to_q, m.to_k, m.to_v)}
     pruner = tp.pruner.BasePruner(
-        small,
-        _example(data),
-        importance=kinds[importance](),
-        pruning_ratio=ratio,
-        ignored_layers=[small.conv_out],
-        num_heads=heads,
+        small, _example(data), importance=scores, pruning_ratio=ratio, ignored_layers=[small.conv_out], num_heads=heads
     )
-    if importance == "taylor":
-        sum(loss(small, batch) for batch in data).backward()  # type: ignore[union-attr]
     pruner.step()
     small.zero_grad()
     for m in small.modules():
@@ -126,6 +150,7 @@ METHODS: dict[str, Method] = {
     "gradflow preserving per cost": Method(GradFlow(preserve=True)),
     "torch-pruning magnitude": Method(cut=torch_pruning("magnitude")),
     "torch-pruning taylor": Method(cut=torch_pruning("taylor")),
+    "torch-pruning diff-pruning": Method(cut=torch_pruning("diff-pruning")),
     "scratch": Method(cut=scratch),
     "iterative magnitude": Method("magnitude", Iterative()),
     "iterative taylor": Method("taylor", Iterative()),

@@ -32,7 +32,10 @@ COLUMNS = {
     "energy": ("J an image", "{:.2g}"),
     "reached": ("steps to the best one-shot loss", "{:.0f}"),
 }
-ONE_SHOT = ("random", "magnitude", "taylor", "diff-pruning", "torch-pruning magnitude", "torch-pruning taylor")
+ONE_SHOT = (
+    *("random", "magnitude", "taylor", "diff-pruning"),
+    *(f"torch-pruning {importance}" for importance in ("magnitude", "taylor", "diff-pruning")),
+)
 BANDS = 4
 COSTS = {"params": "parameters", "macs": "MACs"}
 TASKS = {"digits": "Digits DDPM", "ddpm": "Emoji DDPM", "ldm": "Emoji LDM", "dit": "Emoji DiT"}

@@ -125,8 +125,8 @@ def run(chosen: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     split = bench.split
     labelled = conditional(bench.dense)
 
-    def loss(net: Any, batch: Any, gamma: float | None = None) -> Any:
-        return training_loss(net, bench.scheduler, batch[0], batch[1] if labelled else None, gamma)
+    def loss(net: Any, batch: Any, **which: Any) -> Any:
+        return training_loss(net, bench.scheduler, batch[0], batch[1] if labelled else None, **which)
 
     torch.manual_seed(seed)
     feed = batches(split.train, split.train_labels, chosen.batch, split.mirrored)
