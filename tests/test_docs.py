@@ -35,10 +35,6 @@ def pipeline(name: str) -> Any:
     return case.around(model(case.net))
 
 
-def error(net: Any, batch: Any) -> Any:
-    return net(batch).square().mean()
-
-
 def diffusion() -> dict[str, Any]:
     """A UNet in its pipeline, batches with their loss, and the parts of a training loop."""
     pipe = pipeline("ddpm")

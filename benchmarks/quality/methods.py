@@ -4,7 +4,7 @@ one-shot      cut at step 0, then train
 iterative     hard cuts in rounds while training
 soft          a mask along the gradient flow while training
 torch-pruning its own pruner, as its README shows, at the channel ratio whose cost comes nearest; then train.
-              "diff-pruning" is Diff-Pruning's own script: its gradients, Torch-Pruning's importance and ranking
+              "diff-pruning": gradients as Diff-Pruning's script sums them, Torch-Pruning's present Taylor importance
 scratch       the architecture that one-shot magnitude leaves, with fresh weights
 
 One-shot methods rank channels by their scores, as published; those "per cost", and all that prune while training, by
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -120,11 +119,8 @@ def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any]
     small = deepcopy(net).train()
     for p, dense in zip(small.parameters(), net.parameters(), strict=True):
         p.grad = None if dense.grad is None else dense.grad.clone()
-    scores = {
-        "magnitude": tp.importance.GroupMagnitudeImportance,
-        "taylor": tp.importance.GroupTaylorImportance,
-        "diff-pruning": partial(tp.importance.GroupTaylorImportance, multivariable=False),
-    }[importance]()
+    magnitude = importance == "magnitude"
+    scores = tp.importance.GroupMagnitudeImportance() if magnitude else tp.importance.GroupTaylorImportance()
     heads = {q: m.heads for m in small.modules() if isinstance(m, Attention) for q in (m.to_q, m.to_k, m.to_v)}
     pruner = tp.pruner.BasePruner(
         small, _example(data), importance=scores, pruning_ratio=ratio, ignored_layers=[small.conv_out], num_heads=heads
