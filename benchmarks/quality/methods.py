@@ -150,6 +150,7 @@ METHODS: dict[str, Method] = {
     "scratch": Method(cut=scratch),
     "iterative magnitude": Method("magnitude", Iterative()),
     "iterative taylor": Method("taylor", Iterative()),
+    "iterative taylor snr": Method("taylor", Iterative(), gamma=0.2),
     "iterative gradflow": Method(GradFlow(), Iterative()),
     "iterative gradflow preserving": Method(GradFlow(preserve=True), Iterative()),
     "soft gradflow": Method(GradFlow(), Soft()),
