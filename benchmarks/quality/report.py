@@ -111,7 +111,8 @@ def plots(name: str, title: str, rows: Rows, folder: Path) -> list[str]:
     for (method,), own in by(rows, "method").items():
         points = [(fmean(r["macs"] for r in x), fmean(r["loss"] for r in x)) for x in by(own, "ratio").values()]
         axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=3, lw=1, label=method, **look[method])
-    axes.set(xlabel="MACs of a forward", ylabel="held-out loss", title=title)
+    low = min(r["loss"] for r in rows)
+    axes.set(xlabel="MACs of a forward", ylabel="held-out loss", title=title, ylim=(0.95 * low, 1.75 * low))
     axes.legend(fontsize=6)
     keep(figure, "macs")
     ratios = by(rows, "ratio")
@@ -190,6 +191,7 @@ written by `benchmarks/quality/report.py` from what `make bench-quality` measure
   `benchmarks/speed.py` measures on a quiet one. Activations: the most that this pass holds beside the weights.
 - The last column: the step from which a run's held-out loss stays below the last one of the best one-shot baseline
   (random, magnitude, taylor, Diff-Pruning, Torch-Pruning, as far as they ran).
+- Plots leave out losses far above the lowest; the tables have them.
 
 Magnitude, taylor, Diff-Pruning and Torch-Pruning rank channels by their scores alone, as published. "Per cost", soft
 and iterative methods weigh a channel's score against what it costs and what its group has left (`scope="knapsack"`,

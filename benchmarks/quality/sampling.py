@@ -41,6 +41,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--of", choices=("latency", "macs"), default="latency", help="what --ratio is a share of")
     parser.add_argument("--ratio", type=float, default=0.525)
     parser.add_argument("--round-to", type=int, default=16)
+    parser.add_argument("--scope", help="how channels are ranked; see fxprune.prune")
+    parser.add_argument("--blocks", type=float, default=0.0, help="share that goes first, in whole blocks")
     parser.add_argument("--steps", type=int, default=600, help="of training; the masks move in the first quarter")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=16)
@@ -65,9 +67,14 @@ def prune(chosen: argparse.Namespace) -> None:
     soft = chosen.steps // 4
     training = fxprune.Training(soft, after=chosen.steps - soft, learning_rate=3e-4, warmup=20, anneal=True)
     image = torch.zeros(chosen.batch, 3, 32, 32)
-    more: dict[str, Any] = {"of": chosen.of, "round_to": chosen.round_to, "data": stream, "training": training}
-    more["example_inputs"] = {"sample": image, "timestep": torch.full((chosen.batch,), 500)}
-    small = fxprune.prune(pipeline(), "taylor", chosen.ratio, scheduler="soft", **more)
+    example = {"sample": image, "timestep": torch.full((chosen.batch,), 500)}
+    more: dict[str, Any] = {"of": chosen.of, "example_inputs": example}
+    pipe, ratio = pipeline(), chosen.ratio
+    if chosen.blocks:
+        pipe = fxprune.prune(pipe, "taylor", chosen.blocks, granularity="block", data=stream[:16], **more)
+        ratio = 1 - (1 - ratio) / (1 - fxprune.report(pipe.unet).plan.achieved)
+    more |= {"round_to": chosen.round_to, "scope": chosen.scope, "training": training}
+    small = fxprune.prune(pipe, "taylor", ratio, scheduler="soft", data=stream, **more)
     fxprune.save_pipeline(small, chosen.out)
 
 
