@@ -56,13 +56,16 @@ SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 def trained(model: Any, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> Any:
     """`prune` with training; `options` are the other arguments of `prune`.
 
-    The random numbers of python, numpy and torch are seeded for the run, and afterwards are as before.
+    The random numbers of python, numpy and torch are seeded for the run, and afterwards are as before; accelerate is set
+    up for it, and released again, whether the run succeeds or not.
     """
-    before = rng_state()
+    before, alone = rng_state(), not is_initialized()
     try:
         return Run(model, scheduler, training, options).result()
     finally:
         set_rng_state(before)
+        if alone:  # else the next run in this process could not choose its precision
+            AcceleratorState._reset_state()
 
 
 class Run:
@@ -83,7 +86,6 @@ class Run:
         self.given, self.back = adapter.unwrap(model)
         whole(self.given)
         self.scoring, self.loss = _losses(adapter, model, options)
-        self.alone = not is_initialized()
         self.accelerator = _accelerator(training)
         self.name = _named(self.given, scheduler, training, options)
         self.place = next(self.given.parameters()).device
@@ -110,8 +112,6 @@ class Run:
             raise
         finally:
             self.accelerator.free_memory()
-            if self.alone:  # else the next run in this process could not choose its precision
-                AcceleratorState._reset_state()
         return self.back(self._small())
 
     # ---- the beginning --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import GeneralTracker
 from torch import Tensor, nn
 from training_runs import IMAGES, Net, Stopping, loader, loss, net, noisy, run
@@ -377,6 +377,7 @@ def test_a_generator_runs_dry() -> None:
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     with pytest.raises(fxprune.InputsError, match=message):
         run(Training(20), **{"how": noisy, **options})
+    assert not is_initialized()  # the next call may choose another precision
 
 
 def test_steps_are_needed_or_given_once() -> None:
