@@ -56,8 +56,8 @@ SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 def trained(model: Any, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> Any:
     """`prune` with training; `options` are the other arguments of `prune`.
 
-    The random numbers of python, numpy and torch are seeded for the run, and afterwards are as before; accelerate is set
-    up for it, and released again, whether the run succeeds or not.
+    The random numbers of python, numpy and torch are seeded for the run, and afterwards are as before; accelerate is
+    set up for it, and released again, whether the run succeeds or not.
     """
     before, alone = rng_state(), not is_initialized()
     try:
