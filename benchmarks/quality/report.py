@@ -111,8 +111,9 @@ def plots(name: str, title: str, rows: Rows, folder: Path) -> list[str]:
     for (method,), own in by(rows, "method").items():
         points = [(fmean(r["macs"] for r in x), fmean(r["loss"] for r in x)) for x in by(own, "ratio").values()]
         axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=3, lw=1, label=method, **look[method])
-    low = min(r["loss"] for r in rows)
-    axes.set(xlabel="MACs of a forward", ylabel="held-out loss", title=title, ylim=(0.95 * low, 1.75 * low))
+    low, high = min(r["loss"] for r in rows), max(r["loss"] for r in rows)
+    axes.set(xlabel="MACs of a forward", ylabel="held-out loss", title=title)
+    axes.set_ylim(0.97 * low, min(1.75 * low, 1.03 * high))
     axes.legend(fontsize=6)
     keep(figure, "macs")
     ratios = by(rows, "ratio")
