@@ -73,7 +73,7 @@ class SynFlow:
 def _outputs(ctx: Context, weights: dict[str, Tensor]) -> list[Any]:
     """The flat outputs of the linearised graph on ones."""
     traced = ctx.graph.traced
-    state = {**dict(ctx.model.named_buffers()), **weights}
+    state = {**dict(ctx.model.named_buffers()), **dict(ctx.model.named_parameters()), **weights}
     given = dict(zip(traced.inputs, pytree.tree_leaves(traced.example), strict=True))
     last = last_uses(traced.graph, traced.outputs)
     env: dict[fx.Node, Any] = {}
@@ -101,6 +101,8 @@ def _step(node: fx.Node, env: dict[fx.Node, Any]) -> Any:
 
 
 def _flow(x: Tensor) -> Tensor:
+    if x.is_complex():
+        return x.to(torch.complex128)
     return x.double().abs() if x.is_floating_point() else x
 
 

@@ -527,6 +527,26 @@ class Ordered(nn.Module):
 
 
 @case(image())
+class Fourier(nn.Module):
+    """A Fourier operator: complex weights mix the channels of low frequencies, and filters weigh each by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.o = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 16, 1), nn.Conv2d(16, 3, 1)
+        self.mix = nn.Parameter(torch.randn(12, 12, 4, 3, dtype=torch.cfloat) / 12)
+        self.filters = nn.Parameter(torch.randn(16, 8, 5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        waves = torch.fft.rfft2(x)
+        low = torch.zeros_like(waves)
+        low[:, :, :4, :3] = torch.einsum("bixy,ioxy->boxy", waves[:, :, :4, :3], self.mix)
+        x = F.gelu(self.c(x + torch.fft.irfft2(low, s=x.shape[-2:])))
+        waves = torch.fft.fftshift(torch.fft.rfftn(x, s=x.shape[2:]), (2,)) * torch.view_as_complex(self.filters)
+        return self.o(torch.fft.irfft(torch.fft.ifft(waves, dim=2), n=8))
+
+
+@case(image())
 class Coordinates(nn.Module):
     """A grid of positions joins the channels; the image is resized and sampled."""
 

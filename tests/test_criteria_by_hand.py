@@ -127,6 +127,22 @@ def test_synflow_of_a_residual_norm_and_attention() -> None:
     assert total["out.bias"] == pytest.approx(3 * float(net.out.bias.detach().abs().sum()))
 
 
+def test_synflow_passes_complex_weights_by() -> None:
+    class Turn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False)
+            self.turn = nn.Parameter(torch.full((3,), 0.6 + 0.8j))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b((self.a(x) * self.turn).abs())
+
+    net = Turn()
+    graph = analyse(net, as_inputs(torch.ones(1, 1)))
+    a, b = net.a.weight.detach().flatten(), net.b.weight.detach().flatten()
+    assert only(score(graph, net, SynFlow())) == pytest.approx((2 * a * b).abs().tolist())
+
+
 def test_synflow_refuses_what_it_cannot_run() -> None:
     net, graph = chain()
     with torch.no_grad():

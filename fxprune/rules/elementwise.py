@@ -89,13 +89,19 @@ def glu(op: Op) -> Labels:
     return tuple(labels)
 
 
-@aten("softmax _softmax log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin flip roll diff sort msort")
+@aten(
+    "softmax _softmax log_softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin flip roll diff sort msort "
+    "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 "
+    "fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn fft_fftshift fft_ifftshift"
+)
 def along(op: Op) -> Labels | list[Labels]:
-    """Ops that keep the shape and mix positions along `dim` (or `dims`): these axes freeze, the others pass."""
+    """Ops that mix positions along `dim` (or `dims`): these axes freeze, the others pass."""
     labels = list(op.labels("self"))
     dims = op.arg("dim", op.arg("dims", -1))
     if op.name.startswith("msort"):
         dims = 0
+    if dims is None:  # the last as many as there are sizes, or all
+        dims = range(-len(op.arg("s") or labels), 0)
     for d in [dims] if isinstance(dims, int) else list(dims) or range(len(labels)):
         op.freeze(labels[d], "mixes positions along the axis", cause="mixes along the axis")
         labels[d] = None
