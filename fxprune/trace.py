@@ -24,8 +24,9 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from fxprune.caches import bypassed
 from fxprune.errors import InputsError, TraceError
-from fxprune.provenance import MARK, Recorded, Recorder, traced_attributes
+from fxprune.provenance import MARK, Recorded, Recorder, TracedInt, traced_attributes
 from fxprune.values import Values
 
 ExampleInputs: TypeAlias = Any
@@ -240,7 +241,7 @@ def _recorded(
     if values is not None:
         with same_draws():
             recorded.noting(*inputs[0], **inputs[1])
-    with traced_attributes(model, recorder), fx_traceback.preserve_node_meta():
+    with traced_attributes(model, recorder), bypassed(model, TracedInt), fx_traceback.preserve_node_meta():
         return _export(recorded, inputs), inputs, recorder, "model."
 
 

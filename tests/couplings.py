@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -544,6 +545,40 @@ class Fourier(nn.Module):
         x = F.gelu(self.c(x + torch.fft.irfft2(low, s=x.shape[-2:])))
         waves = torch.fft.fftshift(torch.fft.rfftn(x, s=x.shape[2:]), (2,)) * torch.view_as_complex(self.filters)
         return self.o(torch.fft.irfft(torch.fft.ifft(waves, dim=2), n=8))
+
+
+@functools.lru_cache
+def split_heads(shape: torch.Size, heads: int) -> tuple[int, ...]:
+    """The shape of the heads apart, memoised as in einops."""
+    return *shape[:-1], heads, shape[-1] // heads
+
+
+@case(tokens())
+class Memoised(nn.Module):
+    """Layers of as many heads share what a memoised function answered, but not the integers they own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.o = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.layers = nn.ModuleList(MemoisedLayer() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.o(x)
+
+
+class MemoisedLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.mix, self.out = nn.Linear(16, 48), nn.Parameter(torch.randn(4, 4)), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.reshape(split_heads(t.shape, self.heads)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        seen = torch.einsum("bhij,hg->bgij", (q @ k.mT).softmax(-1), self.mix)
+        return self.out((seen @ v).transpose(1, 2).flatten(2))
 
 
 @case(image())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from couplings import CASES
+from couplings import CASES, split_heads
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -115,6 +115,16 @@ def test_unknown_op_freezes_with_a_reason() -> None:
     assert "no coupling rule" in held["a.weight", 0].why
     assert ("b.weight", 0) not in held
     assert "test_couplings.py" in held["a.weight", 0].source
+
+
+def test_memoised_functions_answer_each_layer_for_itself() -> None:
+    split_heads.cache_clear()
+    model, inputs = made("Memoised")
+    small = fxprune.prune(model, "magnitude", 0.5, example_inputs=inputs, progress=False)
+    assert fxprune.report(small).forward == "module"
+    assert all(layer.heads < 4 or layer.qkv.out_features < 48 for layer in small.layers)
+    assert all(type(n) is int for n in split_heads(torch.Size([2, 6, 16]), 4))
+    assert isinstance(split_heads, functools._lru_cache_wrapper)  # as it was
 
 
 def test_custom_op() -> None:
