@@ -249,6 +249,8 @@ def _too_far(
         if h.tensor in graph.parameters:
             held[h.cause] = held.get(h.cause, 0) + h.positions
     causes = ", ".join(f"{k} ({v} positions)" for k, v in sorted(held.items(), key=lambda x: -x[1])[:4])
+    if of == "params" and graph.outside:
+        causes = f"{graph.outside:,} parameters that the forward does not use" + (f", {causes}" if causes else "")
     without = [
         f"{text} (without it {max(m.reachable for m in _families(cost, values, looser, of, 1.0)):.1%})"
         for text, looser in limits.loosened()

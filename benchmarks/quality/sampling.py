@@ -1,6 +1,6 @@
 """Sampling with a pruned pipeline beside the dense one: images from the same noise, and the time it takes.
 
-    python benchmarks/quality/sampling.py prune --data FILE --out DIR [--ratio 0.525] [--steps 600]
+    python benchmarks/quality/sampling.py prune --data FILE --out DIR [--ratio 0.47] [--steps 1200]
     python benchmarks/quality/sampling.py time --data FILE --out DIR [--picture FILE]
 
 "prune" takes time (or MACs) off the emoji DDPM while it trains, and saves the pipeline; "time" loads it, draws with
@@ -39,11 +39,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--data", default=emoji.PREPARED, help="the file that data.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pruned pipeline")
     parser.add_argument("--of", choices=("latency", "macs"), default="latency", help="what --ratio is a share of")
-    parser.add_argument("--ratio", type=float, default=0.525)
+    parser.add_argument("--ratio", type=float, default=0.47)
     parser.add_argument("--round-to", type=int, default=16)
-    parser.add_argument("--scope", help="how channels are ranked; see fxprune.prune")
-    parser.add_argument("--blocks", type=float, default=0.0, help="share that goes first, in whole blocks")
-    parser.add_argument("--steps", type=int, default=600, help="of training; the masks move in the first quarter")
+    parser.add_argument("--scope", default="isomorphic", help="how channels are ranked; see fxprune.prune")
+    parser.add_argument("--blocks", type=float, default=0.15, help="share that goes first, in whole blocks")
+    parser.add_argument("--steps", type=int, default=1200, help="of training; the masks move in the first quarter")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--draws", type=int, default=25, help="DDIM steps")
