@@ -42,4 +42,6 @@ def _anew(memoised: Any, kind: type) -> Callable[..., Any]:
         fresh = any(isinstance(x, kind) for x in pytree.tree_leaves((args, kwargs)))
         return (memoised.__wrapped__ if fresh else memoised)(*args, **kwargs)
 
+    for method in ("cache_clear", "cache_info", "cache_parameters"):  # `wraps` leaves them out
+        setattr(call, method, getattr(memoised, method))
     return call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
@@ -249,8 +250,8 @@ def _too_far(
         if h.tensor in graph.parameters:
             held[h.cause] = held.get(h.cause, 0) + h.positions
     causes = ", ".join(f"{k} ({v} positions)" for k, v in sorted(held.items(), key=lambda x: -x[1])[:4])
-    if of == "params" and graph.outside:
-        causes = f"{graph.outside:,} parameters that the forward does not use" + (f", {causes}" if causes else "")
+    if of == "params" and (unused := _unused(graph)):
+        causes = f"{unused:,} parameters that the forward does not use" + (f", {causes}" if causes else "")
     without = [
         f"{text} (without it {max(m.reachable for m in _families(cost, values, looser, of, 1.0)):.1%})"
         for text, looser in limits.loosened()
@@ -261,6 +262,14 @@ def _too_far(
         f"{left:,.0f}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
         f"Ask for ratio={max(0.0, reachable - 0.005):.2f}, or loosen a limit"
     )
+
+
+def _unused(graph: ChannelGraph) -> int:
+    """Number of parameters that the forward does not use; most exports hold them, without a user."""
+    traced = graph.traced
+    live = (n for n in traced.graph.nodes if n.op == "placeholder" and (n.users or n in traced.outputs))
+    used = {traced.tensors[n.name] for n in live if n.name in traced.tensors}
+    return graph.outside + sum(math.prod(graph.shapes[name]) for name in graph.parameters - used)
 
 
 def ranking(

@@ -384,3 +384,13 @@ def test_error_states_the_reachable_maximum_for_every_limit(
         reached = fxprune.plan(graph, scores, most - 1e-6, **LIMITS[text])
         assert reached.achieved == pytest.approx(most, abs=0.01)
     fxprune.plan(graph, scores, float(free[1]) / 100 - 0.01)
+
+
+def test_error_names_parameters_that_the_forward_does_not_use() -> None:
+    class Half(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x))
+
+    half = Half(nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(30, 40))
+    with pytest.raises(fxprune.BudgetError, match="In the way: 1,240 parameters that the forward does not use"):
+        fxprune.prune(half, "magnitude", 0.5, example_inputs=torch.randn(2, 4), progress=False)

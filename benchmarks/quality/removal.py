@@ -1,24 +1,23 @@
 """What each channel's removal does to a trained network, and what the criteria said about it.
 
     python benchmarks/quality/removal.py --task digits [--channels 400] [--images 64] [--seeds 0,1,2]
-    python benchmarks/quality/removal.py --task ddpm --dense DIR [--data FILE]
+    python benchmarks/quality/removal.py --task ddpm [--data FILE] --channels 300 --images 32
 
 The weights of one channel after the other are set to zero; ΔL and Δ‖g‖² are what that does to the loss and to its
 gradient's squared norm, of the same images, noise and times that the criteria score by.  Prints Spearman's correlation
-of the scores with both, over channels drawn at random, and the mean ΔL of the tenth that a criterion takes first.
+of the scores with both, over channels drawn at random, and the mean ΔL of the tenth that a criterion takes first; then
+the same of ΔL with Δ‖g‖², and over all channels.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import data
-import nets
 import numpy as np
+import sampling
 import torch
-from diffusers import DDPMScheduler
 from diffusion import predict
 from methods import METHODS
 from rich.progress import track
@@ -35,20 +34,11 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=("digits", "ddpm"), required=True)
-    parser.add_argument("--dense", type=Path, help="folder that train.py wrote (not for digits)")
     parser.add_argument("--data", default=data.PREPARED, help="the file that data.py wrote (not for digits)")
     parser.add_argument("--channels", type=int, default=400, help="as many are measured")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--seeds", default="0,1,2", help="of the images, the noise, the times and the channels")
     return parser.parse_args()
-
-
-def dense(chosen: argparse.Namespace) -> tuple[nn.Module, Any]:
-    """The network and its scheduler."""
-    if chosen.task == "digits":
-        pipe = load_pipeline()
-        return pipe.unet.eval(), pipe.scheduler
-    return nets.load("ddpm", chosen.dense / "unet"), DDPMScheduler.from_pretrained(chosen.dense / "scheduler")
 
 
 def loss(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -82,28 +72,29 @@ def without(net: nn.Module, group: fxprune.Group, channel: int, batch: Any) -> t
 
 
 def one(chosen: argparse.Namespace, seed: int) -> np.ndarray[Any, Any]:
-    """Per criterion: correlation with ΔL, with Δ‖g‖², and mean ΔL of the first tenth; last, that of all channels."""
+    """Per criterion, and last of ΔL itself: correlation with ΔL, with Δ‖g‖², and mean ΔL / L of what goes first."""
     torch.manual_seed(seed)
-    net, scheduler = dense(chosen)
+    pipe = load_pipeline() if chosen.task == "digits" else sampling.pipeline()
+    net = pipe.unet.eval()
     split = data.load("digits" if chosen.task == "digits" else chosen.data)
     clean = split.train[torch.randperm(len(split.train))[: chosen.images]]
-    noise, times = torch.randn_like(clean), torch.randint(scheduler.config.num_train_timesteps, (len(clean),))
-    batch = scheduler.add_noise(clean, noise, times), noise, times
+    noise, times = torch.randn_like(clean), torch.randint(pipe.scheduler.config.num_train_timesteps, (len(clean),))
+    batch = pipe.scheduler.add_noise(clean, noise, times), noise, times
     graph = fxprune.trace(net, {"sample": clean[:2], "timestep": times[:2]})
     every = [(group, c) for group in graph.groups for c in range(len(group))]
     drawn = [every[i] for i in torch.randperm(len(every))[: chosen.channels].tolist()]
     base = np.array(state(net, batch))
     changes = np.array([without(net, *at, batch) for at in track(drawn, f"{chosen.task}, seed {seed}")]) - base
+
+    def row(scores: np.ndarray[Any, Any], first: int) -> list[float]:
+        correlations = [float(spearmanr(scores, change).statistic) for change in changes.T]
+        return [*correlations, float(changes[scores.argsort()[:first], 0].mean() / base[0])]
+
     rows = []
     for name in CRITERIA:
         values = fxprune.score(graph, net, METHODS[name].criterion, data=[batch], loss=loss, seed=seed).values
-        scores = np.array([values[group.name][c] for group, c in drawn])
-        first = scores.argsort()[: max(1, len(drawn) // 10)]
-        rows.append(
-            [*(spearmanr(scores, change).statistic for change in changes.T), changes[first, 0].mean() / base[0]]
-        )
-    together = spearmanr(*changes.T).statistic
-    return np.array([*rows, [together, np.nan, changes[:, 0].mean() / base[0]]])
+        rows.append(row(np.array([values[group.name][c] for group, c in drawn]), max(1, len(drawn) // 10)))
+    return np.array([*rows, row(changes[:, 0], len(drawn))])
 
 
 def main() -> None:
@@ -111,13 +102,11 @@ def main() -> None:
     chosen = options()
     measured = np.stack([one(chosen, seed) for seed in map(int, chosen.seeds.split(","))])
     middle, spread = measured.mean(0), (measured.max(0) - measured.min(0)) / 2
-    print(
-        "| criterion | correlation with ΔL | with Δ‖g‖² | ΔL / L of the tenth that goes first |\n|---|---:|---:|---:|"
-    )
-    for name, m, s in zip((*CRITERIA, "all channels"), middle, spread, strict=True):
+    print("| score | correlation with ΔL | with Δ‖g‖² | ΔL / L of the tenth that goes first |")
+    print("|---|---:|---:|---:|")
+    for name, m, s in zip((*CRITERIA, "ΔL itself (all channels)"), middle, spread, strict=True):
         cells = [f"{m[0]:+.2f} ± {s[0]:.2f}", f"{m[1]:+.2f} ± {s[1]:.2f}", f"{m[2]:.2%} ± {s[2]:.2%}"]
         print(f"| {name} | {' | '.join(cells)} |")
-    print("all channels: the first figure is the correlation of ΔL with Δ‖g‖²")
 
 
 if __name__ == "__main__":
