@@ -53,19 +53,29 @@ SAME = ("criterion", "ratio", "target", "of", "timesteps", "attention", "normali
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
+@contextlib.contextmanager
+def accelerate_released() -> Iterator[None]:
+    """Afterwards accelerate is as free as before: else the next run in this process could not choose its precision."""
+    alone = not is_initialized()
+    try:
+        yield
+    finally:
+        if alone:
+            AcceleratorState._reset_state()
+
+
 def trained(model: Any, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> Any:
     """`prune` with training; `options` are the other arguments of `prune`.
 
     The random numbers of python, numpy and torch are seeded for the run, and afterwards are as before; accelerate is
     set up for it, and released again, whether the run succeeds or not.
     """
-    before, alone = rng_state(), not is_initialized()
+    before = rng_state()
     try:
-        return Run(model, scheduler, training, options).result()
+        with accelerate_released():
+            return Run(model, scheduler, training, options).result()
     finally:
         set_rng_state(before)
-        if alone:  # else the next run in this process could not choose its precision
-            AcceleratorState._reset_state()
 
 
 class Run:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, is_initialized
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
@@ -26,7 +27,9 @@ SMALL = DemoOptions(training=TrainOptions(steps=2, batch_size=16), samples=4, sa
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    AcceleratorState._reset_state()
     run(folder, SMALL, Console(quiet=True))
+    assert not is_initialized()  # what trains next in this process may choose its precision
     return folder
 
 

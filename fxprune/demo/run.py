@@ -31,6 +31,7 @@ from fxprune.demo.digits import SampleOptions
 from fxprune.demo.measure import SSIM_WINDOW, Measured, latencies, measure, measure_in_fresh_process, ssim
 from fxprune.demo.results import Results, column, draw
 from fxprune.demo.training import TrainOptions, train
+from fxprune.run import accelerate_released
 
 NAMES = ("dense", "pruned", "fine-tuned")
 FINE_TUNING = TrainOptions(steps=800, learning_rate=2e-3, warmup=50)
@@ -115,11 +116,11 @@ def _fine_tune(unet: UNet2DModel, scheduler: SchedulerMixin, options: DemoOption
     """Return a trained copy with averaged weights."""
     set_seed(options.seed)
     images = digits.load_digits_split().train_images
-    with Progress(console=console) as bar:
+    with Progress(console=console) as bar, accelerate_released():
         task = bar.add_task("Fine-tuning", total=options.training.steps)
         for step in train(deepcopy(unet), scheduler, images, options.training, Accelerator(cpu=True)):
             bar.update(task, completed=step.number, description=f"Fine-tuning, loss {step.loss:.3f}")
-    return step.averaged()
+        return step.averaged()
 
 
 def _notes(options: DemoOptions, dense: Measured, same: bool) -> tuple[str, ...]:
