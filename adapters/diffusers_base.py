@@ -16,10 +16,10 @@ from fxprune.adapters.autoencoding import Autoencoder
 from fxprune.adapters.denoising import ANYTIME, Denoiser
 from fxprune.adapters.encoding import Encoders
 from fxprune.adapters.noising import noising_of
-from fxprune.context import Loss
+from fxprune.scoring.context import Loss
 from fxprune.errors import InputsError
-from fxprune.timesteps import Timesteps, chosen
-from fxprune.trace import ExampleInputs
+from fxprune.scoring.timesteps import Timesteps, chosen
+from fxprune.graph.trace import ExampleInputs
 
 PARTS = ("unet", "transformer")
 TEXT = "encoder_hidden_states"

@@ -10,7 +10,7 @@ from torch import nn
 from fxprune.adapter import Adapter, comes_from
 from fxprune.adapters.tensors import draw
 from fxprune.errors import InputsError
-from fxprune.trace import ExampleInputs
+from fxprune.graph.trace import ExampleInputs
 
 MOST_CHANNELS = 16  # a first convolution over more reads patches (space to depth), not the image's own channels
 

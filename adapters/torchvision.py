@@ -8,7 +8,7 @@ from torch import nn
 from fxprune.adapter import Adapter, comes_from
 from fxprune.adapters.tensors import draw
 from fxprune.errors import InputsError
-from fxprune.trace import ExampleInputs
+from fxprune.graph.trace import ExampleInputs
 
 # The longest prefix of the class's module decides: (frames or None, side in pixels).
 SIZES: dict[str, tuple[int | None, int]] = {

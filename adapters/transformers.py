@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fxprune.adapter import Adapter, comes_from
 from fxprune.adapters.tensors import draw, place
-from fxprune.context import Loss
+from fxprune.scoring.context import Loss
 from fxprune.errors import InputsError, SaveError
-from fxprune.trace import ExampleInputs
+from fxprune.graph.trace import ExampleInputs
 
 TOKENS = 16
 FIRST_TOKEN = 5  # below lie the special tokens of most vocabularies

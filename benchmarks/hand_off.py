@@ -131,7 +131,7 @@ def overhead(name: str, repeats: int) -> str:
     optimizers = [torch.optim.AdamW(m.parameters(), 1e-4) for m in models]
     graph = fxprune.trace(models[1])
     for m, values in ((models[1], (1.0, 1.0)), (models[2], (0.3, 1.0))):
-        masks = fxprune.live.LiveMasks(m, graph, check=False)
+        masks = fxprune.masking.live.LiveMasks(m, graph, check=False)
         masks.set(np.random.default_rng(0).uniform(*values, int(graph.component.max()) + 1))
     times: list[list[float]] = [[], [], []]
     for k in range(repeats + 1):

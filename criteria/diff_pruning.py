@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fxprune import ranks
-from fxprune.context import Context
+from fxprune.scoring import distributed as ranks
+from fxprune.scoring.context import Context
 from fxprune.errors import CriterionError
 
 
@@ -35,8 +35,8 @@ class DiffPruning:
     Source: Fang et al., Structural Pruning for Diffusion Models, NeurIPS 2023.
 
     >>> import torch
-    >>> from fxprune.channels import analyse
-    >>> from fxprune.score import score
+    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [1.0]]), "1.weight": torch.tensor([[1.0, 2.0]])})
     <All keys matched successfully>

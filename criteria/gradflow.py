@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.context import Context
+from fxprune.scoring.context import Context
 from fxprune.errors import CriterionError
-from fxprune.hessian import METHODS, Method
+from fxprune.scoring.hessian import METHODS, Method
 
 
 @dataclass(frozen=True)

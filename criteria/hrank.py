@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.activations import channel_means
-from fxprune.context import Context
-from fxprune.saliency import Floats
+from fxprune.scoring.activations import channel_means
+from fxprune.scoring.context import Context
+from fxprune.scoring.saliency import Floats
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class HRank:
     Source: Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020 (exact=True).
 
     >>> import torch
-    >>> from fxprune.channels import analyse
-    >>> from fxprune.score import score
+    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1, bias=False), torch.nn.Conv2d(2, 1, 1))
     >>> _ = torch.nn.init.dirac_(net[0].weight)
     >>> x = torch.stack([torch.ones(4, 4), torch.eye(4)])[None]  # rank 1 and rank 4

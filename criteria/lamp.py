@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fxprune.context import Context
-from fxprune.saliency import Floats, channel_scores
+from fxprune.scoring.context import Context
+from fxprune.scoring.saliency import Floats, channel_scores
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Lamp:
     Source: Lee et al., Layer-Adaptive Sparsity for the Magnitude-Based Pruning, ICLR 2021.
 
     >>> import torch
-    >>> from fxprune.channels import analyse
-    >>> from fxprune.score import score
+    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [1.0]]), "1.weight": torch.tensor([[0.0, 0.0]])})
     <All keys matched successfully>

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.context import Context
+from fxprune.scoring.context import Context
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.context import Context
+from fxprune.scoring.context import Context
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Snip:
     Source: Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity, ICLR 2019.
 
     >>> import torch
-    >>> from fxprune.channels import analyse
-    >>> from fxprune.score import score
+    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [-1.0]]), "1.weight": torch.tensor([[1.0, 1.0]])})
     <All keys matched successfully>

@@ -6,14 +6,14 @@ is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify
 """
 
 from fxprune.api import apply, calibration, prune, trace
-from fxprune.average import Average
-from fxprune.carry import Carry
-from fxprune.channels import ChannelGraph, Group, Slice
-from fxprune.compare import compare
-from fxprune.compared import Comparison
-from fxprune.distill import Distillation
-from fxprune.draft import Draft
-from fxprune.energy import Energy
+from fxprune.training.average import Average
+from fxprune.training.carry_over import Carry
+from fxprune.graph.channels import ChannelGraph, Group, Slice
+from fxprune.studies.compare import compare
+from fxprune.studies.comparison import Comparison
+from fxprune.training.distillation import Distillation
+from fxprune.planning.draft import Draft
+from fxprune.training.energy import Energy
 from fxprune.errors import (
     BudgetError,
     CriterionError,
@@ -26,20 +26,20 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
-from fxprune.harm import Sensitivity
-from fxprune.plan import Plan, PlanDiff
-from fxprune.planner import plan
-from fxprune.pruner import Pruner
-from fxprune.report import Report, report
-from fxprune.rewrite import rewrite
-from fxprune.rules.op import coupling
-from fxprune.save import load, load_pipeline, save, save_pipeline
-from fxprune.schedule import Flow, Problem, Scheduler
-from fxprune.score import Scores, score
-from fxprune.sensitivity import sensitivity
-from fxprune.timesteps import Timesteps
-from fxprune.training import Training
-from fxprune.verify import verify
+from fxprune.studies.sensitivity_table import Sensitivity
+from fxprune.planning.plan import Plan, PlanDiff
+from fxprune.planning.planner import plan
+from fxprune.training.pruner import Pruner
+from fxprune.reporting.report import Report, report
+from fxprune.rewriting.rewrite import rewrite
+from fxprune.graph.rules.op import coupling
+from fxprune.saving.save import load, load_pipeline, save, save_pipeline
+from fxprune.training.scheduler import Flow, Problem, Scheduler
+from fxprune.scoring.score import Scores, score
+from fxprune.studies.sensitivity import sensitivity
+from fxprune.scoring.timesteps import Timesteps
+from fxprune.training.options import Training
+from fxprune.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias, cast
 from torch import nn
 
 from fxprune import registry
-from fxprune.context import Loss
+from fxprune.scoring.context import Loss
 from fxprune.errors import InputsError, PluginError, SaveError
-from fxprune.timesteps import Timesteps
-from fxprune.trace import ExampleInputs
+from fxprune.scoring.timesteps import Timesteps
+from fxprune.graph.trace import ExampleInputs
 
 Back: TypeAlias = Callable[[nn.Module], Any]
 LAST = "generic"

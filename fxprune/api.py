@@ -9,29 +9,29 @@ import torch
 from torch import nn
 
 from fxprune.adapter import Adapter, find_adapter
-from fxprune.channels import ChannelGraph, analyse
-from fxprune.compensate import compensated
-from fxprune.constraints import Constraints
-from fxprune.context import Loss
-from fxprune.cost import CostModel
+from fxprune.graph.channels import ChannelGraph, analyse
+from fxprune.rewriting.compensation import compensated
+from fxprune.planning.limits import Constraints
+from fxprune.scoring.context import Loss
+from fxprune.planning.costs.model import CostModel
 from fxprune.errors import BudgetError, InputsError, PlanError
-from fxprune.latency import latency_of
-from fxprune.making import Clock, Made, finished, make, reported
-from fxprune.plan import Plan
-from fxprune.planner import asked_share, check_budget
-from fxprune.planner import plan as make_plan
-from fxprune.ranking import Curves
-from fxprune.report import report
-from fxprune.rounding import multiple
-from fxprune.saliency import Normalization
-from fxprune.schedule import Scheduler, scheduler_of
-from fxprune.score import Criterion, needs_of, score
-from fxprune.select import Ignore, named
-from fxprune.timesteps import Timesteps
-from fxprune.trace import ExampleInputs, as_inputs, whole
+from fxprune.planning.costs.latency import latency_of
+from fxprune.pruning.realize import Clock, Made, finished, make, reported
+from fxprune.planning.plan import Plan
+from fxprune.planning.planner import asked_share, check_budget
+from fxprune.planning.planner import plan as make_plan
+from fxprune.planning.ranking import Curves
+from fxprune.reporting.report import report
+from fxprune.planning.rounding import multiple
+from fxprune.scoring.saliency import Normalization
+from fxprune.training.scheduler import Scheduler, scheduler_of
+from fxprune.scoring.score import Criterion, needs_of, score
+from fxprune.planning.selectors import Ignore, named
+from fxprune.scoring.timesteps import Timesteps
+from fxprune.graph.trace import ExampleInputs, as_inputs, whole
 
 if TYPE_CHECKING:
-    from fxprune.training import Training
+    from fxprune.training.options import Training
 
 M = TypeVar("M")
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
@@ -199,8 +199,8 @@ def prune(
 
 def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Training | None, rest: dict[str, Any]) -> M:
     try:
-        from fxprune.run import trained
-        from fxprune.training import Training
+        from fxprune.training.run import trained
+        from fxprune.training.options import Training
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] != "accelerate":
             raise

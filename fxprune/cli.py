@@ -20,10 +20,10 @@ from rich.table import Table
 from fxprune.errors import FxPruneError, InputsError, SaveError
 
 if TYPE_CHECKING:
-    from fxprune.channels import ChannelGraph, Group
-    from fxprune.compared import Comparison
-    from fxprune.plan import Plan
-    from fxprune.saved import Header
+    from fxprune.graph.channels import ChannelGraph, Group
+    from fxprune.studies.comparison import Comparison
+    from fxprune.planning.plan import Plan
+    from fxprune.saving.header import Header
 
 SHOWN = 20  # rows of a table without --all
 
@@ -155,8 +155,8 @@ def prune(
     """
     with _told():
         from fxprune.api import prune as prune_
-        from fxprune.folder import claim
-        from fxprune.save import save
+        from fxprune.saving.folder import claim
+        from fxprune.saving.save import save
 
         claim(output)  # before the work, not after it
         model = _on(_open(directory), device)
@@ -210,9 +210,9 @@ def _shares(given: list[str] | None) -> dict[str, float] | None:
 
 def _open(directory: Path) -> Any:
     """The model or pipeline in a folder."""
-    from fxprune import stock
-    from fxprune.save import load
-    from fxprune.saved import HEADER
+    from fxprune.saving import stock
+    from fxprune.saving.save import load
+    from fxprune.saving.header import HEADER
 
     if (directory / HEADER).is_file() or not directory.is_dir():
         return load(directory)
@@ -232,14 +232,14 @@ def _on(model: Any, device: str) -> Any:
 
 
 def _training(steps: int | None, options: dict[str, Any]) -> Any:
-    from fxprune.training import Training
+    from fxprune.training.options import Training
 
     return None if steps is None else Training(steps, **options)
 
 
 def _images(model: Any, folder: Path | None, size: int, training: Any) -> Any:
     """Batches of a folder of images, if there is one."""
-    from fxprune.images import image_batches
+    from fxprune.training.images import image_batches
 
     if (folder is None) != (training is None):
         raise InputsError(
@@ -250,7 +250,7 @@ def _images(model: Any, folder: Path | None, size: int, training: Any) -> Any:
 
 def _print_pruned(small: Any) -> None:
     from fxprune.adapter import find_adapter
-    from fxprune.report import report
+    from fxprune.reporting.report import report
 
     made = report(find_adapter(small).unwrap(small)[0])
     _print_plan(made.plan)
@@ -290,7 +290,7 @@ def inspect(
     with _told():
         from fxprune.adapter import find_adapter
         from fxprune.api import trace
-        from fxprune.saved import HEADER, Saved, read
+        from fxprune.saving.header import HEADER, Saved, read
 
         saved = read(directory) if (directory / HEADER).is_file() else None
         if saved is not None:
@@ -307,7 +307,7 @@ def inspect(
 
 def _print_saved(saved: Header, directory: Path) -> None:
     """What a folder of ours says of itself."""
-    from fxprune.saved import Saved, read
+    from fxprune.saving.header import Saved, read
 
     versions = ", ".join(f"{k} {v}" for k, v in saved.versions.items())
     out.print(escape(f"{saved.name}, saved by {versions}"), highlight=False, soft_wrap=True)
@@ -323,7 +323,7 @@ def _print_saved(saved: Header, directory: Path) -> None:
 
 
 def _print_graph(graph: ChannelGraph, most: int | None) -> None:
-    from fxprune.report import causes
+    from fxprune.reporting.report import causes
 
     total = sum(math.prod(graph.shapes[name]) for name in graph.parameters) + graph.outside
     channels = sum(map(len, graph.groups))
@@ -383,8 +383,8 @@ def sensitivity(
 ) -> None:
     """Measure how much the loss of the model in DIR rises when one part after the other loses channels."""
     with _told():
-        from fxprune.sensitivity import SHARES
-        from fxprune.sensitivity import sensitivity as measure
+        from fxprune.studies.sensitivity import SHARES
+        from fxprune.studies.sensitivity import sensitivity as measure
 
         table = measure(
             _on(_open(directory), device),
@@ -430,7 +430,7 @@ def compare(
     Example: fxprune compare ddpm-cifar10-32 --criteria magnitude,gradflow --ratios 0.3,0.5 --seeds 3
     """
     with _told():
-        from fxprune.compare import compare as compare_
+        from fxprune.studies.compare import compare as compare_
 
         made = compare_(
             _on(_open(directory), device),

@@ -38,8 +38,8 @@ def _pruned_model() -> Any:
         @classmethod
         def from_pretrained(cls, folder: str, *, torch_dtype: Any = None, dtype: Any = None, **_: Any) -> Any:
             """The model that `fxprune.save` wrote; offloading and other options of diffusers do not apply to it."""
-            from fxprune.save import load
-            from fxprune.saved import Saved, read
+            from fxprune.saving.save import load
+            from fxprune.saving.header import Saved, read
 
             if not isinstance(read(Path(folder)), Saved):
                 raise SaveError(f"{folder} holds a pipeline where a model should be")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxprune.errors import PluginError
-from fxprune.schedule import Floats, Flow, Problem, Scheduler, Values
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 
 
 @dataclass(frozen=True)

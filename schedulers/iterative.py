@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxprune.errors import PluginError
-from fxprune.schedule import Floats, Flow, Problem, Scheduler, Values
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 from fxprune.schedulers.shapes import shape
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.energy import Energy, State, step
+from fxprune.training.energy import Energy, State, step
 from fxprune.errors import PluginError
-from fxprune.schedule import KEPT, Floats, Flow, Problem, Scheduler, Values
+from fxprune.training.scheduler import KEPT, Floats, Flow, Problem, Scheduler, Values
 from fxprune.schedulers.shapes import shape
 
 FEWEST = 20  # steps
@@ -29,7 +29,7 @@ class Soft(Scheduler):
     budget, and the mask flows there; the steps that are left train what stays.
 
     Attributes:
-        energy: an `fxprune.energy.Energy`, or an object with its methods.
+        energy: an `fxprune.training.energy.Energy`, or an object with its methods.
         pace: no channel goes from one to zero in less than this share of all steps.
         coarse: a group whose channels all rank on one side of the budget's threshold is scored as one; single channels
             count in groups at the boundary only.

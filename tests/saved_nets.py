@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.save import load
+from fxprune.saving.save import load
 
 
 class Plain(nn.Module):

@@ -16,12 +16,12 @@ from test_api import Heads
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.cost import CostModel
-from fxprune.moves import Moves
-from fxprune.planner import nearest_cut
-from fxprune.ranking import scarcer, structures
-from fxprune.score import Scores
-from fxprune.search import meet, queue
+from fxprune.planning.costs.model import CostModel
+from fxprune.planning.removals import Moves
+from fxprune.planning.planner import nearest_cut
+from fxprune.planning.ranking import scarcer, structures
+from fxprune.scoring.score import Scores
+from fxprune.planning.search import meet, queue
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

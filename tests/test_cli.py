@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import fxprune
 from fxprune.cli import app
-from fxprune.save import load, save
+from fxprune.saving.save import load, save
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ def test_prune_while_training_on_a_folder_of_images(stock: Path, tmp_path: Path)
 
 
 def test_images_have_the_shape_of_the_model(tmp_path: Path) -> None:
-    from fxprune.images import Images
+    from fxprune.training.images import Images
 
     images = Images(pictures(tmp_path / "data"), (3, 8, 8))
     assert len(images) == 5

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import fxprune
 from fxprune.cli import app
-from fxprune.compared import CSV, NAMES, PNG
-from fxprune.peak import Peak
+from fxprune.studies.comparison import CSV, NAMES, PNG
+from fxprune.studies.peak_memory import Peak
 
 SHAKY = """
 import torch

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.channels import ChannelGraph, analyse
-from fxprune.compensate import compensated
+from fxprune.graph.channels import ChannelGraph, analyse
+from fxprune.rewriting.compensation import compensated
 from fxprune.criteria.obs import Obs
 from fxprune.errors import CriterionError
-from fxprune.plan import Plan
-from fxprune.score import score
-from fxprune.trace import as_inputs
-from fxprune.verify import check_dense
+from fxprune.planning.plan import Plan
+from fxprune.scoring.score import score
+from fxprune.graph.trace import as_inputs
+from fxprune.verification import check_dense
 
 
 def removing(graph: ChannelGraph, **channels: tuple[int, ...]) -> Plan:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.caches import bypassed
-from fxprune.channels import analyse
-from fxprune.planner import plan
-from fxprune.rewrite import rewrite
-from fxprune.rules.op import _RULES, Op
-from fxprune.trace import as_inputs
-from fxprune.verify import check_dense, check_permutation, outputs
+from fxprune.graph.caches import bypassed
+from fxprune.graph.channels import analyse
+from fxprune.planning.planner import plan
+from fxprune.rewriting.rewrite import rewrite
+from fxprune.graph.rules.op import _RULES, Op
+from fxprune.graph.trace import as_inputs
+from fxprune.verification import check_dense, check_permutation, outputs
 
 
 def scores_of(graph: fxprune.ChannelGraph, seed: int = 0) -> dict[str, np.ndarray]:

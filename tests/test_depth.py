@@ -22,10 +22,10 @@ from test_models import digits, random_weights
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.cost import CostModel
-from fxprune.depth.skip import Passed, Skip, Zeros
-from fxprune.masked import run_masked
-from fxprune.verify import check_dense, outputs
+from fxprune.planning.costs.model import CostModel
+from fxprune.rewriting.skip import Passed, Skip, Zeros
+from fxprune.masking.masked_run import run_masked
+from fxprune.verification import check_dense, outputs
 
 WITH_BLOCKS = [n for n, (_, _, blocks) in NETS.items() if blocks and n != "rough"]
 
@@ -143,7 +143,7 @@ def test_nothing_removed_is_the_identity(name: str) -> None:
 
 
 def test_a_block_mask_of_one_is_the_model_and_between_it_is_smooth() -> None:
-    from fxprune.masked import MaskedRun
+    from fxprune.masking.masked_run import MaskedRun
 
     net, inputs, blocks = made("ada")
     x = inputs(2)

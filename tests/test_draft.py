@@ -13,9 +13,9 @@ from networks import build
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.channels import analyse
-from fxprune.trace import as_inputs
-from fxprune.verify import check_dense
+from fxprune.graph.channels import analyse
+from fxprune.graph.trace import as_inputs
+from fxprune.verification import check_dense
 
 IMAGE, TOKEN = ["Residual", "CatSkip", "Grouped"], ["Attention", "Mlp"]
 

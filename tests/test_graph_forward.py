@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.channels import analyse
-from fxprune.planner import plan
-from fxprune.rewrite import rewrite
-from fxprune.trace import as_inputs
-from fxprune.verify import check_dense, check_permutation
+from fxprune.graph.channels import analyse
+from fxprune.planning.planner import plan
+from fxprune.rewriting.rewrite import rewrite
+from fxprune.graph.trace import as_inputs
+from fxprune.verification import check_dense, check_permutation
 
 
 class Coupled(nn.Module):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import latency
-from fxprune.latency import Bench, latency_of
-from fxprune.latencytable import Table, cache_folder
-from fxprune.rules.op import op_name
-from fxprune.stopwatch import take_turns
+from fxprune.planning.costs import latency
+from fxprune.planning.costs.latency import Bench, latency_of
+from fxprune.planning.costs.latency_table import Table, cache_folder
+from fxprune.graph.rules.op import op_name
+from fxprune.planning.costs.stopwatch import take_turns
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
-from fxprune.channels import analyse
-from fxprune.live import LiveMasks
-from fxprune.masked import run_masked
-from fxprune.statistics import masked_group_norm, masked_layer_norm
-from fxprune.trace import as_inputs
-from fxprune.verify import outputs, relative_error
+from fxprune.graph.channels import analyse
+from fxprune.masking.live import LiveMasks
+from fxprune.masking.masked_run import run_masked
+from fxprune.masking.statistics import masked_group_norm, masked_layer_norm
+from fxprune.graph.trace import as_inputs
+from fxprune.verification import outputs, relative_error
 
 
 def unet() -> UNet2DModel:

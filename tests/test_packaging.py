@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fxprune
-from fxprune.figures import figure_of
+from fxprune.reporting.figures import figure_of
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,8 +17,8 @@ from plan_checker import violations
 from test_random_networks import NETWORKS, SETTINGS
 
 import fxprune
-from fxprune.channels import ChannelGraph, analyse
-from fxprune.trace import as_inputs
+from fxprune.graph.channels import ChannelGraph, analyse
+from fxprune.graph.trace import as_inputs
 
 SCORES = ("uniform", "ties", "constant", "signed", "skewed")
 LIMITS = st.fixed_dictionaries(

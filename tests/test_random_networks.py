@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from networks import IMAGE, TOKEN, build
 from torch import nn
 
-from fxprune.channels import ChannelGraph, analyse
+from fxprune.graph.channels import ChannelGraph, analyse
 from fxprune.errors import BudgetError
-from fxprune.planner import plan
-from fxprune.rewrite import rewrite
-from fxprune.trace import as_inputs
-from fxprune.verify import check_dense, check_permutation, outputs
+from fxprune.planning.planner import plan
+from fxprune.rewriting.rewrite import rewrite
+from fxprune.graph.trace import as_inputs
+from fxprune.verification import check_dense, check_permutation, outputs
 
 EXAMPLES = int(os.environ.get("FXPRUNE_EXAMPLES", "25"))
 NETWORKS = st.tuples(

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fxprune import registry
-from fxprune.channels import analyse
+from fxprune.graph.channels import analyse
 from fxprune.errors import CriterionError, PluginError
-from fxprune.score import score
+from fxprune.scoring.score import score
 
 CRITERIA = {
     "magnitude",

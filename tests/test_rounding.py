@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.rounding import fast_widths
+from fxprune.planning.rounding import fast_widths
 
 
 def graph_of(width: int) -> fxprune.ChannelGraph:

@@ -20,10 +20,11 @@ from saved_nets import IDS, Plain, everything, found, tiny_unet, unet_inputs
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import SaveError, stock
-from fxprune.report import Report, attach
-from fxprune.rewrite import Change
-from fxprune.save import load, save
+from fxprune import SaveError
+from fxprune.saving import stock
+from fxprune.reporting.report import Report, attach
+from fxprune.rewriting.rewrite import Change
+from fxprune.saving.save import load, save
 
 FILES = ["README.md", "fxprune.json", "model.safetensors"]
 

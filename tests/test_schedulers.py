@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.channels import analyse
-from fxprune.energy import Energy, State, step
-from fxprune.schedule import Problem, Scheduler
+from fxprune.graph.channels import analyse
+from fxprune.training.energy import Energy, State, step
+from fxprune.training.scheduler import Problem, Scheduler
 from fxprune.schedulers.group_lasso import GroupLasso
 from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.one_shot import OneShot
@@ -304,7 +304,7 @@ def test_averages_are_cut_too() -> None:
     small = pruner.finish(ema=ema)
     assert torch.allclose(ema.module(IMAGES), small(IMAGES), atol=1e-6)
     with pytest.raises(fxprune.InputsError, match="ema is a dict"):
-        fxprune.pruner._carry_average(fxprune.Carry(model, small, pruner.graph, pruner.flow.plan), {})
+        fxprune.training.pruner._carry_average(fxprune.Carry(model, small, pruner.graph, pruner.flow.plan), {})
 
 
 @pytest.mark.parametrize("name", ["soft", "iterative", "group_lasso"])

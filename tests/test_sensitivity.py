@@ -14,7 +14,7 @@ from networks import build
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.harm import Curve
+from fxprune.studies.sensitivity_table import Curve
 
 
 class Two(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fxprune import registry
 from fxprune.adapter import Adapter
-from fxprune.schedule import Floats, Flow, Problem, Scheduler, Values
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 from fxprune.testing import check_adapter, check_criterion, check_scheduler
 
 ROOT = Path(__file__).resolve().parents[1]

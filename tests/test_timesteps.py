@@ -14,7 +14,7 @@ import fxprune
 from fxprune import InputsError, Timesteps
 from fxprune.adapter import find_adapter
 from fxprune.adapters.noising import Flow, VariancePreserving
-from fxprune.timesteps import Density, strata
+from fxprune.scoring.timesteps import Density, strata
 
 PROCESSES: dict[str, Any] = {
     kind: VariancePreserving({"num_train_timesteps": 1000, "prediction_type": kind})

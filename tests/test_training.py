@@ -20,8 +20,8 @@ from training_runs import IMAGES, Net, Stopping, loader, loss, net, noisy, run
 
 import fxprune
 from fxprune import Distillation, Training
-from fxprune.history import ROWS, History
-from fxprune.plain import lively, plain
+from fxprune.reporting.history import ROWS, History
+from fxprune.training.serialization import lively, plain
 
 HERE = Path(__file__).parent
 
@@ -197,7 +197,7 @@ def test_the_dense_model_teaches_its_own_outputs() -> None:
 
 def test_distillation_does_not_jump_at_the_hand_off() -> None:
     """Outputs and features under binary masks and after the cut: the same term."""
-    from fxprune.distill import Teacher
+    from fxprune.training.distillation import Teacher
 
     dense = net().eval()
     pruner = fxprune.Pruner(
@@ -219,7 +219,7 @@ def test_distillation_does_not_jump_at_the_hand_off() -> None:
 
 
 def test_logits_are_compared_as_distributions() -> None:
-    from fxprune.distill import _divergence
+    from fxprune.training.distillation import _divergence
 
     a, b = torch.randn(4, 5), torch.randn(4, 5)
     p, q = (b / 2).softmax(-1), (a / 2).softmax(-1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.verify import check_permutation
+from fxprune.verification import check_permutation
 
 
 class Packed(nn.Module):

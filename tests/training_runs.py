@@ -107,7 +107,7 @@ def two(folder: str) -> None:
     calls = {
         "trace": lambda: fxprune.trace(sharded, IMAGES[:2]),
         "score": lambda: fxprune.score(graph, sharded, "magnitude"),
-        "masks": lambda: fxprune.live.LiveMasks(sharded, graph),
+        "masks": lambda: fxprune.masking.live.LiveMasks(sharded, graph),
         "prune": lambda: run(Training(30), model=sharded),
     }
     for name, call in calls.items():

@@ -22,7 +22,7 @@ from case import Case, tensors_in
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.verify import check_permutation
+from fxprune.verification import check_permutation
 
 RATIO = 0.5
 ENOUGH = 0.25  # share of the parameters that has to go for `ok`

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxprune.context import Context
+from fxprune.scoring.context import Context
 
 
 class Variance:

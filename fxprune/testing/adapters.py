@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 from fxprune import registry
 from fxprune.adapter import Adapter
 from fxprune.api import trace
-from fxprune.samples import batch_size
+from fxprune.scoring.samples import batch_size
 from fxprune.testing.claims import Claims
-from fxprune.trace import as_inputs, evaluating
+from fxprune.graph.trace import as_inputs, evaluating
 
 SAMPLES = 3
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune import registry
-from fxprune.channels import ChannelGraph, analyse
+from fxprune.graph.channels import ChannelGraph, analyse
 
 
 @dataclass(frozen=True)

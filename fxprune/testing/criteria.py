@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fxprune.errors import CriterionError, InputsError
-from fxprune.rewrite import deep_copy
-from fxprune.score import Criterion, Scores, resolve, score
+from fxprune.rewriting.rewrite import deep_copy
+from fxprune.scoring.score import Criterion, Scores, resolve, score
 from fxprune.testing.claims import MAKERS, Claims, Subject, subject
-from fxprune.verify import permutation, permute_
+from fxprune.verification import permutation, permute_
 
 CLOSE = 5e-3  # of the largest score of a group: finite differences in float32 are that rough
 HALF = torch.bfloat16

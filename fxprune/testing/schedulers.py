@@ -11,7 +11,7 @@ import numpy as np
 
 from fxprune import registry
 from fxprune.errors import PluginError
-from fxprune.schedule import Floats, Flow, Problem, Scheduler
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler
 from fxprune.testing.claims import Claims, subject
 
 NEAR = 0.03  # of the asked ratio: one channel of the small network

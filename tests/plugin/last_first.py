@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.context import Context
+from fxprune.scoring.context import Context
 
 
 class LastFirst:

@@ -1,0 +1,90 @@
+"""The channel graph that is left when some blocks are gone: the same labels, fewer nodes and tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.blocks import Block, Cut, cut, gone, inside, taken_out
+from fxprune.graph.equations import Equation
+from fxprune.graph.provenance import Attr, leaves
+from fxprune.graph.rules.op import Facts
+from fxprune.graph.trace import Traced
+
+
+def cut_of(graph: ChannelGraph, blocks: Sequence[Block]) -> Cut:
+    """What is still computed without these blocks."""
+    nodes = {n.name: n for n in graph.traced.graph.nodes}
+    return cut(graph.traced, {nodes[b.node]: nodes[b.stream] for b in blocks})
+
+
+def modules_of(graph: ChannelGraph, blocks: Sequence[Block]) -> tuple[str, ...]:
+    """The outermost modules that have nothing to do without these blocks."""
+    return taken_out(graph.traced, cut(graph.traced, {}), cut_of(graph, blocks))
+
+
+def without(graph: ChannelGraph, blocks: Sequence[Block]) -> ChannelGraph:
+    """The graph without some of its blocks; every label keeps its component."""
+    after = cut_of(graph, blocks)
+    modules = modules_of(graph, blocks)
+    lost = set(gone(graph.traced, after, modules))
+    traced, new = _traced(graph.traced, after)
+    read = set(traced.tensors.values())
+    left = [n for n in graph.parameters if n not in read and n not in lost]
+    return replace(
+        graph,
+        traced=traced,
+        env={new[n]: v for n, v in graph.env.items() if n in new},
+        tensors={n: v for n, v in graph.tensors.items() if n in read},
+        shapes={n: v for n, v in graph.shapes.items() if n in read},
+        parameters=graph.parameters & read,
+        facts=_facts(graph.facts, new),
+        equations=_kept(graph.equations, traced, modules),
+        literals=_kept(graph.literals, traced, modules),
+        outside=graph.outside + sum(math.prod(graph.shapes[n]) for n in left),
+        whole=graph,
+        removed=tuple(b.name for b in blocks),
+    )
+
+
+def _traced(traced: Traced, after: Cut) -> tuple[Traced, dict[fx.Node, fx.Node]]:
+    """The nodes that are still computed, as a graph of their own, by the old ones."""
+    graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in traced.graph.nodes:
+        if node in after.live or node.name in traced.inputs:
+            new[node] = graph.node_copy(node, lambda n: new[after.resolve(n)])
+    outputs = tuple(new[after.resolve(o)] if isinstance(o, fx.Node) else o for o in traced.outputs)
+    names = {n.name for n in graph.nodes}
+    calls = {k: kept for k, nodes in traced.calls.items() if (kept := [new[n] for n in nodes if n in new])}
+    tensors = {k: v for k, v in traced.tensors.items() if k in names}
+    constants = {k: v for k, v in traced.constants.items() if k in names}
+    out = replace(traced, graph=graph, outputs=outputs, calls=calls, tensors=tensors, constants=constants)
+    return out, new
+
+
+def _facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
+    names = {n.name for n in new.values()}
+    return Facts(
+        reads={k: [(new[n], axis) for n, axis in v if n in new] for k, v in facts.reads.items() if k in names},
+        norm_groups=[n for n in facts.norm_groups if n.node in names],
+        attended=[a for a in facts.attended if a.node in names],
+        statistics={k: v for k, v in facts.statistics.items() if k in names},
+        multiples=facts.multiples,
+    )
+
+
+def _kept(equations: Sequence[Equation], traced: Traced, modules: Sequence[str]) -> tuple[Equation, ...]:
+    """Equations of nodes that are left, but for what modules that are gone say."""
+    names = {n.name for n in traced.graph.nodes}
+
+    def holds(eq: Equation) -> bool:
+        attrs = [x for x in leaves(eq.expr) if isinstance(x, Attr)]
+        return (eq.node in names or " " in eq.node or not eq.node) and not any(
+            inside(a.path, m) for a in attrs for m in modules
+        )
+
+    return tuple(eq for eq in equations if holds(eq))

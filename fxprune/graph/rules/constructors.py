@@ -1,0 +1,50 @@
+"""Ops that make tensors: uniform fills may shrink, everything with positions in its values may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxprune.graph.rules.op import Labels, Op, aten, coupling, frozen_like
+
+
+@aten("zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor")
+def fill(op: Op) -> Labels:
+    """The same at every position: any axis may shrink with what it meets."""
+    return tuple(op.space.fresh(s) for s in op.out_shape)
+
+
+@aten(
+    "arange linspace logspace eye tril_indices triu_indices meshgrid one_hot tensor histc bincount nonzero range "
+    "hann_window argmax argmin argsort bucketize searchsorted randperm randint"
+)
+def positions(op: Op) -> Any:
+    """Values that say where they stand, or that come from positions."""
+    return op.freeze_all("gives positions", cause="positions")
+
+
+@coupling(
+    "aten::_assert_tensor_metadata",
+    "aten::_assert_scalar",
+    "aten::_assert_async",
+    "aten::sym_size",
+    "aten::sym_constrain_range_for_size",
+    "aten::sym_constrain_range",
+    "aten::item",
+    "aten::_local_scalar_dense",
+    "aten::is_floating_point",
+    "aten::numel",
+)
+def nothing(op: Op) -> Any:
+    """Checks, and ops that make no tensor."""
+    return frozen_like(op.out)
+
+
+@aten("tril triu")
+def triangle(op: Op) -> Any:
+    return op.freeze_all("keeps a triangle", cause="positions")
+
+
+@aten("rand randn rand_like randn_like normal uniform exponential bernoulli multinomial")
+def draws(op: Op) -> Any:
+    """Which number lands where depends on the shape: with a channel less, every draw would be another one."""
+    return op.freeze_all("draws random numbers", cause="random numbers")

@@ -1,0 +1,81 @@
+"""Convolutions of every rank, plain, transposed, grouped, depthwise and with channel multipliers.
+
+plain       w (O, I, k...)      in[i] = w[:, i], out[o] = w[o]
+transposed  w (I, O, k...)
+g groups    in = (g, I/g), out = (g, O/g): either whole groups go, or the same position in every group
+"""
+
+from __future__ import annotations
+
+from fxprune.graph.labels import Axis
+from fxprune.graph.rules.op import Labels, Op, aten
+
+
+def _convolve(op: Op, rows: Axis, columns: Axis, n_rows: int, transposed: bool, groups: int) -> Axis:
+    """Couple the channel axes; returns the labels of the output channels.
+
+    `rows` is axis 0 of the weight, `columns` axis 1.
+    """
+    x = op.labels("input")
+    rank = len(op.shape("weight")) - 2
+    at = len(x) - rank - 1
+    channels = x[at]
+    node = op.tensor("input")
+    assert node is not None
+    weight = op.arg("weight")
+    if groups == 1:
+        op.tie(channels, rows if transposed else columns)
+        op.reads(node, at, (weight, 0 if transposed else 1))
+        return columns if transposed else rows
+    n_in = op.shape("input")[at]
+    if transposed:
+        op.tie(channels, rows)
+        if n_in == groups and columns is None:
+            return rows
+        group, inner = op.space.split(rows, (groups, n_in // groups), op.name)
+        if inner is not None:
+            op.reads(node, at, (weight, 0))
+        n_out = op.shape("weight")[1]
+        return op.space.merge((group, columns), (groups, n_out), op.name)
+    if n_in == groups and n_rows == groups:
+        return op.tie(rows, channels)
+    group, inner = op.space.split(channels, (groups, n_in // groups), op.name)
+    op.tie(inner, columns)
+    if inner is not None:
+        op.reads(node, at, (weight, 1))
+    out_group, _ = op.space.split(rows, (groups, n_rows // groups), op.name)
+    op.tie(group, out_group)
+    return rows
+
+
+@aten("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d _convolution")
+def conv(op: Op) -> Labels:
+    x, w = op.labels("input"), op.labels("weight")
+    transposed = bool(op.arg("transposed", "conv_transpose" in str(op.node.target)))
+    rank = len(w) - 2
+    at = len(x) - rank - 1
+    out = _convolve(op, w[0], w[1], op.shape("weight")[0], transposed, int(op.arg("groups", 1)))
+    if op.tensor("bias") is not None:
+        op.tie(out, op.labels("bias")[0])
+    space = tuple(_pointwise(op, x[at + 1 + k], k) for k in range(rank))
+    for axis in (*(a for a, b in zip(x[at + 1 :], space, strict=True) if b is None), *w[2:]):
+        op.freeze(axis, "is a spatial axis of a convolution", cause="spatial axis")
+    return (*x[:at], out, *space)
+
+
+def _pointwise(op: Op, axis: Axis, k: int) -> Axis:
+    """The labels of spatial axis `k` of the output: those of the input where the kernel has size one and step one."""
+    if op.shape("weight")[2 + k] != 1 or not isinstance(op.arg("padding", 0), (int, list, tuple)):
+        return None
+
+    def at(name: str, default: int) -> int:
+        value = op.arg(name, default)
+        return int(value[k if len(value) > 1 else 0]) if isinstance(value, (tuple, list)) and value else int(value or 0)
+
+    still = at("stride", 1) == 1 and at("padding", 0) == 0 and at("output_padding", 0) == 0
+    return axis if still else None
+
+
+@aten("deform_conv2d")
+def deformable(op: Op) -> Labels:
+    return op.freeze_all("is a deformable convolution")  # type: ignore[no-any-return]

@@ -1,0 +1,132 @@
+"""Reductions.  A sum or mean over live channels changes when one goes, so these freeze, except where they are the
+statistics of a norm: then, as in `layer_norm`, they are taken over what stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.graph.labels import Axis
+from fxprune.graph.rules.op import Labels, Op, aten, is_tensor, op_name
+
+_CASTS = {
+    "aten::to",
+    "aten::_to_copy",
+    "aten::type_as",
+    "aten::alias",
+    "aten::detach",
+    "aten::contiguous",
+    "aten::clone",
+}
+_EXPANDS = {"aten::expand", "aten::expand_as", "aten::unsqueeze", "aten::squeeze", "aten::view", "aten::reshape"}
+_SCALES = {"aten::div", "aten::rsqrt", "aten::sub", "aten::reciprocal", "aten::rsub"}
+_REDUCES = {"aten::mean", "aten::sum", "aten::var", "aten::std", "aten::linalg_vector_norm", "aten::norm"}
+
+
+def _pointwise(node: fx.Node) -> bool:
+    if node.op != "call_function":
+        return False
+    name = op_name(node.target)
+    return name in _CASTS or (
+        isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    )
+
+
+def _origins(node: fx.Node, limit: int = 24) -> set[fx.Node]:
+    """The node and what it was made from by element-wise ops."""
+    seen: set[fx.Node] = set()
+    todo = [node]
+    while todo and len(seen) < limit:
+        n = todo.pop()
+        if n in seen or not is_tensor(n):
+            continue
+        seen.add(n)
+        if _pointwise(n) or (n.op == "call_function" and op_name(n.target) in _REDUCES):
+            todo += n.all_input_nodes
+    return seen
+
+
+def is_statistic(node: fx.Node) -> bool:
+    """Whether a reduced value comes back onto the very tensor it was taken from, to centre or to scale it."""
+    origins = {n for n in _origins(node.all_input_nodes[0]) if n.op != "placeholder" or len(n.meta["val"].shape) > 1}
+    seen: set[fx.Node] = set()
+    todo: list[tuple[fx.Node, bool]] = [(node, False)]
+    while todo and len(seen) < 40:
+        n, scales = todo.pop()
+        for user in n.users:
+            if user in seen or user.op != "call_function":
+                continue
+            name = op_name(user.target)
+            others = [i for i in user.all_input_nodes if i is not n and is_tensor(i)]
+            back = any(o in origins or _origins(o) & origins for o in others)
+            if back and name in ("aten::div", "aten::sub", "aten::rsub"):
+                return True
+            if back and name == "aten::mul" and scales:
+                return True
+            if _pointwise(user) or name in _EXPANDS:
+                seen.add(user)
+                todo.append((user, scales or name in _SCALES))
+    return False
+
+
+def _dims(op: Op, rank: int) -> list[int]:
+    dims = op.arg("dim")
+    if dims is None or dims == []:
+        return list(range(rank))
+    return [d % rank for d in ([dims] if isinstance(dims, int) else dims)]
+
+
+def _reduced(op: Op, labels: Labels, dims: list[int]) -> Labels:
+    keep = bool(op.arg("keepdim", False))
+    out: list[Axis] = []
+    for d, axis in enumerate(labels):
+        if d not in dims:
+            out.append(axis)
+        elif keep:
+            out.append(None)
+    return tuple(out)
+
+
+@aten(
+    "mean sum var std var_mean std_mean linalg_vector_norm norm amax amin logsumexp prod any all max min median nansum"
+)
+def reduce(op: Op) -> Any:
+    node = op.node.all_input_nodes[0]
+    if len(op.node.all_input_nodes) > 1:  # max(a, b)
+        from fxprune.graph.rules.elementwise import elementwise
+
+        return elementwise(op)
+    labels = op.labels(node)
+    dims = _dims(op, len(labels))
+    name = op_name(op.node.target)
+    live = tuple(d for d in dims if labels[d] is not None)
+    if live and name in _REDUCES and is_statistic(op.node):
+        op.facts.statistics[op.name] = live
+    else:
+        for d in live:
+            op.freeze(labels[d], "is reduced to one value", cause="reduction over channels")
+    out = _reduced(op, labels, dims)
+    return [out] * len(op.out) if isinstance(op.out, (tuple, list)) else out
+
+
+@aten(
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+    "max_pool2d_with_indices max_pool3d_with_indices lp_pool2d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+    "upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa max_unpool2d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+    "replication_pad2d replication_pad3d grid_sampler grid_sampler_2d"
+)
+def spatial(op: Op) -> Any:
+    """Pools, resizes and pads of space: batch and channel axes pass, the others stay."""
+    labels = op.labels(op.node.all_input_nodes[0])
+    name = op_name(op.node.target)
+    rank = next((k for k in (1, 2, 3) if f"{k}d" in name), 2)
+    for axis in labels[len(labels) - rank :]:
+        op.freeze(axis, "is a spatial axis", cause="spatial axis")
+    out = (*labels[: len(labels) - rank], *(None for _ in range(rank)))
+    return [out] * len(op.out) if isinstance(op.out, (tuple, list)) else out

@@ -1,0 +1,176 @@
+"""Which blocks go: the lowest saliency for what they cost, as many as the budget takes.
+
+    rank(b) = Σ saliency of the tensors that go with b / cost that goes with b
+
+Removing blocks overlaps (a nested one goes with the outer one; a modulation goes when its last reader does), so every
+candidate set is counted anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.costs.model import CostModel, macs_of
+from fxprune.graph.blocks import cut, gone, taken_out
+from fxprune.graph.reduction import cut_of
+from fxprune.errors import BudgetError, CriterionError
+from fxprune.planning.plan import Plan
+from fxprune.scoring.score import Scores
+from fxprune.planning.search import Cut
+from fxprune.planning.selectors import Ignore, ignored_blocks
+
+GRANULARITIES = ("channel", "block", "both")
+SHARE = 0.5  # of a budget for blocks and channels together, the most that blocks take
+Floats: TypeAlias = npt.NDArray[np.float64]
+Channels: TypeAlias = Callable[[ChannelGraph, Mapping[str, Floats], float], Plan]
+
+
+def plan_depth(
+    graph: ChannelGraph,
+    scores: Scores | Mapping[str, Any],
+    asked: float | None,
+    of: str,
+    ignore: Ignore,
+    granularity: str,
+    channels: Channels,
+) -> Plan:
+    """A plan that takes out blocks, and then channels of what is left.
+
+    Args:
+        scores: of `fxprune.score`, or a mapping that holds one number a block, too.
+        asked: share of the cost to remove.
+        channels: plans the channels of a graph for a ratio.
+
+    Raises:
+        BudgetError: where nothing near the ratio can be reached.
+        CriterionError: where a block has no finite score.
+    """
+    if granularity not in GRANULARITIES:
+        raise BudgetError(f"granularity={granularity!r} is unknown; choose one of {', '.join(GRANULARITIES)}")
+    if asked is None:
+        raise BudgetError(f"granularity={granularity!r} needs a budget: pass ratio=, the share of {of} to remove")
+    values, worth = (scores.values, scores.blocks) if isinstance(scores, Scores) else (scores, scores)
+    only = granularity == "block"
+    names, share = choose(graph, worth, asked if only else asked * SHARE, of, ignore, only)
+    left = graph.without(names)
+    if only:
+        made = _whole_width(left, asked, of)
+    else:
+        made = channels(left, _scores_on(left, values), max(0.0, (asked - share) / (1 - share)))
+    criterion = scores.criterion if isinstance(scores, Scores) else made.criterion
+    return with_blocks(graph, replace(made, ratio=asked, criterion=criterion), names)
+
+
+def with_blocks(graph: ChannelGraph, left: Plan, names: tuple[str, ...]) -> Plan:
+    """A plan of what is left of a graph without some blocks, as a plan of the graph."""
+    if not names:
+        return left
+    costs = {k: (_cost(graph, k), after) for k, (_, after) in left.costs.items()}
+    before, after = costs[left.of]
+    return replace(left, blocks=names, costs=costs, achieved=1 - after / before)
+
+
+def _cost(graph: ChannelGraph, of: str) -> float:
+    return CostModel(graph).of(of, np.zeros(len(graph.groups)))
+
+
+def _whole_width(left: ChannelGraph, asked: float, of: str) -> Plan:
+    """A plan that takes no channels."""
+    from fxprune.planning.planner import as_plan
+
+    none = np.zeros(0, np.int64)
+    nothing = Cut(none, none, np.zeros(len(left.groups)), 0.0)
+    return as_plan(left, CostModel(left), nothing, asked, of, "given scores")
+
+
+def _scores_on(left: ChannelGraph, scores: Mapping[str, Any]) -> dict[str, Floats]:
+    """Scores of a whole graph's channels as those of the graph without blocks."""
+    whole = left.whole or left
+    by_channel = np.full(int(whole.component.max()) + 1, np.nan)
+    for group in whole.groups:
+        if group.name in scores:
+            by_channel[group.components] = scores[group.name]
+    return {g.name: by_channel[g.components] for g in left.groups}
+
+
+# ---- choosing -----------------------------------------------------------------------------------------------------
+
+
+def choose(
+    graph: ChannelGraph, worth: Mapping[str, float], ratio: float, of: str, ignore: Ignore, nearest: bool
+) -> tuple[tuple[str, ...], float]:
+    """Names of the blocks that go, and the share of the cost that goes with them.
+
+    The lowest ranks, as long as they fit; with `nearest` one more where that is nearer.
+
+    Raises:
+        BudgetError: with `nearest`, where all blocks together are less than the ratio.
+        CriterionError: where a block has no finite score.
+    """
+    share = functools.cache(_shares(graph, of))
+    held = ignored_blocks(graph, ignore)
+    alone = {b.name: share(frozenset([b.name])) for b in graph.blocks if b.name not in held}
+    free = sorted((n for n in alone if alone[n] > 0), key=lambda n: _worth(worth, n) / alone[n])
+    taken: frozenset[str] = frozenset()
+    for name in free:
+        if alone[name] <= ratio + 1e-9 and share(taken | {name}) <= ratio + 1e-9:
+            taken |= {name}
+    if nearest:
+        _reachable(graph, share(frozenset(free)), ratio, of, ignore)
+        best = min((taken | {n} for n in free if n not in taken), key=share, default=taken)
+        if abs(share(best) - ratio) < abs(share(taken) - ratio):
+            taken = best
+    return _outermost(graph, taken), share(taken)
+
+
+def _shares(graph: ChannelGraph, of: str) -> Callable[[frozenset[str]], float]:
+    """The share of a cost that goes with some blocks."""
+    total = _cost(graph, of)
+    if of not in ("params", "macs"):
+        return lambda names: 1 - _cost(graph.without(sorted(names)), of) / total
+    traced, before = graph.traced, cut(graph.traced, {})
+    macs = {n: m for n in traced.graph.nodes if (m := macs_of(graph, n))} if of == "macs" else {}
+    params = {n: math.prod(graph.shapes[n]) for n in graph.parameters}
+
+    def share(names: frozenset[str]) -> float:
+        after = cut_of(graph, [b for b in graph.blocks if b.name in names])
+        if of == "macs":
+            return sum(m for n, m in macs.items() if n not in after.live) / total
+        lost = gone(traced, after, taken_out(traced, before, after))
+        return sum(params.get(n, 0) for n in lost) / total
+
+    return share
+
+
+def _outermost(graph: ChannelGraph, names: frozenset[str]) -> tuple[str, ...]:
+    """Blocks in the order of the graph, but for those that go with another one of them."""
+    chosen = [b for b in graph.blocks if b.name in names]
+    live = {b: cut_of(graph, [o for o in chosen if o is not b]).live for b in chosen}
+    return tuple(b.name for b in chosen if b.node in {n.name for n in live[b]})
+
+
+def _worth(worth: Mapping[str, float], name: str) -> float:
+    value = float(worth.get(name, np.nan))
+    if not np.isfinite(value):
+        raise CriterionError(
+            f"block {name!r} has no finite score; pass scores of fxprune.score(), by a criterion that scores tensors"
+        )
+    return value
+
+
+def _reachable(graph: ChannelGraph, most: float, ratio: float, of: str, ignore: Ignore) -> None:
+    if most < ratio - 0.005:
+        held = ", less those that ignore= names" if ignore else ""
+        raise BudgetError(
+            f"{ratio:.1%} of {of} cannot be removed from this {graph.model_class} by taking out blocks: all that can "
+            f"go make {most:.1%} (blocks: {len(graph.blocks)}{held}). Ask for less, or for granularity='both'",
+            reachable=most,
+        )

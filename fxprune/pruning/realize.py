@@ -1,0 +1,202 @@
+"""From a plan to a dense model with a report: rewrite, verify, plan anew where the module's Python does not follow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from torch import nn
+
+from fxprune.graph.channels import ChannelGraph
+from fxprune.errors import BudgetError, RewriteError, VerifyError
+from fxprune.planning.plan import Plan
+from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
+from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
+from fxprune.planning.rounding import place_of
+from fxprune.planning.costs.stopwatch import take_turns
+from fxprune.graph.trace import evaluating
+from fxprune.verification import Check, check_dense, same_batches
+
+Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
+REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
+
+
+@dataclass
+class Clock:
+    """Seconds by step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Made:
+    """A rewritten model with the graph and plan it came from, and why its forward is the graph, if it is."""
+
+    graph: ChannelGraph
+    plan: Plan
+    done: Rewritten
+    check: Check | None
+    reason: str = ""
+
+
+def make(
+    base: Base,
+    graph: ChannelGraph,
+    planned: Callable[[ChannelGraph], Plan],
+    clock: Clock,
+    verify: bool,
+    strict: bool,
+) -> Made:
+    """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`).
+
+    `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
+    """
+    try:
+        plan = first = planned(graph)
+    except BudgetError as e:
+        if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
+            raise
+        return made
+    original, trouble, literals = graph, "", graph.literals
+    for _ in range(REPLANS):
+        try:
+            return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
+        except UnsolvedError as e:
+            trouble = trouble or str(e)
+            graph = graph.holding(e.equation)
+        except VerifyError as e:
+            trouble = trouble or str(e)
+            if stuck := _stuck(base(plan, graph), graph, plan):
+                graph = replace(graph, fixed=graph.fixed | stuck)
+            elif graph.streamed:
+                graph = graph.coarser()
+            elif literals:
+                graph, literals = graph.holding(*literals), ()
+            else:
+                break
+        try:
+            plan = planned(graph)
+        except BudgetError:
+            break
+    if graph.traced.noted:
+        raise RewriteError(
+            f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
+        )
+    if strict:
+        raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
+    return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+
+
+def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
+    """Blocks of a plan without which, each by itself, the module does not compute what it should."""
+
+    def fails(name: str) -> bool:
+        alone = replace(plan, blocks=(name,), removed={}, norms={})
+        try:
+            return not check_dense(net, rewrite(net, graph, alone).model, graph, alone).ok
+        except (VerifyError, UnsolvedError):
+            return True
+
+    return frozenset(name for name in plan.blocks if fails(name))
+
+
+def _beyond(
+    base: Base,
+    graph: ChannelGraph,
+    planned: Callable[[ChannelGraph], Plan],
+    clock: Clock,
+    verify: bool,
+    missed: BudgetError,
+) -> Made | None:
+    """The graph as the forward, where the budget is out of reach only for the sake of the module's own Python."""
+    graph = graph.uncoupled()
+    how_far = "the budget" if missed.reachable is None else f"more than {missed.reachable:.1%}"
+    trouble = f"the forward of {graph.model_class} computes with sizes that couple axes and cannot follow {how_far}"
+    try:
+        plan = planned(graph)
+        return _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
+    except (BudgetError, RewriteError, VerifyError):
+        return None
+
+
+def _attempt(
+    net: nn.Module, graph: ChannelGraph, plan: Plan, clock: Clock, verify: bool, forward: str, trouble: str
+) -> Made:
+    with clock("rewrite"):
+        done = rewrite(net, graph, plan, forward=forward)
+    if not verify:
+        return Made(graph, plan, done, None, trouble)
+    with clock("verify"):
+        check = check_dense(net, done.model, graph, plan)
+    if not check.ok:
+        raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
+    if forward == "graph" and not same_batches(net, done.model, graph):
+        raise RewriteError(
+            f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
+            "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
+        )
+    return Made(graph, plan, done, check, trouble)
+
+
+def finished(
+    net: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    verify: bool,
+    strict: bool,
+    seed: int | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """The dense model of a plan that is settled, with its report."""
+
+    def planned(other: ChannelGraph) -> Plan:
+        if other is not graph:
+            raise BudgetError("the plan is settled and cannot be made anew")
+        return plan
+
+    clock = Clock()
+    made = make(lambda *_: net, graph, planned, clock, verify, strict)
+    return reported(net, made, clock, inplace, seed)
+
+
+def reported(net: nn.Module, made: Made, clock: Clock, inplace: bool, seed: int | None = None) -> nn.Module:
+    """The dense model, with its report."""
+    timing = None
+    if made.plan.of == "latency" and made.check is not None:
+        with clock("confirm"):
+            timing = _timed(net, made)
+    small = transplant(net, made.done.model) if inplace else made.done.model
+    checks = () if made.check is None else (made.check,)
+    told = Report(
+        made.plan,
+        made.done.changes,
+        checks,
+        made.done.forward,
+        made.reason,
+        causes(made.graph),
+        dict(clock.seconds),
+        seed=seed,
+        timing=timing,
+    )
+    attach(small, told.after(report(net)) if is_pruned(net) else told)
+    return small
+
+
+def _timed(net: nn.Module, made: Made) -> Timing:
+    """Both models, in turns, on the example inputs."""
+    args, kwargs = made.graph.traced.example
+    device = place_of(made.graph)[0]
+    with evaluating(net), evaluating(made.done.model):
+        turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)
+    return Timing(min(turns[0]), min(turns[1]), made.plan.achieved)

@@ -1,0 +1,148 @@
+"""What a pruning run did: attached to the model it returns, read with `fxprune.report(small)`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from fxprune.adapter import find_adapter
+from fxprune.graph.channels import ChannelGraph, Held
+from fxprune.errors import PlanError
+from fxprune.reporting.history import History
+from fxprune.planning.plan import Plan
+from fxprune.rewriting.rewrite import Change
+from fxprune.verification import Check
+
+_KEY = "_fxprune_report"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One reason why tensors could not be pruned: how many axes, the share of parameters they belong to, and where."""
+
+    name: str
+    axes: int
+    share: float
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one forward on the example inputs, dense and pruned (fastest of several, in turns).
+
+    `predicted` is the share that the plan said would go.
+    """
+
+    before: float
+    after: float
+    predicted: float
+
+    @property
+    def share(self) -> float:
+        """The share of the time that went."""
+        return 1 - self.after / self.before
+
+    def __str__(self) -> str:
+        told = f"{self.share:.1%} less, {self.predicted:.1%} predicted"
+        return f"latency: {self.before * 1e3:.2f} ms -> {self.after * 1e3:.2f} ms ({told})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened.
+
+    Attributes:
+        plan: what went (the last time, where the model was pruned several times; `earlier` holds the plans before).
+        changes: attributes of modules that changed.
+        checks: proofs that were run, with their errors.
+        forward: "module", or "graph" where the rewritten graph became the model's forward (`reason` says why).
+        held: why the rest could not be pruned.
+        seconds: step -> seconds.
+        seed: what everything drawn at random came from.
+        timing: dense and pruned model timed against each other, where the budget was a latency.
+        history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
+            drawn.  Both are not saved with the model.
+    """
+
+    plan: Plan
+    changes: tuple[Change, ...]
+    checks: tuple[Check, ...] = ()
+    forward: str = "module"
+    reason: str = ""
+    held: tuple[Cause, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    earlier: tuple[Plan, ...] = ()
+    seed: int | None = None
+    timing: Timing | None = None
+    history: History | None = None
+    picture: str = ""
+
+    def after(self, before: Report) -> Report:
+        """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
+        old = {(c.path, c.name): c for c in before.changes}
+        new = {(c.path, c.name): c for c in self.changes}
+        both = [Change(*key, (old.get(key) or new[key]).before, (new.get(key) or old[key]).after) for key in old | new]
+        return replace(self, changes=tuple(both), earlier=(*before.earlier, before.plan))
+
+    def __repr__(self) -> str:
+        lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines += [f"  {check}" for check in self.checks]
+        lines += [f"  {self.timing}"] if self.timing else []
+        lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
+        return "\n".join(lines)
+
+
+def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:
+    """Frozen parameter axes grouped by cause, the largest share of parameters first; kernels' spatial axes left out.
+
+    A parameter counts to a cause with all its elements if the cause holds any of its axes wholly, else in proportion.
+    """
+    size = dict.fromkeys(graph.parameters, 1)
+    for t in size:
+        for s in graph.shapes[t]:
+            size[t] *= s
+    total = max(1, sum(size.values()))
+    by: dict[str, list[Held]] = defaultdict(list)
+    for h in graph.frozen() if held is None else held:
+        if h.tensor in graph.parameters and not (h.cause == "spatial axis" and h.axis >= 2):
+            by[h.cause].append(h)
+    out = []
+    for name, items in by.items():
+        portion: dict[str, float] = {}
+        for h in items:
+            part = h.positions / graph.shapes[h.tensor][h.axis]
+            portion[h.tensor] = max(portion.get(h.tensor, 0.0), part)
+        share = sum(size[t] * p for t, p in portion.items()) / total
+        where = tuple(
+            f"{h.tensor}[{h.axis}] {h.why} ({h.op or 'no op'}){f' at {h.source}' if h.source else ''}"
+            for h in items[:3]
+        )
+        out.append(Cause(name, len(items), share, where))
+    return tuple(sorted(out, key=lambda c: -c.share))
+
+
+def attach(model: nn.Module, made: Report) -> None:
+    """Keep a report beside the model, outside its state."""
+    model.__dict__[_KEY] = made
+
+
+def is_pruned(model: nn.Module) -> bool:
+    """Whether fxprune has pruned the model."""
+    return isinstance(model.__dict__.get(_KEY), Report)
+
+
+def report(model: Any) -> Report:
+    """The report of a pruned or loaded model, or of the pruned part of a pipeline.
+
+    Raises:
+        PlanError: where the model was not pruned by fxprune.
+    """
+    net = model if isinstance(model, nn.Module) else find_adapter(model).unwrap(model)[0]
+    made = net.__dict__.get(_KEY)
+    if not isinstance(made, Report):
+        raise PlanError(f"this {type(model).__name__} was not pruned by fxprune; call fxprune.prune(model) first")
+    return made

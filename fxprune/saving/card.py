@@ -1,0 +1,135 @@
+"""The model card: a README.md that says where a pruned model comes from, what went, and what was measured.
+
+It starts with the YAML header that model hubs read.  Licence and name of the base model are carried over from the card
+in the folder that it was read from.  Its last line holds a checksum, by which `save` tells its own card from one that
+somebody has edited and would lose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fxprune.planning.plan import Plan
+from fxprune.reporting.report import Report
+
+CARD = "README.md"
+CARRIED = ("base_model", "license", "license_name", "license_link")
+_ENTRY = re.compile(r"^(\w+):[ \t]*(\S.*?)[ \t]*$", re.M)
+_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MARK = re.compile(r"\n<!-- written by fxprune, ([0-9a-f]{16}) -->\n\Z")
+
+
+def card(
+    kind: str,
+    library: str,
+    reports: Mapping[str, Report],
+    versions: Mapping[str, str],
+    metrics: Mapping[str, Any] | None,
+    source: Any = None,
+) -> str:
+    """The text of a card.
+
+    Args:
+        kind: the class of the model or pipeline.
+        library: the package that it is of.
+        reports: of its pruned parts, by name; "" for a model itself.
+        source: the folder or hub name that the unpruned model was read from, where known.
+    """
+    head = {"library_name": library, "tags": ["fxprune", "structural-pruning"], **_carried(source)}
+    lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in head.items()), "---", "", f"# {kind}, saved by fxprune", ""]
+    for name, made in reports.items():
+        lines += [f"## {name}", ""] if name else []
+        for plan in (*made.earlier, made.plan):
+            lines += _plan(plan)
+        lines += [f"- {check}" for check in made.checks] + [""] * bool(made.checks)
+    if metrics:
+        lines += ["## Measured", "", *_table(("", "value"), [(k, _text(v)) for k, v in metrics.items()])]
+    load = "load_pipeline" if any(reports) else "load"
+    wrote = ", ".join(f"{k} {v}" for k, v in versions.items())
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "import fxprune",
+        "",
+        f'model = fxprune.{load}("path/to/this/folder")',
+        "```",
+        "",
+    ]
+    return _signed("\n".join([*lines, f"Written with {wrote}.", ""]))
+
+
+def is_own(path: Path) -> bool:
+    """Whether a card is as `card` made it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    mark = _MARK.search(text)
+    return mark is not None and _digest(text[: mark.start()]) == mark[1]
+
+
+def _plan(plan: Plan) -> list[str]:
+    title = f"{plan.achieved:.1%} of {plan.of} removed (asked for: {plan.ratio:.1%}), by `{plan.criterion}`."
+    rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in sorted(plan.costs.items())]
+    regrouped = [f"Regrouped norms: {', '.join(f'`{n}`' for n in plan.regrouped)}.", ""] if plan.regrouped else []
+    return [title, "", *_table(("", "dense", "pruned", "change"), rows), *regrouped]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(r)} |" for r in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def _text(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _carried(source: Any) -> dict[str, str]:
+    """What the base model's own card says of it; a name on the hub stands for itself, a path never appears."""
+    named = isinstance(source, str) and _HUB.fullmatch(source) and not Path(source).exists()
+    return ({"base_model": source} if named else {}) | _entries(_card_of(source))
+
+
+def _card_of(source: Any) -> Path | None:
+    if not isinstance(source, str) or not source:
+        return None
+    for folder in (Path(source), Path(source).parent):  # a component's folder lies in that of its pipeline
+        if (folder / CARD).is_file():
+            return folder / CARD
+    return _cached(source)
+
+
+def _cached(name: str) -> Path | None:
+    """The card of a model of the hub, where an earlier download has left it."""
+    if not _HUB.fullmatch(name):
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(name, CARD)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _entries(path: Path | None) -> dict[str, str]:
+    """Plain entries of a card's YAML header."""
+    try:
+        text = path.read_text(encoding="utf-8") if path else ""
+    except (OSError, ValueError):
+        return {}
+    head = re.match(r"---\n(.*?)\n---(\n|\Z)", text, re.S)
+    found = dict(_ENTRY.findall(head[1])) if head else {}
+    return {k: found[k].strip("\"'")[:200] for k in CARRIED if k in found and found[k][0] not in "[{|>&*!"}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _signed(text: str) -> str:
+    return f"{text}\n<!-- written by fxprune, {_digest(text)} -->\n"

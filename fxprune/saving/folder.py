@@ -1,0 +1,115 @@
+"""Folders that are written whole or not at all.
+
+A new folder is filled beside the one that it replaces.  Two renames put it there:
+
+    DIR -> .DIR.<token>.old        .DIR.<token>.new -> DIR        then the old one goes
+
+An error in between puts the old folder back.  A kill in between leaves both whole, under these names.  What a kill left
+and nobody has written to for an hour goes when the same folder is next written; a copy of DIR only once DIR is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from fxprune.saving.card import CARD, is_own
+from fxprune.errors import SaveError
+from fxprune.saving.header import HEADER, SavedPipeline, read
+from fxprune.saving.weights import INDEX, files
+
+DIGITS = 8  # of a token
+STALE = 3600.0  # seconds without a write, after which nobody is writing
+
+
+def claim(directory: str | os.PathLike[str]) -> Path:
+    """The real path of a folder that may be written: it is new, empty, or a previous save and nothing else.
+
+    Raises:
+        SaveError: where something would be lost.
+    """
+    try:
+        path = Path(directory).resolve()
+        if path.exists() and not path.is_dir():
+            raise SaveError(f"{path} is a file; name a new folder")
+        foreign = _foreign(path) if path.exists() else []
+    except OSError as e:
+        raise SaveError(f"{directory} cannot be written: {type(e).__name__}: {e}") from e
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise SaveError(
+            f"{path} holds files that fxprune did not write ({', '.join(foreign[:3])}{more}), and they would be lost; "
+            "name a new folder, or move them away first"
+        )
+    return path
+
+
+def _foreign(path: Path) -> list[str]:
+    """What a folder holds beside a previous save."""
+    try:
+        header = read(path)
+        own = {HEADER, *(header.files if isinstance(header, SavedPipeline) else (*files(path), INDEX))}
+    except SaveError:
+        return sorted(entry.name for entry in path.iterdir())
+    own = own | {CARD} if is_own(path / CARD) else own - {CARD}
+    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
+    return sorted(found - own)
+
+
+@contextlib.contextmanager
+def replacing(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `directory` when the block ends without an error.
+
+    Raises:
+        SaveError: see `claim`; or the disk refuses.
+    """
+    path = claim(directory)
+    token = uuid.uuid4().hex[:DIGITS]
+    new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _swap(path, new, old)
+    except OSError as e:
+        raise SaveError(f"{path} cannot be written: {type(e).__name__}: {e}; what was there is as it was") from e
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    for folder in (*_left_by_kills(path, "new"), *_left_by_kills(path, "old")):
+        if time.time() - _last_written(folder) > STALE:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _left_by_kills(path: Path, kind: str) -> list[Path]:
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * DIGITS}.{kind}"))
+
+
+def _last_written(folder: Path) -> float:
+    try:
+        return max(p.stat().st_mtime for p in (folder, *folder.rglob("*")))
+    except OSError:  # somebody writes, or removes it
+        return time.time()
+
+
+def _swap(path: Path, new: Path, old: Path) -> None:
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        if old.exists():
+            os.rename(old, path)
+        raise
+
+
+def interrupted(directory: Path) -> Path | None:
+    """The folder that a kill between the two renames left in place of `directory`."""
+    path = directory.resolve()
+    left = [] if path.exists() else _left_by_kills(path, "old")
+    return left[-1] if left else None

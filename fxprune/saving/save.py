@@ -1,0 +1,251 @@
+"""`save` and `load`: a pruned model as a folder of data.
+
+    DIR/fxprune.json        class, config, plan, shapes, changed attributes, ...: see `fxprune.saving.header`
+    DIR/model.safetensors   every parameter and buffer, the non-persistent ones too; tied tensors once (or shards of it)
+    DIR/README.md           a model card: see `fxprune.saving.card`
+
+`load` builds the stock class with empty parameters (or copies the stock module it is given), gives each tensor its
+saved shape and value, and sets the changed integers.  Nothing of the folder is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.saving import stock
+
+from fxprune.saving import weights
+from fxprune.saving.card import CARD, card
+from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
+from fxprune.errors import SaveError
+from fxprune.saving.folder import interrupted, replacing
+from fxprune.reporting.report import Report, attach
+from fxprune.saving.restore import all_tensors, fill, fit, same_integers
+from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, read, to_json
+
+PathLike = str | os.PathLike[str]
+SHARD = "10GB"
+
+
+# ---- save ----------------------------------------------------------------------------------------
+
+
+def save(
+    model: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
+) -> Path:
+    """Write a model, pruned or not, or a diffusers pipeline with a pruned component, into a folder of its own.
+
+    A previous save in this folder is replaced, in one step at the end.
+
+    Args:
+        model: a module, or a diffusers pipeline; it is left as it is.
+        directory: a new or empty folder, or one that `save` wrote.
+        metrics: what you measured, kept with the model: strings, finite numbers, lists and dicts of them.
+        max_shard_size: bytes, or text such as "5GB": larger weights are split over several files.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SaveError: where the folder holds anything else, or the model cannot be written so that `load` reads it.
+
+    Example:
+        >>> import tempfile, torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> small = fxprune.prune(net, "magnitude", 0.5, example_inputs=torch.randn(1, 8), progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = fxprune.load(fxprune.save(small, folder), model=net)
+        >>> again[0].out_features == small[0].out_features
+        True
+    """
+    if not isinstance(model, nn.Module) and not stock.is_pipeline(model):
+        raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline")
+    limit = weights.size_of(max_shard_size)
+    with replacing(directory) as folder:
+        if isinstance(model, nn.Module):
+            saved: Header = _write_model(model, folder, metrics, limit)
+            pruned = {"": model}
+        else:
+            pruned = {name: m for name, m in stock.modules_of(model).items() if report_of(m) is not None}
+            saved = _write_pipeline(model, pruned, folder, metrics, limit)
+        reports = {name: made for name, m in pruned.items() if (made := report_of(m)) is not None}
+        library, source = saved.module.partition(".")[0], stock.source_of(model)
+        text = card(saved.name, library, reports, saved.versions, metrics, source)
+        (folder / CARD).write_text(text, encoding="utf-8")
+    return Path(directory)
+
+
+def save_pipeline(
+    pipeline: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
+) -> Path:
+    """`save`, for a diffusers pipeline only.
+
+    Raises:
+        SaveError: see `save`; or it is no pipeline.
+    """
+    if not stock.is_pipeline(pipeline):
+        raise SaveError(f"a {type(pipeline).__name__} is no diffusers pipeline; use fxprune.save")
+    return save(pipeline, directory, metrics=metrics, max_shard_size=max_shard_size)
+
+
+def _write_model(model: nn.Module, folder: Path, metrics: Mapping[str, Any] | None, limit: int) -> Saved:
+    saved = _loadable(model, describe(model, metrics))
+    text = to_json(saved)
+    named = all_tensors(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HEADER).write_text(text, encoding="utf-8")
+    weights.write({name: named[name] for name in saved.tensors}, folder, limit)
+    return saved
+
+
+def _loadable(model: nn.Module, saved: Saved) -> Saved:
+    """The same without a config from which no stock module can be built; one that is built must become this model."""
+    if saved.config is None:
+        return saved
+    try:
+        net = stock.build(saved)
+    except SaveError:
+        return replace(saved, adapter=None, config=None)
+    try:
+        fit(net, saved)
+        same_integers(net, model)
+    except SaveError as e:
+        raise SaveError(f"this {saved.name} could not be loaded again: {e}") from e
+    return saved
+
+
+def _write_pipeline(
+    pipeline: Any, pruned: Mapping[str, nn.Module], folder: Path, metrics: Mapping[str, Any] | None, limit: int
+) -> SavedPipeline:
+    """The pipeline's own `save_pretrained`, but for the pruned components, which are written in our format."""
+    if not pruned:
+        raise SaveError(
+            f"no component of this {type(pipeline).__name__} was pruned by fxprune; "
+            "save it with pipeline.save_pretrained(DIR)"
+        )
+    stock.require_stock(pipeline, pruned)
+    shell = copy.copy(pipeline)
+    for name, module in pruned.items():
+        writer = copy.copy(module)
+        writer.__dict__["save_pretrained"] = lambda path, module=module: _write_model(module, Path(path), None, limit)
+        shell.__dict__[name] = writer
+    shell.save_pretrained(str(folder), safe_serialization=True, max_shard_size=limit)
+    stock.name_components(folder, pipeline, pruned)
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    modules = stock.modules_of(pipeline)
+    saved = SavedPipeline(
+        module=type(pipeline).__module__,
+        name=type(pipeline).__qualname__,
+        components=tuple(pruned),
+        dtypes={name: d for name, m in modules.items() if name not in pruned and (d := _dtype_of(name, m))},
+        files=(*sorted(files), HEADER),
+        versions=versions(pipeline),
+        metrics=metrics,
+    )
+    stock.read_index(folder, saved.components)  # what is written must load
+    (folder / HEADER).write_text(to_json(saved), encoding="utf-8")
+    return saved
+
+
+def _dtype_of(name: str, module: nn.Module) -> str | None:
+    """The one floating dtype of a pipeline's module, if it has one."""
+    found = {t.dtype for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()}
+    if torch.float64 in found:
+        raise SaveError(
+            f"{name} is in float64, which diffusers does not read back exactly; pipeline.{name}.float() first"
+        )
+    return DTYPE_NAMES.get(found.pop()) if len(found) == 1 else None
+
+
+# ---- load ----------------------------------------------------------------------------------------
+
+
+def load(
+    directory: PathLike,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Read a model or pipeline that `save` wrote.  Nothing of the folder is run.
+
+    Args:
+        directory: the folder.
+        model: a stock module of the saved class, as it was before pruning, or a callable that makes one; it is not
+            changed. Needed for all but diffusers' own models, which are built from their saved config.
+        device: where the result goes.
+
+    Returns:
+        The module, in eval mode; `fxprune.report` tells what was pruned. Or the diffusers pipeline.
+
+    Raises:
+        SaveError: where the folder is missing, damaged or foreign, or does not fit `model`.
+    """
+    path = Path(directory)
+    if (left := interrupted(path)) is not None:
+        raise SaveError(f"{path} is missing: a save into it was cut off. Its former content is whole; mv {left} {path}")
+    saved = read(path)
+    if isinstance(saved, SavedPipeline):
+        if model is not None:
+            raise SaveError(f"{path} holds a {saved.name} whole: load it without model=")
+        pipeline = _load_pipeline(saved, path)
+        return pipeline if torch.device(device).type == "cpu" else pipeline.to(device)
+    return _load_model(saved, path, model).to(device)
+
+
+def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") -> Any:
+    """`load`, for a diffusers pipeline only.
+
+    Raises:
+        SaveError: see `load`; or the folder holds a single model.
+    """
+    path = Path(directory)
+    if interrupted(path) is None and isinstance(saved := read(path), Saved):
+        raise SaveError(f"{path} holds a {saved.name} alone; use fxprune.load")
+    return load(path, device=device)
+
+
+def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    if not isinstance(saved, Saved):
+        raise SaveError(f"{path} holds a pipeline where a model should be")
+    net = _stock_of(saved, model)
+    fit(net, saved)
+    fill(net, saved, path)
+    stock.set_source(net, path)
+    if saved.plan is not None:
+        told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, seed=saved.seed, earlier=saved.earlier)
+        attach(net, told)
+    return net.eval()
+
+
+def _load_pipeline(saved: SavedPipeline, path: Path) -> Any:
+    index = stock.read_index(path, saved.components)
+    if missing := [name for name in saved.components if name not in index]:
+        raise SaveError(f"{path / stock.INDEX} does not name the pruned component {missing[0]!r}")
+    given = {name: _load_model(read(path / name), path / name, None) for name in saved.components}
+    absent = {name: None for name, value in index.items() if value == [None, None]}
+    return stock.read_pipeline(path, {**absent, **given}, saved.dtypes)
+
+
+def _stock_of(saved: Saved, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    """An unpruned module of the saved class, ours to change."""
+    if model is None:
+        if saved.config is None:
+            raise SaveError(
+                f"no {saved.name} can be built from what the folder says: pass an unpruned one, "
+                f"fxprune.load(DIR, model={saved.name}(...))"
+            )
+        return stock.build(saved)
+    net = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+    if not isinstance(net, nn.Module):
+        raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")
+    if type(net).__qualname__ != saved.name:
+        raise SaveError(f"the folder holds a {saved.name}, model= is a {type(net).__qualname__}")
+    return net

@@ -1,0 +1,321 @@
+"""Stock models and pipelines of the installed diffusers: described for saving, built again by name, read from folders.
+
+Only classes that the installed diffusers (or transformers, for other parts of a pipeline) defines are ever built: a
+name that comes from a file is looked up there, and nothing of the file is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from fxprune import pretrained, registry
+from fxprune.adapter import comes_from, find_adapter
+from fxprune.errors import FxPruneError, SaveError
+from fxprune.rewriting.rewrite import Change
+from fxprune.saving.header import DTYPES, Saved, is_identifier
+
+ALIGNMENT = 64  # bytes, of torch's own tensors on the CPU
+INDEX = "model_index.json"
+CONFIG = "config.json"
+SOURCE = "_name_or_path"
+PRUNED = [pretrained.LIBRARY, pretrained.NAME]
+INSTALL = 'pip install "fxprune[diffusers]"'
+
+
+@contextlib.contextmanager
+def empty_parameters() -> Iterator[None]:
+    """Within, parameters that this thread's modules register are on the meta device; buffers and all else are real."""
+    thread = threading.get_ident()
+
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]
+    try:
+        with torch.random.fork_rng(devices=[]):  # building must not disturb the caller's random numbers
+            yield
+    finally:
+        handle.remove()
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+def is_stock(model: nn.Module) -> bool:
+    """Whether a model's very class is one of diffusers' own model classes."""
+    if not type(model).__module__.startswith("diffusers."):
+        return False
+    from diffusers import ModelMixin
+
+    return isinstance(model, ModelMixin)
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """The arguments that a stock model was made with, as JSON data."""
+    given = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(given, default=_as_json))
+    return plain
+
+
+def _as_json(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def model_class(module: str, name: str) -> type[nn.Module]:
+    """A model class of the installed diffusers.
+
+    Raises:
+        SaveError: where the names are not those of one.
+    """
+    parts = module.split(".")
+    if parts[0] != "diffusers" or not all(map(is_identifier, (*parts, name))):
+        raise SaveError(
+            f"{module}.{name} is no model class of diffusers: pass an unpruned module of this class, "
+            "fxprune.load(DIR, model=...)"
+        )
+    diffusers = _diffusers()
+    for place in (module, "diffusers"):  # a later diffusers may have moved it
+        with contextlib.suppress(ImportError, RuntimeError):
+            found = getattr(importlib.import_module(place), name, None)
+            if isinstance(found, type) and issubclass(found, diffusers.ModelMixin):
+                return found
+    raise SaveError(f"the installed diffusers {diffusers.__version__} has no model class {module}.{name}; update it")
+
+
+def recipe_of(model: nn.Module, changes: Sequence[Change] = ()) -> tuple[str | None, dict[str, Any] | None]:
+    """What `build` needs: the name of an adapter (None for diffusers' own classes) and a config (None: unknown).
+
+    Args:
+        changes: what pruning changed; a config is told as it was before.
+    """
+    if is_stock(model):
+        return None, config_of(model)
+    config = (adapter := find_adapter(model)).config(_config_undone(model, changes))
+    name = next(
+        (n for n in registry.names("adapters") if config and type(adapter) is registry.get("adapters", n)), None
+    )
+    return (None, None) if name is None else (name, config)
+
+
+def _config_undone(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
+    """The model with its config objects as they were: a copy that shares its tensors, if they were changed."""
+    changed = [c for c in reversed(changes) if c.name.startswith("config.")]
+    if not changed:
+        return model
+    net = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+    modules = dict(net.named_modules(remove_duplicate=False))
+    for change in changed:
+        setattr(modules[change.path].config, change.name.removeprefix("config."), change.before)
+    return net
+
+
+def source_of(given: Any) -> str | None:
+    """Where a model or pipeline was read from, as its config says: a folder, or a name on the hub; None if unknown."""
+    parts = (given, *(getattr(given, name, None) for name in ("unet", "transformer")))
+    configs = [config for p in parts if (config := getattr(p, "config", None)) is not None]
+    found = (getattr(config, SOURCE, None) for config in configs)
+    return next((name for name in found if isinstance(name, str) and name), None)
+
+
+def set_source(model: Any, directory: Path) -> None:
+    """Note in a model's config where it was read from, as its library does."""
+    config = getattr(model, "config", None)
+    if hasattr(model, "register_to_config"):
+        model.register_to_config(**{SOURCE: str(directory)})
+    elif hasattr(config, SOURCE):
+        setattr(config, SOURCE, str(directory))
+
+
+def build(saved: Saved) -> nn.Module:
+    """The stock module of a saved model, its parameters on the meta device.
+
+    Raises:
+        SaveError: where its class is not known, or does not take the saved config.
+    """
+    config = dict(saved.config or {})
+    try:
+        if saved.adapter is None:
+            cls: Any = model_class(saved.module, saved.name)
+            with empty_parameters():
+                net = cls(**cls.extract_init_dict(config)[0])
+        else:
+            with torch.random.fork_rng(devices=[]):
+                net = registry.get("adapters", saved.adapter)().build(config)
+    except FxPruneError as e:
+        raise SaveError(f"{saved.name} cannot be built: {e}") from e
+    except Exception as e:
+        raise SaveError(f"{saved.name} cannot be built from the saved config: {type(e).__name__}: {e}") from e
+    if not isinstance(net, nn.Module) or type(net).__qualname__ != saved.name:
+        raise SaveError(f"the saved config gives a {type(net).__qualname__}, not a {saved.name}")
+    return net
+
+
+def _diffusers() -> Any:
+    try:
+        return importlib.import_module("diffusers")
+    except ImportError as e:
+        raise SaveError(f"diffusers is needed for this model, and cannot be imported ({e}): {INSTALL}") from e
+
+
+# ---- pipelines -----------------------------------------------------------------------------------
+
+
+def is_pipeline(given: object) -> bool:
+    """Whether it is a diffusers pipeline."""
+    if not comes_from(given, "diffusers"):
+        return False
+    from diffusers import DiffusionPipeline
+
+    return isinstance(given, DiffusionPipeline)
+
+
+def modules_of(pipeline: Any) -> dict[str, nn.Module]:
+    """The components of a pipeline that are modules."""
+    return {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
+
+
+def require_stock(pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
+    """Check that a pipeline and its pruned components can be built again by name.
+
+    Raises:
+        SaveError: where one is not of diffusers' own classes.
+    """
+    if getattr(_diffusers(), type(pipeline).__name__, None) is not type(pipeline):
+        raise SaveError(f"{type(pipeline).__name__} is no pipeline of diffusers' own: save its components one by one")
+    for name, module in pruned.items():
+        if not is_stock(module):
+            raise SaveError(f"{name} is a {type(module).__name__}, no model of diffusers' own: save it by itself")
+
+
+def name_components(directory: Path, pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
+    """Let a folder's `model_index.json` name the class that reads pruned components, and those that are absent."""
+    index = _read_json(directory / INDEX)
+    expected, _ = pipeline._get_signature_keys(pipeline)
+    index |= {name: [None, None] for name in sorted(expected) if getattr(pipeline, name, None) is None}
+    index |= dict.fromkeys(pruned, PRUNED)
+    index.pop(SOURCE, None)  # a path of this machine
+    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
+    """The `model_index.json` of a pipeline's folder, found to name installed classes only.
+
+    Args:
+        pruned: components that fxprune reads itself, whatever the index names for them.
+
+    Raises:
+        SaveError: where it is damaged, or names code that is not of diffusers or transformers.
+    """
+    index = _read_json(directory / INDEX)
+    pipelines = importlib.import_module("diffusers.pipelines") if _diffusers() else None
+    code = next((p for p in directory.rglob("*.py")), None)
+    if code is not None:
+        raise SaveError(f"{directory} holds Python code ({code.name}), which fxprune does not run; remove it")
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list) or (name in pruned and value == PRUNED):
+            continue
+        library = value[0] if len(value) == 2 else ""
+        known = library in (None, "diffusers", "transformers") or (
+            isinstance(library, str) and is_identifier(library) and hasattr(pipelines, library)
+        )
+        if not is_identifier(name) or not known:
+            raise SaveError(
+                f"{directory / INDEX} names a component {name!r:.60} from {library!r:.60}, which is not trusted"
+            )
+    return index
+
+
+def read_pipeline(
+    directory: Path, given: Mapping[str, Any], dtypes: Mapping[str, str], safe: bool | None = True
+) -> Any:
+    """A pipeline from its folder, with some components given and the others read in their dtypes.
+
+    Args:
+        safe: read safetensors only; None: older formats too, where there is nothing else.
+
+    Raises:
+        SaveError: where the folder is damaged.
+    """
+    cls = _pipeline_class(directory, read_index(directory, tuple(given)).get("_class_name"))
+    pipeline = _read(cls, directory, {**given, "local_files_only": True, "use_safetensors": safe})
+    for name, module in modules_of(pipeline).items():
+        if name in dtypes:
+            nn.Module.to(module, DTYPES[dtypes[name]])  # diffusers reads float32, which holds every value exactly
+    return pipeline
+
+
+def _pipeline_class(directory: Path, name: Any) -> Any:
+    diffusers = _diffusers()
+    found = getattr(diffusers, name, None) if isinstance(name, str) and is_identifier(name) else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise SaveError(
+            f"{directory / INDEX} names {name!r:.60}, which is no pipeline of diffusers {diffusers.__version__}"
+        )
+    return found
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+def is_stock_folder(directory: Path) -> bool:
+    """Whether a folder is that of a diffusers pipeline or model."""
+    return (directory / INDEX).is_file() or (directory / CONFIG).is_file()
+
+
+def read_folder(directory: Path) -> Any:
+    """A diffusers pipeline or model as `save_pretrained` wrote it.
+
+    Raises:
+        SaveError: where the folder is neither, or damaged.
+    """
+    if (directory / INDEX).is_file():
+        return read_pipeline(directory, {}, {}, safe=None)
+    name = _read_json(directory / CONFIG).get("_class_name")
+    diffusers = _diffusers()
+    found = getattr(diffusers, name, None) if isinstance(name, str) and is_identifier(name) else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
+        raise SaveError(
+            f"{directory / CONFIG} names {name!r:.60}, which is no model of diffusers {diffusers.__version__}"
+        )
+    return _read(found, directory, {"local_files_only": True})
+
+
+def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
+    try:
+        loaded = cls.from_pretrained(str(directory), **options)
+    except Exception as e:
+        raise SaveError(f"{directory} cannot be read as a {cls.__name__}: {type(e).__name__}: {e}") from e
+    for module in getattr(loaded, "components", {"": loaded}).values():
+        if isinstance(module, nn.Module):
+            _align(module)
+    return loaded
+
+
+def _align(module: nn.Module) -> None:
+    """Weights on the CPU where torch would have put them: a file's bytes lie anywhere, and kernels round by that."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise SaveError(f"{path} cannot be read: {type(e).__name__}: {e}") from e
+    if not isinstance(data, dict):
+        raise SaveError(f"{path} is damaged: it holds a {type(data).__name__}, not an object")
+    return data

@@ -1,0 +1,359 @@
+"""What a criterion sees of a model at work: parameters, batches, and quantities that criteria share."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
+
+from fxprune.scoring import distributed as ranks
+from fxprune.graph.channels import ChannelGraph
+from fxprune.errors import CriterionError, FxPruneError, InputsError
+from fxprune.scoring.hessian import Method, autograd_functions, hessian_gradient
+from fxprune.graph.labels import Ints
+from fxprune.scoring.moments import Gathering, Inputs, Key
+from fxprune.scoring.observation import Call, Observer, Visit
+from fxprune.scoring.samples import batch_size, take
+from fxprune.graph.trace import as_inputs
+from fxprune.scoring.preservation import seed_torch
+
+Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+Tensors: TypeAlias = dict[str, Tensor]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a criterion may ask for.  Within, the model is in eval mode and all its parameters require grad.
+
+    Quantities that criteria share are computed when first asked for, and kept in `memo`; leave them as they are.  In a
+    distributed run they are those of all processes' batches together.
+
+    Attributes:
+        graph: the channels.
+        model: the traced model; a criterion may read it, and must leave its weights as they are.
+        criterion: the criterion's name, for messages.
+        seed: seeds `generator`, and (plus the batch's number) torch's own generators before each `loss`.
+        progress: whether `track` shows a bar.
+        package: where the criterion comes from, if from a third party.
+        memo: what has been computed, for criteria that are given the same model, data, loss and seed.
+    """
+
+    graph: ChannelGraph
+    model: nn.Module
+    criterion: str
+    data: Iterable[Any] | None = None
+    loss_function: Loss | None = None
+    seed: int = 0
+    progress: bool = False
+    package: str = ""
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def who(self) -> str:
+        """The criterion as messages name it."""
+        return named(self.criterion, self.package)
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Floating-point parameters of the graph, by canonical name."""
+        named = self.model.named_parameters()
+        return {n: p for n, p in named if n in self.graph.shapes and p.is_floating_point()}
+
+    @functools.cached_property
+    def buffers(self) -> Tensors:
+        """Floating-point buffers of the graph that act as weights.
+
+        The running statistics of batch and instance norms are left out: they describe activations.
+        """
+        norms = {m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+        running = {id(b) for m in norms for b in (m.running_mean, m.running_var) if b is not None}
+        named = self.model.named_buffers()
+        return {n: b for n, b in named if n in self.graph.shapes and b.is_floating_point() and id(b) not in running}
+
+    @functools.cached_property
+    def tensors(self) -> Tensors:
+        """Parameters and buffers together."""
+        return {**self.parameters, **self.buffers}
+
+    @functools.cached_property
+    def generator(self) -> torch.Generator:
+        """A CPU generator of random numbers, seeded."""
+        return torch.Generator().manual_seed(self.seed)
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where the first parameter is (the CPU where there is none)."""
+        return next((p.device for p in self.parameters.values()), torch.device("cpu"))
+
+    @functools.cached_property
+    def batches(self) -> tuple[Any, ...]:
+        """The batches, read from `data` once.
+
+        Raises:
+            InputsError: there are none, or `data` is one tensor or one dict instead of a list of batches.
+        """
+        if self.data is None:
+            raise InputsError(missing(self.who, data=True, loss=self.loss_function is None))
+        if isinstance(self.data, (Tensor, Mapping, str)) or not isinstance(self.data, Iterable):
+            raise InputsError(
+                f"data is one {type(self.data).__name__}; pass an iterable of batches, such as the list [batch]"
+            )
+        batches = tuple(self.data)
+        if not batches:
+            raise InputsError("data holds no batch; pass an iterable with at least one (a generator runs only once)")
+        return batches
+
+    # ---- the loss ---------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Any, number: int | None = None) -> Tensor:
+        """The loss of one of `batches`, or of a part of one: a finite scalar with a graph for autograd.
+
+        Torch's generators are seeded by the batch's number first, so a loss that draws noise is the same each time.
+        A part of a batch needs a `number` of its own for that.
+
+        Raises:
+            InputsError: no loss was passed, or it failed, or it returned no scalar tensor.
+            CriterionError: the loss is NaN or infinite.
+        """
+        if self.loss_function is None:
+            raise InputsError(missing(self.who, data=self.data is None, loss=True))
+        number = self._seeded(batch, number)
+        with torch.enable_grad():
+            value = self._call(self.loss_function, batch, number)
+            value = value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputsError(f"loss(model, batch) returned {what} on batch {number}; return one scalar float tensor")
+        if not math.isfinite(float(value.detach())):
+            raise CriterionError(
+                f"{self.who}: the loss of batch {number} is {float(value.detach())}; check the "
+                "model's weights and this batch for NaN, and the loss for a division by zero"
+            )
+        return value
+
+    def _seeded(self, batch: Any, number: int | None = None) -> int:
+        if number is None:
+            number = next((i for i, b in enumerate(self.batches) if b is batch), 0)
+        seed_torch(self.model, self.seed + number)
+        return number
+
+    def _call(self, function: Loss, batch: Any, number: int) -> Any:
+        try:
+            return function(self.model, batch)
+        except (FxPruneError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            called = "model(batch)" if function is _run else "loss(model, batch)"
+            raise InputsError(
+                f"{called} failed on batch {number} ({_describe(batch)}): {type(e).__name__}: {e}; "
+                "pass data= and loss= that fit each other"
+            ) from e
+
+    def differentiate(self, loss: Tensor, create_graph: bool = False) -> Tensors:
+        """∂loss/∂θ of every parameter, zero where the loss does not reach it; `.grad` is not touched.
+
+        Args:
+            loss: from `self.loss`.
+            create_graph: keep the graph, for a second backward pass.
+
+        Raises:
+            InputsError: the loss has no gradient at all.
+        """
+        if not loss.requires_grad:
+            raise InputsError(
+                "loss(model, batch) does not depend on the model's parameters; return a tensor that autograd can "
+                "follow (no .item(), .detach() or torch.no_grad() inside)"
+            )
+        names, tensors = zip(*self.parameters.items(), strict=True)
+        found: tuple[Tensor | None, ...]
+        with torch.enable_grad():
+            # Reentrant checkpoints refuse autograd.grad.
+            if not create_graph and any(f is CheckpointFunction for f in autograd_functions(loss)):
+                found = self._backward(loss, tensors)
+            else:
+                found = torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True)
+        return {n: torch.zeros_like(t) if g is None else g for n, t, g in zip(names, tensors, found, strict=True)}
+
+    def _backward(self, loss: Tensor, tensors: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = tuple(t.grad for t in tensors)
+        for p in self.model.parameters():
+            p.grad = None
+        return found
+
+    # ---- shared quantities ------------------------------------------------------------------------------------------
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` returns, computed the first time that `key` is asked for."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        held: T = self.memo[key]
+        return held
+
+    def gradients(self, anew: bool = False) -> Tensors:
+        """g = ∇L of the mean loss over all batches, one batch in memory at a time.
+
+        Args:
+            anew: compute them at the weights as they are now, and do not keep them.
+        """
+
+        def make() -> Tensors:
+            return self.mean_over_batches(lambda batch: self.differentiate(self.loss(batch)), "gradients")
+
+        return make() if anew else self.once("gradients", make)
+
+    def squared_gradients(self, per_sample: bool = True) -> Tensors:
+        """E[g²], the mean over samples (or over batches) of the squares of their own gradients.
+
+        Samples run one by one: memory does not grow with the batch, and any loss will do.
+        """
+
+        def make() -> Tensors:
+            number = itertools.count()
+
+            def squares(batch: Any) -> Tensors:
+                return {n: g.square() for n, g in self.differentiate(self.loss(batch, next(number))).items()}
+
+            parts = self.samples if per_sample else self.track
+            return self.mean_over(parts("squared gradients"), squares)
+
+        return self.once(("squared gradients", per_sample), make)
+
+    def hessian_gradient(self, method: Method = "auto", eps: float = 1e-4) -> Tensors:
+        """H g, with the Hessian H and the gradient g of the mean loss (see `fxprune.scoring.hessian`)."""
+        return self.once(("H g", method, eps), lambda: hessian_gradient(self, method, eps))
+
+    def inputs(self, covariance: bool = False) -> dict[Key, Inputs]:
+        """(weight, axis) -> mean squares of what is summed over it, or covariances if the axis can be pruned."""
+
+        def make() -> dict[Key, Inputs]:
+            axes = [(n, d) for n, labels in self.graph.tensors.items() for d in range(len(labels))]
+            wanted = frozenset(k for k in axes if not covariance or self.components(*k).any())
+            gathering = Gathering(covariance, wanted)
+            self.observe(gathering, "input covariances" if covariance else "input norms")
+            return gathering.result()
+
+        return self.once(("inputs", covariance), make)
+
+    def components(self, tensor: str, axis: int) -> Ints:
+        """The graph's component of every position of a tensor's axis; 0 is frozen."""
+        labels = self.graph.tensors[tensor][axis]
+        size = self.graph.shapes[tensor][axis]
+        return np.zeros(size, np.int64) if labels is None else self.graph.component[labels]
+
+    # ---- passes over the data ---------------------------------------------------------------------------------------
+
+    def observe(self, visit: Visit, title: str) -> None:
+        """Run the model forward on every batch; `visit` gets every contraction with one of its tensors.
+
+        The loss runs the model, without gradients; where there is none, a batch is what the model takes.
+        """
+        failed: list[Exception] = []
+
+        def visited(call: Call) -> None:
+            try:
+                visit(call)
+            except Exception as e:
+                failed.append(e)
+                raise
+
+        for batch in self.track(title):
+            number = self._seeded(batch)
+            try:
+                with torch.no_grad(), Observer(self.tensors, visited):
+                    self._call(self.loss_function or _run, batch, number)
+            except InputsError:
+                if failed:  # not the loss's fault
+                    raise failed[0] from None
+                raise
+
+    def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Tensors:
+        """`mean_over` the batches, behind a progress bar."""
+        return self.mean_over(self.track(title), of)
+
+    def mean_over(self, parts: Iterable[Any], of: Callable[[Any], Tensors]) -> Tensors:
+        """The mean of of(part) by parameter name, zero where `of` gives nothing; summed in float32 at least.
+
+        Takes the dict that `of` returns apart, so that no more than one set of tensors beside the sum is in memory.
+        """
+        total: Tensors = {}
+        count = 0
+        for part in parts:
+            count += 1
+            found = of(part)
+            for name in list(found):
+                p = found.pop(name).detach()
+                if name in total:
+                    total[name].add_(p)
+                else:  # a copy: autograd may give two parameters one and the same tensor
+                    total[name] = p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        for n, p in self.parameters.items():
+            total.setdefault(n, torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)).detach())
+        ranks.add_up(total[n] for n in self.parameters)
+        number = ranks.total(count, self.device)
+        return {n: total[n] if number == 1 else total[n].div_(number) for n in self.parameters}
+
+    def samples(self, title: str) -> Iterator[Any]:
+        """Every sample of every batch, as a batch of one.
+
+        Raises:
+            InputsError: a batch holds no tensor whose first axis could count samples.
+        """
+        for number, batch in enumerate(self.track(title)):
+            if not batch_size(batch):
+                raise InputsError(
+                    f"{self.who} takes batches apart, and batch {number} ({_describe(batch)}) has no tensor whose "
+                    "first axis counts samples; pass batches of tensors, or an option that works on whole batches"
+                )
+            for i in range(batch_size(batch)):
+                yield take(batch, [i])
+
+    def track(self, title: str) -> Iterable[Any]:
+        """The batches, behind a progress bar if one was asked for."""
+        if not self.progress or not ranks.first():
+            return self.batches
+        from rich.progress import track
+
+        return track(self.batches, description=f"{self.criterion}: {title}")
+
+
+def named(criterion: str, package: str = "") -> str:
+    """A criterion as messages name it."""
+    return f"criterion {criterion!r}{f' of package {package!r}' if package else ''}"
+
+
+def missing(who: str, data: bool, loss: bool) -> str:
+    """The one sentence that asks for data, a loss, or both."""
+    wanted = [
+        text
+        for text, absent in (
+            ("data=, an iterable of batches", data),
+            ("loss=, a callable loss(model, batch) that returns a scalar tensor", loss),
+        )
+        if absent
+    ]
+    return f"{who} looks at the model at work: pass {', and '.join(wanted)}"
+
+
+def _run(model: nn.Module, batch: Any) -> Any:
+    args, kwargs = as_inputs(batch)
+    return model(*args, **kwargs)
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return f"a dict of {', '.join(map(str, batch))}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {len(batch)}"
+    return f"a {type(batch).__name__}"

@@ -1,0 +1,267 @@
+"""From a criterion to one number a channel; low = prune first.
+
+A criterion is any callable `(ctx: Context) -> {name: tensor}`.  It may answer in two ways:
+
+    {tensor name: saliency, of the tensor's shape}     summed into channels by `fxprune.scoring.saliency`
+    {group name:  score, one number a channel}         taken as it is
+
+It may declare, as attributes:
+
+    reduction, normalization   defaults for `score`'s arguments
+    needs                      a set with "data" where it needs batches, "loss" where it needs the loss's gradients, and
+                               "forward" where it only needs the model to run: then data without a loss are its inputs
+    partial                    true where it may have nothing to say about some groups; these are pruned last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune import registry
+from fxprune.adapter import comes_from
+from fxprune.graph.channels import ChannelGraph
+from fxprune.scoring.context import Context, Loss, missing, named
+from fxprune.errors import CriterionError, FxPruneError, InputsError
+from fxprune.scoring.saliency import (
+    NORMALIZATIONS,
+    REDUCTIONS,
+    Floats,
+    Normalization,
+    Reduction,
+    block_scores,
+    channel_scores,
+    normalized,
+)
+from fxprune.graph.trace import whole
+from fxprune.scoring.preservation import attributes_kept, seed_torch, unchanged
+
+Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One number a channel; the lowest are pruned first.
+
+    Attributes:
+        values: group name -> float64 array, one number a channel, in the order of the group's channels (read-only).
+        criterion: what scored them, for people and for the saved plan.
+        unscored: groups about which the criterion had nothing to say; their channels have the largest score there is.
+        blocks: block name -> sum of the saliencies of all tensors that go with it.
+        additive: whether the scores of several channels add up, so that `plan` may weigh them against what they cost.
+    """
+
+    values: Mapping[str, Floats]
+    criterion: str
+    unscored: tuple[str, ...] = ()
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    additive: bool = False
+
+    def __post_init__(self) -> None:
+        copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
+        for v in copies.values():
+            v.setflags(write=False)
+        object.__setattr__(self, "values", copies)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Scores)
+            and self.criterion == other.criterion
+            and self.blocks == other.blocks
+            and self.additive == other.additive
+            and self.values.keys() == other.values.keys()
+            and all(np.array_equal(v, other.values[name]) for name, v in self.values.items())
+        )
+
+    def __repr__(self) -> str:
+        channels = sum(len(v) for v in self.values.values())
+        lines = [f"Scores by {self.criterion}: {len(self.values)} groups, {channels:,} channels"]
+        for name, v in list(self.values.items())[:12]:
+            spread = f"{v.min():.3g} ... {np.median(v):.3g} ... {v.max():.3g}" if len(v) else "-"
+            lines.append(f"  {name}: {len(v)} channels, {spread}")
+        if len(self.values) > 12:
+            lines.append(f"  ... and {len(self.values) - 12} more")
+        if self.unscored:
+            more = f" and {len(self.unscored) - 3} more" if len(self.unscored) > 3 else ""
+            lines.append(f"  last, for want of a score: {', '.join(self.unscored[:3])}{more}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The scores as JSON text; `from_json` gives equal scores."""
+        values = {k: v.tolist() for k, v in self.values.items()}
+        rest = {"unscored": self.unscored, "blocks": dict(self.blocks), "additive": self.additive}
+        return json.dumps({"criterion": self.criterion, "values": values, **rest})
+
+    @classmethod
+    def from_json(cls, text: str) -> Scores:
+        """The scores that `to_json` wrote."""
+        held = json.loads(text)
+        values = {k: np.array(v, np.float64) for k, v in held["values"].items()}
+        rest = held.get("blocks", {}), held.get("additive", False)
+        return cls(values, held["criterion"], tuple(held.get("unscored", ())), *rest)
+
+
+def score(
+    graph: ChannelGraph,
+    model: nn.Module,
+    criterion: str | type[Any] | Criterion = "magnitude",
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    reduce: Reduction | None = None,
+    normalize: Normalization | None = None,
+    progress: bool = False,
+    reuse: dict[Any, Any] | None = None,
+) -> Scores:
+    """Score every channel of a graph.
+
+    The model runs in eval mode and is left as it was: weights, gradients, buffers, training and requires_grad flags,
+    and torch's random state.
+
+    Args:
+        graph: from `fxprune.trace`.
+        model: the traced model, or another checkpoint of the same architecture.
+        criterion: a registered name, a criterion, or any callable `(ctx: Context) -> {tensor or group: values}`.
+        data: an iterable of batches, whatever `loss` takes; read once.
+        loss: `loss(model, batch) -> scalar tensor`.
+        seed: for criteria and losses that draw random numbers.
+        reduce: "sum", "mean", "max", "l2" or "first" over a channel's elements (see `fxprune.scoring.saliency`); None: the
+            criterion's `reduction`, else "sum".
+        normalize: "mean", "max", "standardize" or "rank" within a group; "none": don't; None: the criterion's
+            `normalization`, else "none".
+        progress: show a bar.
+        reuse: a dict that keeps what was computed (gradients, input moments, saliencies) from one call to the next: for
+            other criteria, or other graphs, of the same weights, data, loss and seed.
+
+    Raises:
+        CriterionError: the criterion is unknown, changed a weight, or returned something of the wrong shape, of an
+            unknown name, or not finite; or the loss is not finite.
+        InputsError: the criterion needs data or a loss that is missing; the model is not the graph's.
+
+    >>> import torch
+    >>> from fxprune.graph.channels import analyse
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> graph = analyse(net, ((torch.ones(1, 2),), {}))
+    >>> ones = score(graph, net, lambda ctx: {n: torch.ones_like(p) for n, p in ctx.parameters.items()})
+    >>> ones.values["0.weight:0"].tolist()  # two weights, a bias and the reader's weight
+    [4.0, 4.0]
+    """
+    call, name, package = resolve(criterion)
+    reduce = _option("reduce", reduce, getattr(call, "reduction", None) or "sum", REDUCTIONS)
+    normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
+    partial = bool(getattr(call, "partial", False))
+    _check_needs(named(name, package), call, data, loss)
+    _check_model(graph, model)
+    memo: dict[Any, Any] = {} if reuse is None else reuse
+    ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
+    returned = _called(call, ctx)
+    with torch.no_grad():
+        values = channel_scores(graph, ctx.who, returned, reduce, partial)
+        blocks = block_scores(graph, returned)
+    values = {g: normalized(v, normalize) for g, v in values.items()}
+    unscored = tuple(g.name for g in graph.groups if g.name not in values)
+    top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)
+    filled = {g.name: values.get(g.name, np.full(len(g), top)) for g in graph.groups}
+    summed = reduce == "sum" and normalize == "none" and not any(g.name in returned for g in graph.groups)
+    return Scores(filled, name, unscored, blocks, summed)
+
+
+def _called(call: Criterion, ctx: Context) -> Any:
+    """What the criterion returns, or returned before for the tensors of the graph."""
+    key = ("returned", call if getattr(call, "__hash__", None) is not None else object())
+    held = ctx.memo.get(key)
+    if isinstance(held, Mapping) and held and all(n in ctx.graph.shapes for n in held):
+        return held
+    own = type(call).__module__.startswith("fxprune.criteria.")
+    with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own):
+        seed_torch(ctx.model, ctx.seed)
+        try:
+            ctx.memo[key] = call(ctx)
+        except (FxPruneError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            if not ctx.package:
+                raise
+            raise CriterionError(f"{ctx.who} failed: {type(e).__name__}: {e}; report it to {ctx.package}") from e
+    return ctx.memo[key]
+
+
+def resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str, str]:
+    """The callable, a name for it, and the package that it comes from ("" if it is fxprune's or the caller's own).
+
+    The name is the registered one, a dataclass's repr, or a function's own name.
+
+    Raises:
+        CriterionError: the name is unknown, or it is nothing that can be called.
+        PluginError: it cannot be imported or made.
+    """
+    if isinstance(criterion, str):
+        return _call(registry.make("criteria", criterion)), criterion, registry.package("criteria", criterion)
+    if isinstance(criterion, type):
+        criterion = cast(Criterion, criterion())
+    if not callable(criterion):
+        raise CriterionError(
+            f"criterion is a {type(criterion).__name__}; pass a registered name, an instance, or a callable "
+            "(ctx) -> {name: values}"
+        )
+    call = _call(criterion)
+    is_dataclass = hasattr(call, "__dataclass_fields__")
+    name = repr(call) if is_dataclass else getattr(call, "__name__", type(call).__name__)
+    return call, name, registry.package_of("criteria", type(criterion)) or _distribution(criterion)
+
+
+def needs_of(criterion: str | type[Any] | Criterion) -> frozenset[str]:
+    """What a criterion says that it needs.
+
+    Raises:
+        CriterionError, PluginError: as `resolve`.
+    """
+    return frozenset(getattr(resolve(criterion)[0], "needs", ()))
+
+
+def _call(criterion: Any) -> Criterion:
+    """A criterion, or what makes one of an importance of Torch-Pruning (imported only then)."""
+    if not comes_from(criterion, "torch_pruning"):
+        return cast(Criterion, criterion)
+    from fxprune.scoring.tp_importance import Peer
+
+    return Peer(criterion)
+
+
+def _distribution(criterion: Any) -> str:
+    return "torch-pruning" if type(criterion).__module__.partition(".")[0] == "torch_pruning" else ""
+
+
+def _option(what: str, asked: Any, default: Any, allowed: tuple[str, ...]) -> Any:
+    chosen = default if asked is None else asked
+    if chosen not in allowed:
+        raise CriterionError(f"{what} is {chosen!r}; use one of {', '.join(map(repr, allowed))}")
+    return chosen
+
+
+def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
+    needs: frozenset[str] = getattr(call, "needs", frozenset())
+    no_data, no_loss = "data" in needs and data is None, "loss" in needs and loss is None
+    if no_data or no_loss:
+        raise InputsError(missing(who, no_data, no_loss))
+
+
+def _check_model(graph: ChannelGraph, model: nn.Module) -> None:
+    whole(model)
+    held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, shape in graph.shapes.items():
+        if name not in held or tuple(held[name].shape) != shape:
+            has = f"has shape {tuple(held[name].shape)}" if name in held else "is missing"
+            raise InputsError(
+                f"the graph was traced from another model: {name} {has} in this {type(model).__name__}, the graph "
+                f"has {shape}; trace this model"
+            )
+        if held[name].is_meta:
+            raise InputsError(f"{name} is on the meta device and has no values to score; load the weights first")

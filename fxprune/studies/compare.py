@@ -1,0 +1,213 @@
+"""Criteria side by side on one model: loss after pruning, time and memory to score, over ratios and seeds.
+
+    compare(model, ["magnitude", "taylor"], [0.3, 0.5], out="here")
+        here/compare.csv    one row a criterion, ratio and seed, written as soon as it is there
+        here/compare.png    the loss by ratio, time and memory
+
+A comparison that was cut off goes on where it stopped: rows that are in the file are not made again, but for those
+that hold an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune import registry
+from fxprune.adapter import Adapter, find_adapter
+from fxprune.api import settled
+from fxprune.graph.channels import ChannelGraph
+from fxprune.studies.comparison import Compared, Comparison, Table
+from fxprune.rewriting.compensation import compensated
+from fxprune.scoring.context import Loss, missing
+from fxprune.errors import CriterionError, InputsError
+from fxprune.pruning.realize import finished
+from fxprune.studies.peak_memory import Peak
+from fxprune.planning.planner import plan as make_plan
+from fxprune.reporting.report import report
+from fxprune.scoring.score import Criterion, Scores, resolve, score
+from fxprune.planning.selectors import Ignore, named
+from fxprune.graph.trace import ExampleInputs, evaluating
+from fxprune.scoring.preservation import attributes_kept, seed_torch
+
+HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an adapter draws them
+
+
+def compare(
+    model: Any,
+    criteria: Sequence[str | Criterion],
+    ratios: Sequence[float] = (0.3, 0.5),
+    *,
+    seeds: int = 1,
+    of: str = "params",
+    example_inputs: ExampleInputs | None = None,
+    data: Iterable[Any] | None = None,
+    held_out: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    attention: str = "heads",
+    ignore: Ignore = (),
+    samples: int = 8,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Prune a model by several criteria to several ratios, without training, and measure its loss.
+
+    All criteria see the same graph, batches and limits.  A criterion that fails has its error in its rows, and the
+    others go on.
+
+    Args:
+        model: as for `fxprune.prune`; it is left as it is.
+        criteria: registered names or criteria.
+        ratios: shares of `of` to remove, in (0, 1).
+        seeds: how many times; each draws other random numbers, and other samples if the adapter draws them.
+        data: batches for the criteria; None: the model's adapter makes `samples` of them for each seed.
+        held_out: batches that the loss is measured on; None: `data`, or other samples that the adapter makes.
+        loss: `loss(model, batch) -> scalar`; None: the adapter's.
+        out: folder for compare.csv and compare.png; None: nothing is written.
+        of, example_inputs, attention, ignore, samples, progress: as for `fxprune.prune`.
+
+    Raises:
+        InputsError: data or a loss are missing, or `out` holds another comparison.
+        CriterionError: a criterion's name is unknown.
+        BudgetError: not even the smallest ratio can be reached.
+
+    >>> import torch, fxprune
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> x = torch.ones(2, 4)
+    >>> given = {"example_inputs": x, "data": [x], "loss": lambda net, x: net(x).pow(2).mean(), "progress": False}
+    >>> [(row.criterion, row.ratio) for row in fxprune.compare(net, ["magnitude", "random"], [0.5], **given).rows]
+    [('magnitude', 0.5), ('random', 0.5)]
+    """
+    if not criteria or not ratios or not all(0 < r < 1 for r in ratios) or seeds < 1:
+        raise InputsError(
+            f"criteria={list(criteria)}, ratios={list(ratios)}, seeds={seeds}: pass at least one criterion, ratios in "
+            "(0, 1), and a positive number of seeds"
+        )
+    labels = {_label(c): c for c in criteria}
+    adapter = find_adapter(model)
+    net = adapter.unwrap(model)[0]
+    batches, test = (None if x is None else list(x) for x in (data, held_out))
+    drawn = _Drawn(adapter, model, samples, batches, batches if test is None else test)
+    how = loss or adapter.loss_of(model)
+    table = Table(type(net).__name__, of, attention, samples, None if out is None else Path(out))
+    wanted = [(label, seed) for seed in range(seeds) for label in labels]
+    todo = [(c, seed, left) for c, seed in wanted if (left := [r for r in ratios if not table.holds(c, r, seed)])]
+    if todo:
+        unseen = drawn.held_out()
+        if how is None or unseen is None:
+            raise InputsError(missing("comparing criteria", unseen is None, how is None))
+        limits = {"ignore": (*named(net, ignore), *adapter.protect(net))}
+        graph = settled(net, min(ratios), of, limits, example_inputs, attention).graph
+        trial = _Trial(net, graph, of, limits, how, unseen)
+        dense = trial.loss(net)
+        for label, seed, left in _track(todo, progress):
+            for row in trial.rows(labels[label], label, left, seed, drawn.batches(seed)):
+                table.add(row, dense)
+    return table.comparison([(c, r, s) for c in labels for r in ratios for s in range(seeds)])
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The caller's batches, or those that the adapter makes."""
+
+    adapter: Adapter
+    model: Any
+    samples: int
+    given: list[Any] | None
+    test: list[Any] | None
+
+    def batches(self, seed: int) -> list[Any] | None:
+        return self.given if self.given is not None else self.adapter.calibration(self.model, self.samples, seed)
+
+    def held_out(self) -> list[Any] | None:
+        return self.test if self.test is not None else self.adapter.calibration(self.model, self.samples, HELD_OUT)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What all criteria share."""
+
+    net: nn.Module
+    graph: ChannelGraph
+    of: str
+    limits: Mapping[str, Any]
+    how: Loss
+    unseen: list[Any]
+
+    def rows(
+        self, criterion: str | Criterion, label: str, ratios: Sequence[float], seed: int, batches: list[Any] | None
+    ) -> Iterator[Compared]:
+        """One row a ratio; an error at scoring is in all of them."""
+        given: dict[str, Any] = {"data": batches, "loss": self.how, "seed": seed}
+        peak = Peak(next((p.device for p in self.net.parameters()), torch.device("cpu")))
+        scores: Scores | None = None
+        start = time.perf_counter()
+        with _noted() as failed, attributes_kept(self.net), peak:
+            scores = score(self.graph, self.net, criterion, **given)
+        seconds = time.perf_counter() - start
+        for ratio in ratios:
+            row = Compared(label, ratio, seed, seconds=seconds, memory=peak.bytes, error=failed.text)
+            if scores is not None:
+                with _noted() as failed_here:
+                    row = self._measured(row, criterion, scores, given)
+                row = row if not failed_here.text else Compared(label, ratio, seed, error=failed_here.text)
+            yield row
+
+    def _measured(self, row: Compared, criterion: Any, scores: Scores, given: dict[str, Any]) -> Compared:
+        plan = make_plan(self.graph, scores, row.ratio, self.of, **self.limits)
+        base = compensated(self.graph, self.net, plan, criterion, **given)
+        small = finished(base, self.graph, plan, verify=True, strict=False, seed=row.seed)
+        return row.measured(self.loss(small), report(small).plan.costs)
+
+    def loss(self, model: nn.Module) -> float:
+        """The mean over the held-out batches; each draws the same random numbers every time."""
+        total = 0.0
+        with torch.no_grad(), evaluating(model), torch.random.fork_rng():
+            for number, batch in enumerate(self.unseen):
+                seed_torch(model, HELD_OUT + number)
+                total += float(self.how(model, batch))
+        return total / len(self.unseen)
+
+
+@dataclass
+class _Failed:
+    text: str = ""
+
+
+@contextmanager
+def _noted() -> Iterator[_Failed]:
+    """An error within becomes text: a bad criterion must not end the comparison."""
+    failed = _Failed()
+    try:
+        yield failed
+    except Exception as e:  # noqa: BLE001 - whatever it is, it is the row's answer
+        failed.text = " ".join(f"{type(e).__name__}: {e}".split())
+
+
+def _label(criterion: str | Criterion) -> str:
+    """A criterion's name in the table.
+
+    Raises:
+        CriterionError: nobody registered that name.
+    """
+    if not isinstance(criterion, str):
+        return resolve(criterion)[1]
+    if criterion not in registry.names("criteria"):
+        registry.get("criteria", criterion)
+        raise CriterionError(f"there is no criterion called {criterion!r}")
+    return criterion
+
+
+def _track(todo: list[tuple[str, int, list[float]]], progress: bool) -> Iterable[tuple[str, int, list[float]]]:
+    if not progress:
+        return todo
+    from rich.progress import track
+
+    return track(todo, description="comparing")

@@ -1,0 +1,174 @@
+"""How much a network minds losing channels, part by part: the loss, or any metric, against the share that is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fxprune.adapter import find_adapter
+from fxprune.api import trace
+from fxprune.graph.channels import ChannelGraph
+from fxprune.scoring.context import Loss, missing
+from fxprune.planning.costs.model import CostModel
+from fxprune.errors import CriterionError, InputsError, VerifyError
+from fxprune.studies.sensitivity_table import Curve, Sensitivity
+from fxprune.planning.removals import Limits, Moves, sequences
+from fxprune.planning.plan import Plan
+from fxprune.planning.planner import as_plan
+from fxprune.planning.ranking import lost, size, touched
+from fxprune.rewriting.rewrite import UnsolvedError, rewrite
+from fxprune.scoring.score import Criterion, Scores, needs_of, score
+from fxprune.planning.search import Cut
+from fxprune.planning.selectors import Ignore, ignored, named
+from fxprune.graph.trace import ExampleInputs, evaluating
+from fxprune.scoring.preservation import seed_torch
+from fxprune.verification import check_dense
+
+Floats = npt.NDArray[np.float64]
+Metric: TypeAlias = Callable[[nn.Module], float]
+SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def sensitivity(
+    model: Any,
+    criterion: str | type[Any] | Criterion = "magnitude",
+    *,
+    shares: Sequence[float] = SHARES,
+    example_inputs: ExampleInputs | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    higher_is_better: bool = False,
+    attention: str = "heads",
+    ignore: Ignore = (),
+    samples: int = 8,
+    seed: int = 0,
+    progress: bool = True,
+) -> Sensitivity:
+    """Measure what happens when one part of a model after the other loses its lowest-scored channels.
+
+    Every part is cut out of the dense model by itself and the rest left as it is; nothing is trained.
+
+    Args:
+        model: as for `fxprune.prune`; it is left as it is.
+        criterion: which channels go first.
+        shares: of a part's channels to remove, in (0, 1); taken as nearly as its constraints allow.
+        data: batches for the loss and for the criterion; None: the model's adapter makes `samples` of them.
+        loss: `loss(model, batch) -> scalar`, averaged over the batches; None: the adapter's.
+        metric: `metric(model) -> number`, measured in place of the loss.
+        higher_is_better: of the metric, such as an accuracy.
+        attention, example_inputs, ignore, samples, seed, progress: as for `fxprune.prune`.
+
+    Raises:
+        InputsError: data or a loss are missing.
+        CriterionError: the dense model's metric is not finite.
+
+    >>> import torch, fxprune
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> x = torch.ones(2, 4)
+    >>> table = fxprune.sensitivity(
+    ...     net, shares=[0.5], example_inputs=x, data=[x], loss=lambda net, x: net(x).pow(2).mean(), progress=False
+    ... )
+    >>> table.curves[0].groups, table.curves[0].shares
+    (('0.weight:0',), (0.5,))
+    """
+    if not shares or not all(0 < s < 1 for s in shares):
+        raise InputsError(f"shares={tuple(shares)} must be numbers in (0, 1), such as {SHARES}")
+    adapter = find_adapter(model)
+    net = adapter.unwrap(model)[0]
+    graph = trace(net, example_inputs, attention=attention)
+    if data is None and (metric is None or "data" in needs_of(criterion)):
+        data = adapter.calibration(model, samples, seed, progress)
+    batches = None if data is None else list(data)
+    loss = loss or adapter.loss_of(model, seed)
+    if metric is None:
+        if batches is None or loss is None:
+            raise InputsError(missing("sensitivity", batches is None, loss is None))
+        metric = _MeanLoss(loss, batches, seed)
+    scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
+    allowed = [not out for out in ignored(graph, (*named(net, ignore), *adapter.protect(net)))]
+    parts = _parts(graph, scores.values, allowed)
+    base = _measure(metric, net)
+    if not np.isfinite(base):
+        raise CriterionError(
+            f"the {_name(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
+        )
+    curves = [_curve(net, graph, seq, shares, metric, scores) for seq in _track(parts, progress)]
+    return Sensitivity(type(net).__name__, _name(metric), base, tuple(curves), higher_is_better)
+
+
+@dataclass(frozen=True)
+class _MeanLoss:
+    """Mean loss over batches; each batch draws the same random numbers every time."""
+
+    loss: Loss
+    batches: list[Any]
+    seed: int
+
+    def __call__(self, model: nn.Module) -> float:
+        total = 0.0
+        for i, batch in enumerate(self.batches):
+            seed_torch(model, self.seed + i)
+            total += float(self.loss(model, batch))
+        return total / len(self.batches)
+
+
+def _name(metric: Metric) -> str:
+    return "loss" if isinstance(metric, _MeanLoss) else getattr(metric, "__name__", type(metric).__name__)
+
+
+def _measure(metric: Metric, model: nn.Module) -> float:
+    with torch.no_grad(), evaluating(model), torch.random.fork_rng():
+        return float(metric(model))
+
+
+def _parts(graph: ChannelGraph, values: Mapping[str, Floats], allowed: Sequence[bool]) -> list[Moves]:
+    """The moves of every part: with exact norms where there are such, else regrouped."""
+    exact = sequences(graph, values, Limits(1.0), allowed)
+    covered = {g for seq in exact for g in touched(seq)}
+    rest = [ok and g not in covered for g, ok in enumerate(allowed)]
+    every = {norm.node for norm in graph.facts.norm_groups}
+    return exact + sequences(graph, values, Limits(1.0), rest, every)
+
+
+def _curve(
+    net: nn.Module, graph: ChannelGraph, seq: Moves, shares: Sequence[float], metric: Metric, scores: Scores
+) -> Curve:
+    """Cut one part to every share that its moves come near to."""
+    after = np.concatenate([[0.0], lost(graph, seq)])
+    steps = sorted({int(np.abs(after - share).argmin()) for share in shares} - {0}) or [1]
+    values = [_measure(metric, _dense(net, graph, _plan(graph, seq.first(k), scores.criterion))) for k in steps]
+    groups = tuple(graph.groups[g].name for g in touched(seq))
+    return Curve(groups, size(graph, seq), tuple(float(after[k]) for k in steps), tuple(values))
+
+
+def _plan(graph: ChannelGraph, seq: Moves, criterion: str) -> Plan:
+    removed = np.bincount(seq.group, minlength=len(graph.groups)).astype(float)
+    cost = CostModel(graph)
+    share = 1 - cost.of("params", removed) / cost.of("params", np.zeros(len(removed)))
+    return as_plan(graph, cost, Cut(seq.group, seq.channel, removed, share), share, "params", criterion)
+
+
+def _dense(net: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
+    """The model without the channels of a plan, its own forward kept where that can follow."""
+    try:
+        small = rewrite(net, graph, plan).model
+        if check_dense(net, small, graph, plan).ok:
+            return small
+    except (UnsolvedError, VerifyError):
+        pass
+    return rewrite(net, graph, plan, forward="graph").model
+
+
+def _track(parts: list[Moves], progress: bool) -> Iterable[Moves]:
+    if not progress:
+        return parts
+    from rich.progress import track
+
+    return track(parts, description="sensitivity")

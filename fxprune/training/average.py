@@ -1,0 +1,62 @@
+"""The exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.training.carry_over import Carry
+from fxprune.errors import InputsError
+
+
+class Average:
+    """Averages of all parameters and floating buffers: a ← d a + (1 − d) θ,  d = min(decay, (1 + t) / (10 + t)).
+
+    The start is quick (t counts the steps), so that the first weights are soon forgotten.
+
+    Attributes:
+        decay: in [0, 1).
+        values: name -> average, on the model's device.
+        taken: t.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise InputsError(f"ema_decay={decay} is outside [0, 1); 0.999 averages over about a thousand steps")
+        self.decay, self.taken = decay, 0
+        self.values: dict[str, Tensor] = {n: t.detach().clone() for n, t in _averaged(model).items()}
+
+    @torch.no_grad()
+    def step(self, model: nn.Module) -> None:
+        """Take in the weights as they are now."""
+        self.taken += 1
+        now = _averaged(model)
+        weight = 1 - min(self.decay, (1 + self.taken) / (10 + self.taken))
+        torch._foreach_lerp_([self.values[n] for n in now], list(now.values()), weight)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Give the averages to a model."""
+        for name, tensor in _averaged(model).items():
+            tensor.copy_(self.values[name])
+
+    def cut(self, carry: Carry) -> None:
+        """Go on with the pruned model."""
+        self.values = carry.named(self.values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages and t."""
+        return {"values": dict(self.values), "taken": self.taken}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.taken = state["taken"]
+        self.values = {n: state["values"][n].to(t.device) for n, t in self.values.items()}
+
+
+def _averaged(model: nn.Module) -> dict[str, Tensor]:
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {n: t for n, t in named.items() if t.is_floating_point()}

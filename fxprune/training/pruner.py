@@ -1,0 +1,312 @@
+"""`Pruner`: prune a model while your own loop trains it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxprune.scoring import distributed as ranks
+from fxprune.adapter import find_adapter
+from fxprune.api import seeing, settled
+from fxprune.training.average import Average
+from fxprune.training.carry_over import Carry
+from fxprune.graph.channels import ChannelGraph
+from fxprune.errors import InputsError, PluginError
+from fxprune.reporting.history import History, Told
+from fxprune.masking.live import LiveMasks
+from fxprune.pruning.realize import finished
+from fxprune.training.serialization import lively, plain
+from fxprune.planning.ranking import per_cost, scope_of
+from fxprune.reporting.report import attach, report
+from fxprune.scoring.saliency import Normalization
+from fxprune.training.scheduler import Flow, Problem, Scheduler, scheduler_of
+from fxprune.scoring.score import Criterion, needs_of, score
+from fxprune.planning.selectors import named
+from fxprune.scoring.timesteps import Timesteps
+from fxprune.graph.trace import ExampleInputs, whole
+
+M = TypeVar("M", bound=nn.Module)
+LIMITS = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")
+
+
+class Pruner(Generic[M]):
+    """Masks a model's channels while it trains, and cuts them out at the end.
+
+        pruner = fxprune.Pruner(model, scheduler="soft", criterion="gradflow", ratio=0.4, steps=2000, loss=loss)
+        for batch in loader:
+            loss(model, batch).backward()
+            optimizer.step(); optimizer.zero_grad()
+            pruner.step(batch)
+            if pruner.done: break
+        small = pruner.finish(optimizer=optimizer)
+
+    The model trains as it is: its parameters, names, hooks and wrappers (DDP, `torch.compile`) stay.  Under several
+    processes each scores its own batches, and the scores of all are averaged, so that every process makes one plan.
+
+    Args:
+        model: the model that trains, or DDP around it.
+        scheduler: a name (see `fxprune list`), or an instance with options, such as `Soft(refreshes=16)`.
+        criterion: see `fxprune.prune`.
+        ratio: the share of `of` to remove in the end.
+        of: see `fxprune.plan`.
+        steps: how many calls of `step` the schedule takes.
+        data: batches for the criterion; None: the last `remember` batches that `step` was given.
+        loss: `loss(model, batch) -> scalar` for the criterion, whatever your loop trains with; None: the adapter's.
+        timesteps: which times of a diffusion process the adapter's loss sees; see `fxprune.prune`.
+        example_inputs: see `fxprune.trace`.
+        attention: see `fxprune.trace`.
+        remember: how many batches to keep for scoring.
+        normalize: see `fxprune.score`.
+        seed: of the criterion's random numbers.
+        limits: `ignore` (see `fxprune.prune`), `round_to`, `min_width`, `max_ratio`, `exact_norms`, `scope`: see
+            `fxprune.plan`.
+
+    Attributes:
+        graph: the model's channels.
+        flow: the run of the scheduler; its `mask` holds one number a channel.
+        history: figures of all steps, a sequence of `Told`; after `finish` the model's report has it too.
+
+    Raises:
+        BudgetError: the ratio cannot be reached; at once, not after training.
+        InputsError, PluginError, TraceError: for bad input.
+    """
+
+    def __init__(
+        self,
+        model: M,
+        scheduler: str | Scheduler = "soft",
+        criterion: str | type[Any] | Criterion = "gradflow",
+        ratio: float = 0.4,
+        *,
+        steps: int,
+        of: str = "params",
+        data: Iterable[Any] | None = None,
+        loss: Callable[[nn.Module, Any], Any] | None = None,
+        timesteps: str | Timesteps | None = None,
+        example_inputs: ExampleInputs | None = None,
+        attention: str = "heads",
+        remember: int = 4,
+        normalize: Normalization | None = None,
+        seed: int = 0,
+        progress: bool = False,
+        **limits: Any,
+    ) -> None:
+        if unknown := [k for k in limits if k not in LIMITS]:
+            raise InputsError(f"Pruner() knows no {unknown[0]!r}; its limits are {', '.join(LIMITS)}")
+        if steps < 1:
+            raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
+        self.model = model
+        self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        whole(self.net)
+        adapter = seeing(find_adapter(self.net), timesteps)
+        self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
+        self.loss = loss or adapter.loss_of(self.net, seed)
+        self.scope = limits.pop("scope", None)
+        if self.scope not in (None, "knapsack", "global"):
+            limits["scope"] = self.scope  # ranked by the planner; costs count below
+        limits["ignore"] = (*named(self.net, limits.get("ignore", ())), *adapter.protect(self.net))
+        chosen = scheduler_of(scheduler)
+        _check_needs(criterion, self.loss)
+        made = settled(self.net, ratio, of, limits, example_inputs, attention)
+        self.graph: ChannelGraph = made.graph
+        self.masks = LiveMasks(self.net, self.graph)
+        limits["ignore"] = (*limits["ignore"], *self._held_tensors())
+        self.problem = Problem(self.graph, ratio, steps, of, limits)
+        try:
+            self.flow: Flow = chosen.begin(self.problem)
+        except Exception:
+            self.masks.detach()
+            raise
+        self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
+        self.given, self.scored = data is not None, ""
+        self.history = History([g.name for g in self.graph.groups])
+
+    # ---- while training -----------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether the schedule is over and `finish` can be called."""
+        return self.flow.done
+
+    def step(self, batch: Any = None, loss: Tensor | float | None = None) -> Told:
+        """Call this after each `optimizer.step()`.
+
+        Args:
+            batch: the batch just trained on (kept for scoring), or its loss, a tensor of no dimensions.
+            loss: its loss, for the history.
+
+        Raises:
+            InputsError: the criterion needs a batch, and none was given.
+        """
+        if isinstance(batch, Tensor) and batch.dim() == 0:
+            batch, loss = None, batch
+        if batch is not None and not self.given:
+            self.batches.append(batch)
+        if not self.done:
+            if self.flow.due:
+                self.flow.refresh(self._scores())
+            self._move()
+        value = float(loss.detach()) if isinstance(loss, Tensor) else loss
+        return self.history.add(value, self.flow.told(), self.problem.means(self.flow.mask))
+
+    @property
+    def mask(self) -> np.ndarray[Any, Any]:
+        """One number for every component of the graph; those that cannot be pruned have one."""
+        full = np.ones(int(self.graph.component.max()) + 1)
+        full[self.problem.components] = self.flow.mask
+        return full
+
+    def picture(self, path: str | Path) -> Path:
+        """Draw the run so far into a file (PNG, SVG, PDF): masks by group, budget, energy and loss.
+
+        Raises:
+            InputsError: no step is taken yet, or matplotlib is not installed.
+        """
+        from fxprune.training.picture import draw
+
+        return draw(self.history, path)
+
+    def _move(self) -> None:
+        self.flow.step()
+        self.masks.set(self.mask)
+        if self.flow.decay is not None:
+            self._shrink(self.flow.decay)
+
+    @torch.no_grad()
+    def _shrink(self, decay: np.ndarray[Any, Any]) -> None:
+        """Multiply every slice of every channel by 1 − its decay."""
+        named = dict(self.net.named_parameters())
+        for group, own in zip(self.graph.groups, np.split(decay, self.problem.starts[1:-1]), strict=True):
+            if own.any():
+                for s in group.slices:
+                    if s.tensor in named:
+                        _scale(named[s.tensor], s.axis, s.positions, 1 - own)
+
+    def _scores(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        with self.masks.straight_through():
+            scores = score(
+                self.graph,
+                self.net,
+                self.criterion,
+                data=list(self.batches) or None,
+                loss=self.loss,
+                normalize=self.normalize,
+                seed=self.seed + self.flow.taken,
+                progress=self.progress,
+            )
+        self.scored = scores.criterion
+        values, of = scores.values, self.problem.of
+        if scope_of(self.scope, scores, of) == "knapsack":
+            values = per_cost(self.problem.cost, of, values, scores.unscored)
+        return self._agreed(values)
+
+    def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
+        """The mean over processes (which the built-in criteria have taken already), the same bits in each of them."""
+        if not ranks.several():
+            return values
+        flat = torch.from_numpy(self.problem.flat(values)).to(next(self.net.parameters()).device)
+        ranks.add_up([flat])
+        return self.problem.by_group((flat / ranks.number()).cpu().numpy())
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def finish(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        ema: Any = None,
+        *,
+        verify: bool = True,
+        strict: bool = False,
+    ) -> M:
+        """The dense model: what the masked one computes, without the channels that are gone.
+
+        Args:
+            optimizer: goes on with the small model, in place, its state cut by the plan.
+            ema: averaged weights that go on too, in place: an `fxprune.Average`, diffusers' `EMAModel` or torch's
+                `AveragedModel`.
+            verify: prove masked = dense.
+            strict: see `fxprune.prune`.
+
+        Raises:
+            PluginError: steps are left.
+        """
+        plan = self.flow.plan if self.done else None
+        if plan is None:
+            left = self.problem.steps - self.flow.taken
+            raise PluginError(
+                f"the schedule is not over: {left} of {self.problem.steps} steps are left; take them first"
+            )
+        plan = replace(plan, criterion=self.scored)
+        self.masks.detach()
+        small = finished(self.net, self.graph, plan, verify, strict, self.seed)
+        carry = Carry(self.net, small, self.graph, plan)
+        if optimizer is not None:
+            carry.optimizer(optimizer)
+        if ema is not None:
+            _carry_average(carry, ema)
+        attach(small, replace(report(small), history=self.history))
+        return small  # type: ignore[return-value]
+
+    def detach(self) -> None:
+        """Give up: take the masks off and leave the model as training left it."""
+        self.masks.detach()
+
+    # ---- resuming -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on bit for bit, beside the model's and the optimizer's own state.
+
+        Tensors, numbers and text: `torch.load(weights_only=True)` reads what `torch.save` made of it.
+
+        Raises:
+            SaveError: the batches kept for scoring hold something else.
+        """
+        batches = [] if self.given else list(self.batches)
+        own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
+        state: dict[str, Any] = plain({**own, "scored": self.scored})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
+        state = lively(state)
+        self.scored = state["scored"]
+        self.flow.load_state_dict(state["flow"])
+        if not self.given:
+            self.batches.extend(state["batches"])
+        self.history.load_state_dict(state["history"])
+        self.masks.set(self.mask)
+
+    def _held_tensors(self) -> list[str]:
+        return [s.tensor for name in self.masks.held for s in self.graph.group(name).slices]
+
+
+def _check_needs(criterion: Any, loss: Any) -> None:
+    if "loss" in needs_of(criterion) and loss is None:
+        raise InputsError("the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor")
+
+
+def _scale(p: nn.Parameter, axis: int, positions: np.ndarray[Any, Any], factor: np.ndarray[Any, Any]) -> None:
+    along = torch.ones(p.shape[axis], dtype=torch.float64)
+    along[torch.from_numpy(positions.reshape(-1))] = torch.from_numpy(np.repeat(factor, positions.shape[1]))
+    p.mul_(along.to(device=p.device, dtype=p.dtype).view([-1 if d == axis else 1 for d in range(p.dim())]))
+
+
+def _carry_average(carry: Carry, ema: Any) -> None:
+    if isinstance(ema, Average):
+        ema.cut(carry)
+    elif hasattr(ema, "shadow_params"):
+        ema.shadow_params = carry.tensors(ema.shadow_params)
+    elif isinstance(ema, torch.optim.swa_utils.AveragedModel):
+        ema.module = carry.module(ema.module)
+    else:
+        raise InputsError(
+            f"ema is a {type(ema).__name__}; pass an fxprune.Average, diffusers' EMAModel or torch's AveragedModel, or "
+            "carry its tensors with fxprune.Carry(model, small, graph, plan).tensors(...)"
+        )

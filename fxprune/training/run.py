@@ -1,0 +1,400 @@
+"""A whole run: from the dense model to the small one, trained with accelerate.
+
+    masks move   1 ... steps             every step: batches → loss → optimizer → masks
+    hand-off                             the channels go; optimizer and averages go on with the small model
+    after        steps + 1 ... total     the small model trains
+
+A scheduler that cuts at once (`one_shot`) does so before the first step.  Every process does all of this; they share
+gradients and scores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import set_seed
+from torch import nn
+
+from fxprune.adapter import Adapter, find_adapter
+from fxprune.api import apply, prune, seeing, trace
+from fxprune.training.average import Average
+from fxprune.graph.channels import ChannelGraph
+from fxprune.training.checkpoints import Checkpoints
+from fxprune.scoring.context import Loss
+from fxprune.planning.costs.model import CostModel
+from fxprune.training.distillation import Teacher
+from fxprune.errors import InputsError
+from fxprune.reporting.history import History, Told
+from fxprune.training.serialization import plain
+from fxprune.planning.plan import Plan
+from fxprune.planning.planner import asked_share
+from fxprune.training.progress import bar
+from fxprune.training.pruner import LIMITS, Pruner
+from fxprune.reporting.report import attach, is_pruned, report
+from fxprune.rewriting.rewrite import deep_copy, transplant
+from fxprune.training.scheduler import Scheduler
+from fxprune.training.stream import Stream, rng_state, set_rng_state
+from fxprune.graph.trace import whole
+from fxprune.training.options import Objective, Training, set_rate, text
+
+# What a Pruner takes, and what a checkpoint is bound to.
+MOVING = ("criterion", "of", "example_inputs", "attention", "normalize", "seed", *LIMITS)
+SAME = ("criterion", "ratio", "target", "of", "timesteps", "attention", "normalize", "seed", *LIMITS)
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+
+
+@contextlib.contextmanager
+def accelerate_released() -> Iterator[None]:
+    """Afterwards accelerate is as free as before: else the next run in this process could not choose its precision."""
+    alone = not is_initialized()
+    try:
+        yield
+    finally:
+        if alone:
+            AcceleratorState._reset_state()
+
+
+def trained(model: Any, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> Any:
+    """`prune` with training; `options` are the other arguments of `prune`.
+
+    The random numbers of python, numpy and torch are seeded for the run, and afterwards are as before; accelerate is
+    set up for it, and released again, whether the run succeeds or not.
+    """
+    before = rng_state()
+    try:
+        with accelerate_released():
+            return Run(model, scheduler, training, options).result()
+    finally:
+        set_rng_state(before)
+
+
+class Run:
+    """One run.
+
+    Attributes:
+        net: the model that trains: with masks, later the small one.
+        pruner: moves the masks; None once the channels are gone.
+        plans: what has gone, where it has.
+        history: figures of all steps.
+    """
+
+    def __init__(self, model: Any, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> None:
+        self.training, self.options, self.scheduler = training, options, scheduler
+        if not scheduler.at_once:
+            _refuse(options)
+        adapter = seeing(find_adapter(model), options["timesteps"])
+        self.given, self.back = adapter.unwrap(model)
+        whole(self.given)
+        self.scoring, self.loss = _losses(adapter, model, options)
+        self.accelerator = _accelerator(training)
+        self.name = _named(self.given, scheduler, training, options)
+        self.place = next(self.given.parameters()).device
+        self.modes = {name: m.training for name, m in self.given.named_modules()}
+        self.net = self.given if options["inplace"] else deep_copy(self.given)
+        self.net.to(self.accelerator.device)
+        set_seed(options["seed"], device_specific=True)
+        self.stream = Stream(options["data"], self.accelerator)
+        self.checkpoints = training.checkpoint_dir and Checkpoints(training.checkpoint_dir, self.accelerator)
+        self.plans: tuple[Plan, ...] = ()
+        self.pruner: Pruner[nn.Module] | None = None
+        self.history = History()
+        self.teacher: Teacher | None = None
+
+    def result(self) -> Any:
+        """Take all steps, or those that are left; give back what `prune` does."""
+        try:
+            self._start()
+            with self._tracked(), bar(self._shown, self.training.total, len(self.history)) as tell:
+                self._steps(tell)
+        except BaseException:
+            if self.pruner is not None:
+                self.pruner.detach()
+            raise
+        finally:
+            self.accelerator.free_memory()
+        return self.back(self._small())
+
+    # ---- the beginning --------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Up to the first step, or to where a checkpoint was taken."""
+        held = self._held()
+        plans = tuple(map(Plan.from_json, held[0]["plans"])) if held else ()
+        if plans or self.scheduler.at_once:
+            self._cut_first(plans)
+        else:
+            self._mask()
+        self.net.train()
+        self.optimizer = self.training.made(self.net.parameters())
+        self.average = Average(self.net, self.training.ema_decay) if self.training.ema_decay is not None else None
+        self._prepare()
+        if held:
+            self._resume(*held)
+
+    def _mask(self) -> None:
+        """Put the masks on."""
+        dense = deep_copy(self.net) if self.training.distill else self.net
+        same = {k: self.options[k] for k in MOVING}
+        self.pruner = Pruner(
+            self.net,
+            self.scheduler,
+            ratio=self._ratio(),
+            steps=self.training.steps,
+            loss=self.scoring,
+            remember=self.training.remember,
+            **same,
+        )
+        self.history = self.pruner.history
+        if self.training.distill:
+            self.teacher = Teacher(dense, self.pruner.graph, self.training.distill)
+
+    def _cut_first(self, plans: tuple[Plan, ...]) -> None:
+        """Cut before training: by plans of before, or by scores of the first batches."""
+        dense, example = self.net, self.options["example_inputs"]
+        if plans:
+            for plan in plans:
+                self.net = apply(self.net, plan, example_inputs=example, **self._proof)
+        else:
+            batches = list(itertools.islice(self.stream, self.training.remember))
+            own = {**self.options, "data": batches, "loss": self.scoring, "inplace": False, "progress": self._shown}
+            self.net = prune(self.net, **own)
+        self.plans = _plans(self.net)[len(_plans(dense)) :]
+        if self.training.distill:
+            graph = _graph(dense, self.plans, example)
+            dense = deep_copy(dense) if dense is self.given else dense
+            self.teacher = Teacher(dense, graph, self.training.distill)
+            self.teacher.cut(self.plans[0].kept(graph))
+
+    def _ratio(self) -> float:
+        """The share to remove."""
+        ratio, target = self.options["ratio"], self.options["target"]
+        if target is not None:
+            graph = trace(self.net, self.options["example_inputs"], attention=self.options["attention"])
+            ratio = asked_share(CostModel(graph), None, target, self.options["of"])
+        return float(ratio)
+
+    def _prepare(self) -> None:
+        """Hand model and optimizer to accelerate, at the beginning and again after the hand-off."""
+        self.accelerator.free_memory()
+        self.objective = self.accelerator.prepare_model(Objective(self.net, self.loss, self.teacher))
+        self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def _steps(self, tell: Any) -> None:
+        mean = math.nan
+        while len(self.history) < self.training.total:
+            batches = list(itertools.islice(self.stream, self.training.accumulate))
+            if self.checkpoints and not len(self.history):
+                plain(batches[-1], "a batch")  # tells now what a checkpoint would refuse later
+            loss = self._optimize(batches)
+            told = self._told(batches[-1], loss)
+            mean = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
+            tell(told, mean)
+            self.accelerator.log({"loss": loss, "lr": self.optimizer.param_groups[0]["lr"], **told.figures}, told.step)
+            self._checkpoint(told.step)
+
+    def _optimize(self, batches: list[Any]) -> float:
+        """One step of the optimizer; the mean loss of all processes."""
+        total = 0.0
+        for k, batch in enumerate(batches, 1):
+            last = k == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                loss = self.objective(batch) / len(batches)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        if self.training.clip is not None:
+            self.accelerator.clip_grad_norm_(self.net.parameters(), self.training.clip)
+        value = float(self.accelerator.reduce(total, "mean"))
+        if not math.isfinite(value):
+            raise InputsError(
+                f"the loss of step {len(self.history) + 1} is {value}; lower the learning rate (now "
+                f"{self.optimizer.param_groups[0]['lr']:g}), and check the batches for NaN"
+            )
+        set_rate(self.optimizer, self.training.rate(len(self.history)))
+        self.stepper.step()
+        self.stepper.zero_grad()
+        if self.average is not None:
+            self.average.step(self.net)
+        return value
+
+    def _told(self, batch: Any, loss: float) -> Told:
+        """Move the masks, and hand over when they are where they should be."""
+        if self.pruner is None:
+            return self.history.add(loss, {})
+        told = self.pruner.step(batch, loss)
+        if self.teacher is not None:
+            self.teacher.follow(self.pruner.mask)
+        if self.pruner.done:
+            self._hand_off(self.pruner)
+        return told
+
+    def _hand_off(self, pruner: Pruner[nn.Module]) -> None:
+        plan = pruner.flow.plan
+        self.net = pruner.finish(self.optimizer, self.average, **self._proof).train()
+        self.plans, self.pruner = (report(self.net).plan,), None
+        if self.teacher is not None:
+            self.teacher.cut(plan.kept(pruner.graph))
+        self._prepare()
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, step: int) -> None:
+        if self.checkpoints and (step % self.training.checkpoint_every == 0 or step == self.training.total):
+            self.checkpoints.write(step, self._shared(), self._own())
+
+    def _shared(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "run": self.name,
+            "plans": [p.to_json() for p in self.plans],
+            "model": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "scaler": scaler and scaler.state_dict(),
+        }
+
+    def _own(self) -> dict[str, Any]:
+        return {
+            "pruner": self.pruner and self.pruner.state_dict(),
+            "history": None if self.pruner else self.history.state_dict(),
+            "stream": self.stream.state_dict(),
+            "rng": rng_state(),
+        }
+
+    def _held(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The last checkpoint."""
+        path = self.checkpoints.latest() if self.checkpoints else None
+        return self.checkpoints.read(path, self.name) if self.checkpoints and path else None
+
+    def _resume(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
+        self.net.load_state_dict(shared["model"])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(shared["average"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(shared["scaler"])
+        if self.pruner is None:
+            self.history.load_state_dict(own["history"])
+        else:
+            self.pruner.load_state_dict(own["pruner"])
+            if self.teacher is not None:
+                self.teacher.follow(self.pruner.mask)
+        self.stream.load_state_dict(own["stream"])
+        set_rng_state(own["rng"])
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def _small(self) -> nn.Module:
+        """The result: with averaged weights, where the model was, in its modes, with its report."""
+        if self.average is not None:
+            self.average.copy_to(self.net)
+        self.net.to(self.place)
+        for name, module in self.net.named_modules():
+            module.training = self.modes.get(name, False)
+        told = replace(report(self.net), history=self.history, picture=self._picture(), seed=self.options["seed"])
+        attach(self.net, told)
+        return transplant(self.given, self.net) if self.options["inplace"] else self.net
+
+    def _picture(self) -> str:
+        if self.training.picture is None:
+            return ""
+        from fxprune.training.picture import draw
+
+        if self.accelerator.is_main_process:
+            draw(self.history, Path(self.training.picture))
+        return str(self.training.picture)
+
+    @property
+    def _shown(self) -> bool:
+        return bool(self.options["progress"]) and self.accelerator.is_main_process
+
+    @property
+    def _proof(self) -> dict[str, bool]:
+        return {"verify": self.options["verify"], "strict": self.options["strict"]}
+
+    @contextlib.contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Within, trackers run, if there are any."""
+        if self.training.log_with is not None:
+            self.accelerator.init_trackers("fxprune", config=self.name)
+        try:
+            yield
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+
+def _accelerator(training: Training) -> Accelerator:
+    own = {"mixed_precision": training.mixed_precision, "log_with": training.log_with, "project_dir": training.log_dir}
+    try:
+        made = Accelerator(**{k: v for k, v in own.items() if v is not None}, **training.accelerate)
+    except ValueError as e:
+        raise InputsError(f"accelerate does not take these options: {e}") from e
+    if (kind := made.distributed_type.value) in SHARDED:
+        raise InputsError(
+            f"masks need whole parameters in each process, and accelerate runs {kind}: configure it for DDP"
+        )
+    return made
+
+
+def _losses(adapter: Adapter, model: Any, options: Mapping[str, Any]) -> tuple[Loss, Loss]:
+    """The loss that scores channels (the adapter's is a fixed function of the weights), and the one to train with."""
+    scoring = options["loss"] or adapter.loss_of(model, options["seed"])
+    training = options["loss"] or adapter.training_loss(model)
+    if scoring is None or training is None:
+        raise InputsError("steps= trains the model: pass loss=, a callable loss(model, batch) -> scalar tensor")
+    return scoring, training
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    """Refuse what only a cut at once can do."""
+    takes = {
+        *MOVING,
+        "ratio",
+        "target",
+        "data",
+        "loss",
+        "timesteps",
+        "inplace",
+        "verify",
+        "strict",
+        "samples",
+        "progress",
+    }
+    defaults = {k: p.default for k, p in inspect.signature(prune).parameters.items()}
+    for name, value in options.items():
+        if (name not in takes and value != defaults[name]) or (name == "attention" and value == "both"):
+            raise InputsError(
+                f"{name}={value!r} goes with the scheduler one_shot only; leave it out, or prune in one shot and train"
+            )
+
+
+def _named(net: nn.Module, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint must have been made with."""
+    shapes = sorted((name, tuple(t.shape)) for name, t in net.state_dict().items())
+    model = f"{type(net).__name__} of {len(shapes)} tensors, {zlib.crc32(repr(shapes).encode()):08x}"
+    own = {k: text(options[k]) for k in SAME}
+    return {"model": model, "scheduler": text(scheduler), **training.told(), **own}
+
+
+def _plans(net: nn.Module) -> tuple[Plan, ...]:
+    """All that a model has gone through."""
+    return (*report(net).earlier, report(net).plan) if is_pruned(net) else ()
+
+
+def _graph(dense: nn.Module, plans: tuple[Plan, ...], example: Any) -> ChannelGraph:
+    """The graph that the one plan was made for."""
+    if len(plans) > 1:
+        raise InputsError("distill= knows one cut only, and attention='both' makes two; prune heads, or head_dim")
+    return trace(dense, example, attention=plans[0].traced[0]).revised(plans[0].traced[1:])
