@@ -21,9 +21,9 @@ from fxprune.errors import FxPruneError, InputsError, SaveError
 
 if TYPE_CHECKING:
     from fxprune.graph.channels import ChannelGraph, Group
-    from fxprune.studies.comparison import Comparison
     from fxprune.planning.plan import Plan
     from fxprune.saving.header import Header
+    from fxprune.studies.comparison import Comparison
 
 SHOWN = 20  # rows of a table without --all
 
@@ -211,8 +211,8 @@ def _shares(given: list[str] | None) -> dict[str, float] | None:
 def _open(directory: Path) -> Any:
     """The model or pipeline in a folder."""
     from fxprune.saving import stock
-    from fxprune.saving.save import load
     from fxprune.saving.header import HEADER
+    from fxprune.saving.save import load
 
     if (directory / HEADER).is_file() or not directory.is_dir():
         return load(directory)
@@ -289,7 +289,7 @@ def inspect(
     """Show what can be pruned in the model in DIR, what cannot and why, and how it was pruned if it was."""
     with _told():
         from fxprune.adapter import find_adapter
-        from fxprune.api import trace
+        from fxprune.pruning.prune import trace
         from fxprune.saving.header import HEADER, Saved, read
 
         saved = read(directory) if (directory / HEADER).is_file() else None

@@ -137,7 +137,7 @@ def test_a_bad_criterion_has_its_error_in_its_rows_and_the_others_go_on(tmp_path
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[str] = []
-    inside = sys.modules["fxprune.compare"]  # the package's attribute of that name is the function
+    inside = sys.modules["fxprune.studies.compare"]
     real = inside.score
 
     def spy(graph: Any, model: Any, criterion: Any, **options: Any) -> Any:

@@ -22,10 +22,11 @@ from test_models import digits, random_weights
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.planning.costs.model import CostModel
-from fxprune.rewriting.skip import Passed, Skip, Zeros
+from fxprune.masking.comparison import outputs
 from fxprune.masking.masked_run import run_masked
-from fxprune.verification import check_dense, outputs
+from fxprune.planning.cost_model import CostModel
+from fxprune.rewriting.skip import Passed, Skip, Zeros
+from fxprune.verification import check_dense
 
 WITH_BLOCKS = [n for n, (_, _, blocks) in NETS.items() if blocks and n != "rough"]
 

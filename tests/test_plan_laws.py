@@ -17,8 +17,9 @@ from plan_checker import violations
 from test_random_networks import NETWORKS, SETTINGS
 
 import fxprune
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import as_inputs
 
 SCORES = ("uniform", "ties", "constant", "signed", "skewed")
 LIMITS = st.fixed_dictionaries(

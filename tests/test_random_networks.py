@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from networks import IMAGE, TOKEN, build
 from torch import nn
 
-from fxprune.graph.channels import ChannelGraph, analyse
 from fxprune.errors import BudgetError
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import as_inputs
+from fxprune.masking.comparison import outputs
 from fxprune.planning.planner import plan
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.graph.trace import as_inputs
-from fxprune.verification import check_dense, check_permutation, outputs
+from fxprune.verification import check_dense, check_permutation
 
 EXAMPLES = int(os.environ.get("FXPRUNE_EXAMPLES", "25"))
 NETWORKS = st.tuples(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fxprune import registry
-from fxprune.graph.channels import analyse
 from fxprune.errors import CriterionError, PluginError
+from fxprune.graph.analysis import analyse
 from fxprune.scoring.score import score
 
 CRITERIA = {

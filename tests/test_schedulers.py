@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.graph.channels import analyse
-from fxprune.training.energy import Energy, State, step
-from fxprune.training.scheduler import Problem, Scheduler
+from fxprune.graph.analysis import analyse
 from fxprune.schedulers.group_lasso import GroupLasso
 from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.one_shot import OneShot
 from fxprune.schedulers.shapes import SHAPES
 from fxprune.schedulers.soft import Soft, SoftFlow
+from fxprune.training.energy import Energy, State, step
+from fxprune.training.scheduler import Problem, Scheduler
 
 SCHEDULERS: dict[str, Scheduler] = {
     "one_shot": OneShot(),

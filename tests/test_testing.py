@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fxprune import registry
 from fxprune.adapter import Adapter
-from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 from fxprune.testing import check_adapter, check_criterion, check_scheduler
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "plugin"
