@@ -34,10 +34,11 @@ test: export OMP_NUM_THREADS := 1
 test: setup ## Run the tests and the doctests
 	$(BIN)/pytest -n auto --doctest-modules tests fxprune $(ARGS)
 
-check: setup ## Lint, formatting, strict types, strict docs
+check: setup ## Lint, formatting, strict types, order of imports, strict docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mkdocs build --strict --quiet
 
 format: setup ## Repair what ruff can repair
