@@ -18,10 +18,10 @@ Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def require_whole(model: nn.Module) -> None:
-    """Raise `InputsError` where a model's parameters are sharded (FSDP's DTensors): no process has them require_whole."""
+    """Raise `InputsError` where a model's parameters are sharded (FSDP's DTensors): no process has them whole."""
     if any(type(p).__name__ == "DTensor" for p in model.parameters()):
         raise InputsError(
-            f"the parameters of this {type(model).__name__} are sharded (FSDP): prune the require_whole model, before "
+            f"the parameters of this {type(model).__name__} are sharded (FSDP): prune the whole model, before "
             "fully_shard() or from a full state dict, and shard the small one; for training on several devices use DDP"
         )
 
