@@ -175,7 +175,10 @@ class Plan:
         Raises:
             PlanError: where the text is not a plan, or of a newer format.
         """
-        return cls(**plan_fields(text))
+        try:
+            return cls(**plan_fields(text))
+        except TypeError as e:
+            raise PlanError(f"not a plan: {e}; write one with plan.to_json()") from e
 
     @classmethod
     def of_cut(cls, costs: Costs, cut: Cut, ratio: float, of: str, criterion: str) -> Plan:
