@@ -26,9 +26,9 @@ from support import in_own_process
 from torch import nn
 
 import fxprune
+from fxprune.graph.rules.op import op_name
 from fxprune.planning.costs.latency import latency_of, unpruned
 from fxprune.planning.costs.latency import measured as measured_nodes
-from fxprune.graph.rules.op import op_name
 from fxprune.planning.costs.stopwatch import take_turns
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

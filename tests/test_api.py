@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import Heads
 from torch import Tensor, nn
 
 import fxprune
@@ -167,20 +168,6 @@ def test_explain_and_networkx() -> None:
     assert drawn.nodes["a.weight:0"]["channels"] == 16
     assert "a.bias" in drawn["a.weight:0"]
     assert "2 groups, 32 channels" in repr(graph)
-
-
-class Heads(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads, self.dim = 4, 8
-        self.i, self.o, self.proj = nn.Linear(6, 32), nn.Linear(32, 3), nn.Linear(32, 32)
-        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.i(x)
-        q, k, v = (f(x).view(*x.shape[:2], self.heads, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
-        y = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.o(x + self.proj(y.transpose(1, 2).flatten(2)))
 
 
 @pytest.mark.parametrize(

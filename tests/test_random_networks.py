@@ -5,36 +5,20 @@ FXPRUNE_EXAMPLES sets how many networks are drawn (2,000 was run once; CI draws 
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from networks import IMAGE, TOKEN, build
+from networks import NETWORKS, SETTINGS, build
 from torch import nn
 
-from fxprune.graph.channels import ChannelGraph, analyse
 from fxprune.errors import BudgetError
+from fxprune.graph.channels import ChannelGraph, analyse
+from fxprune.graph.trace import as_inputs
 from fxprune.planning.planner import plan
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.graph.trace import as_inputs
 from fxprune.verification import check_dense, check_permutation, outputs
-
-EXAMPLES = int(os.environ.get("FXPRUNE_EXAMPLES", "25"))
-NETWORKS = st.tuples(
-    st.lists(st.sampled_from(sorted(IMAGE)), max_size=4),
-    st.lists(st.sampled_from(sorted(TOKEN)), max_size=3),
-    st.integers(0, 2**16),
-)
-SETTINGS = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-    print_blob=True,
-)
 
 
 def random_scores(graph: ChannelGraph, seed: int) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import training_runs
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import GeneralTracker
 from torch import Tensor, nn
@@ -22,8 +23,6 @@ import fxprune
 from fxprune import Distillation, Training
 from fxprune.reporting.history import ROWS, History
 from fxprune.training.serialization import lively, plain
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -273,9 +272,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(scheduler: str, at: int, tmp_path: Pa
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    child = subprocess.run(
-        [sys.executable, HERE / "training_runs.py", "killed", tmp_path], env=environment(), check=False
-    )
+    child = subprocess.run([sys.executable, training_runs.__file__, "killed", tmp_path], env=environment(), check=False)
     assert child.returncode == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000025"]
     training = Training(32, after=8, ema_decay=0.9)
@@ -330,7 +327,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     """The same plan, losses and weights from two halves of a batch; and FSDP is refused in words."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     child = subprocess.run(
-        [*launch, HERE / "training_runs.py", "two", tmp_path],
+        [*launch, training_runs.__file__, "two", tmp_path],
         env=environment(),
         capture_output=True,
         text=True,

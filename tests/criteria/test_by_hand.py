@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.graph.channels import ChannelGraph, analyse
 from fxprune.criteria.activation import Activation
 from fxprune.criteria.bn_scale import BnScale
 from fxprune.criteria.diff_pruning import DiffPruning
@@ -24,8 +23,9 @@ from fxprune.criteria.synflow import SynFlow
 from fxprune.criteria.taylor import Taylor
 from fxprune.criteria.wanda import Wanda
 from fxprune.errors import CriterionError, InputsError
-from fxprune.scoring.score import Scores, score
+from fxprune.graph.channels import ChannelGraph, analyse
 from fxprune.graph.trace import as_inputs
+from fxprune.scoring.score import Scores, score
 
 A, B = [3.0, -1.0, 0.5], [1.0, 2.0, -2.0]
 AB = [a * b for a, b in zip(A, B, strict=True)]  # 3, −2, −1: Σ = 0

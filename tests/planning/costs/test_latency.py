@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.graph.rules.op import op_name
 from fxprune.planning.costs import latency
 from fxprune.planning.costs.latency import Bench, latency_of
 from fxprune.planning.costs.latency_table import Table, cache_folder
-from fxprune.graph.rules.op import op_name
 from fxprune.planning.costs.stopwatch import take_turns
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

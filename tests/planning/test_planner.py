@@ -12,16 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_api import Heads
+from networks import Heads
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.planning.costs.model import CostModel
-from fxprune.planning.removals import Moves
 from fxprune.planning.planner import nearest_cut
 from fxprune.planning.ranking import scarcer, structures
-from fxprune.scoring.score import Scores
+from fxprune.planning.removals import Moves
 from fxprune.planning.search import meet, queue
+from fxprune.scoring.score import Scores
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.rewriting.compensation import compensated
 from fxprune.criteria.obs import Obs
 from fxprune.errors import CriterionError
-from fxprune.planning.plan import Plan
-from fxprune.scoring.score import score
+from fxprune.graph.channels import ChannelGraph, analyse
 from fxprune.graph.trace import as_inputs
+from fxprune.planning.plan import Plan
+from fxprune.rewriting.compensation import compensated
+from fxprune.scoring.score import score
 from fxprune.verification import check_dense
 
 

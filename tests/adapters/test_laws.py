@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import registry
-
-from fxprune.saving import stock
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.adapters import denoising
 from fxprune.adapters.ddpm import DDPMAdapter
 from fxprune.adapters.noising import Flow, Noising, VariancePreserving, noising_of
-from fxprune.graph.channels import analyse
-from fxprune.saving.describe import describe
 from fxprune.errors import InputsError, SaveError
+from fxprune.graph.channels import analyse
+from fxprune.graph.trace import as_inputs, evaluating
+from fxprune.saving import stock
+from fxprune.saving.describe import describe
 from fxprune.scoring.score import score
 from fxprune.scoring.timesteps import strata
-from fxprune.graph.trace import as_inputs, evaluating
 
 diffusers = pytest.importorskip("diffusers")
 timm = pytest.importorskip("timm")

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from fxprune.scoring.elementwise import BLOCK, Elementwise
 from fxprune.rewriting.rewrite import _cut
+from fxprune.scoring.elementwise import BLOCK, Elementwise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

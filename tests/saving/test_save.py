@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import SaveError
-from fxprune.saving import stock
 from fxprune.reporting.report import Report, attach
 from fxprune.rewriting.rewrite import Change
+from fxprune.saving import stock
 from fxprune.saving.save import load, save
 
 FILES = ["README.md", "fxprune.json", "model.safetensors"]

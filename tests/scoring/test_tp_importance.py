@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import CriterionError, InputsError
-from fxprune.scoring.tp_importance import Peer
 from fxprune.scoring.tp_groups import holders, present
+from fxprune.scoring.tp_importance import Peer
 
 tp = pytest.importorskip("torch_pruning")
 importance = tp.importance

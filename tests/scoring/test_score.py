@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.graph.channels import ChannelGraph, Group, analyse
-from fxprune.scoring.context import Context
 from fxprune.errors import CriterionError, FxPruneError, InputsError
+from fxprune.graph.channels import ChannelGraph, Group, analyse
+from fxprune.graph.trace import as_inputs
+from fxprune.scoring.context import Context
 from fxprune.scoring.saliency import normalized
 from fxprune.scoring.score import Scores, score
-from fxprune.graph.trace import as_inputs
 
 
 class Residual(nn.Module):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.graph.channels import analyse
+from fxprune.graph.trace import as_inputs
 from fxprune.planning.planner import plan
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.graph.trace import as_inputs
 from fxprune.verification import check_dense, check_permutation
 
 

@@ -19,14 +19,14 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fxprune import registry
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.scoring.context import Context
 from fxprune.criteria.gradflow import GradFlow
 from fxprune.errors import CriterionError, InputsError
+from fxprune.graph.channels import ChannelGraph, analyse
+from fxprune.graph.trace import as_inputs
+from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call, Observer
 from fxprune.scoring.samples import batch_size, take
 from fxprune.scoring.score import score
-from fxprune.graph.trace import as_inputs
 from fxprune.verification import permutation, permute_
 
 LOOKS = [n for n in registry.names("criteria") if n != "random" and registry.package("criteria", n) == ""]

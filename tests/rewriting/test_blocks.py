@@ -18,13 +18,13 @@ import torch
 from depthnets import NETS, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models import digits, random_weights
+from real_models import digits, random_weights, timm_model
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.masking.masked_run import run_masked
 from fxprune.planning.costs.model import CostModel
 from fxprune.rewriting.skip import Passed, Skip, Zeros
-from fxprune.masking.masked_run import run_masked
 from fxprune.verification import check_dense, outputs
 
 WITH_BLOCKS = [n for n, (_, _, blocks) in NETS.items() if blocks and n != "rough"]
@@ -195,7 +195,7 @@ def test_strides_follow_the_size_of_the_image() -> None:
 
 @pytest.mark.parametrize("of", ["params", "macs"])
 @pytest.mark.parametrize("name", ["pre-norm", "resnet", "ada", "u-shape"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(ratio=st.floats(0.05, 0.5), seed=st.integers(0, 99))
 def test_a_budget_is_met_within_one_block(name: str, of: str, ratio: float, seed: int) -> None:
     net, inputs, _ = made(name)
@@ -369,16 +369,6 @@ def dit() -> nn.Module:
     torch.manual_seed(0)
     shape: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "sample_size": 8}
     return random_weights(DiTTransformer2DModel(num_layers=3, num_embeds_ada_norm=10, **shape))
-
-
-def timm_model(name: str, **options: Any) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        import timm
-
-        torch.manual_seed(0)
-        return random_weights(timm.create_model(name, pretrained=False, **options))
-
-    return make
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 import fxprune
 from fxprune.graph.channels import analyse
+from fxprune.graph.trace import as_inputs
 from fxprune.masking.live import LiveMasks
 from fxprune.masking.masked_run import run_masked
 from fxprune.masking.statistics import masked_group_norm, masked_layer_norm
-from fxprune.graph.trace import as_inputs
 from fxprune.verification import outputs, relative_error
 
 

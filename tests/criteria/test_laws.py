@@ -13,8 +13,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fxprune import registry
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.scoring.context import Context
 from fxprune.criteria.activation import Activation
 from fxprune.criteria.bn_scale import BnScale
 from fxprune.criteria.diff_pruning import DiffPruning
@@ -32,8 +30,10 @@ from fxprune.criteria.synflow import SynFlow
 from fxprune.criteria.taylor import Taylor
 from fxprune.criteria.wanda import Wanda
 from fxprune.errors import CriterionError, InputsError
-from fxprune.scoring.score import Scores, score
+from fxprune.graph.channels import ChannelGraph, analyse
 from fxprune.graph.trace import as_inputs
+from fxprune.scoring.context import Context
+from fxprune.scoring.score import Scores, score
 
 
 @dataclass(frozen=True)

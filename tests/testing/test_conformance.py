@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fxprune import registry
 from fxprune.adapter import Adapter
-from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 from fxprune.testing import check_adapter, check_criterion, check_scheduler
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "plugin"
 
 

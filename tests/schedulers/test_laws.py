@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.graph.channels import analyse
-from fxprune.training.energy import Energy, State, step
-from fxprune.training.scheduler import Problem, Scheduler
 from fxprune.schedulers.group_lasso import GroupLasso
 from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.one_shot import OneShot
 from fxprune.schedulers.shapes import SHAPES
 from fxprune.schedulers.soft import Soft, SoftFlow
+from fxprune.training.energy import Energy, State, step
+from fxprune.training.scheduler import Problem, Scheduler
 
 SCHEDULERS: dict[str, Scheduler] = {
     "one_shot": OneShot(),
@@ -81,7 +81,7 @@ def states(draw: st.DrawFn) -> tuple[Energy, np.ndarray, State]:
     return Energy(draw(st.floats(0.1, 50))), rng.uniform(0, 1, n), state
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(states(), st.floats(0.001, 1.0), st.floats(0.05, 1.0))
 def test_energy_never_rises(drawn: tuple[Energy, np.ndarray, State], most: float, part: float) -> None:
     """Under the stated bound on the step, with and without a cap on single entries."""
@@ -95,7 +95,7 @@ def test_energy_never_rises(drawn: tuple[Energy, np.ndarray, State], most: float
         m = new
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(states())
 def test_slope_is_the_derivative(drawn: tuple[Energy, np.ndarray, State]) -> None:
     energy, m, state = drawn
