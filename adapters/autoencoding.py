@@ -13,7 +13,7 @@ from fxprune.adapters.denoising import CHUNK, IMAGES
 from fxprune.adapters.encoding import encoded
 from fxprune.adapters.tensors import draw, place
 from fxprune.errors import InputsError
-from fxprune.graph.trace import evaluating
+from fxprune.graph.modules import evaluating
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.adapters.noising import Noising, Track
 from fxprune.adapters.tensors import draw, place
-from fxprune.scoring.context import Loss
 from fxprune.errors import InputsError
+from fxprune.graph.modules import evaluating
+from fxprune.scoring.context import Loss
 from fxprune.scoring.timesteps import Density, Timesteps, strata
-from fxprune.graph.trace import evaluating
 
 Batch: TypeAlias = dict[str, Any]
 Conditions: TypeAlias = Callable[[int, torch.Generator], dict[str, Any]]

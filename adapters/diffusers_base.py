@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.adapter import Adapter, Back, comes_from
+from fxprune.adapter import Adapter, Back
 from fxprune.adapters.autoencoding import Autoencoder
 from fxprune.adapters.denoising import ANYTIME, Denoiser
 from fxprune.adapters.encoding import Encoders
 from fxprune.adapters.noising import noising_of
-from fxprune.scoring.context import Loss
 from fxprune.errors import InputsError
+from fxprune.graph.modules import ExampleInputs, comes_from
+from fxprune.scoring.context import Loss
 from fxprune.scoring.timesteps import Timesteps, chosen
-from fxprune.graph.trace import ExampleInputs
 
 PARTS = ("unet", "transformer")
 TEXT = "encoder_hidden_states"

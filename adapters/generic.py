@@ -6,7 +6,7 @@ from torch import nn
 
 from fxprune.adapter import Adapter
 from fxprune.errors import InputsError
-from fxprune.graph.trace import ExampleInputs
+from fxprune.graph.modules import ExampleInputs
 
 
 class GenericAdapter(Adapter):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.adapter import Adapter, comes_from
+from fxprune.adapter import Adapter
 from fxprune.adapters.tensors import draw
 from fxprune.errors import InputsError
-from fxprune.graph.trace import ExampleInputs
+from fxprune.graph.modules import ExampleInputs, comes_from
 
 MOST_CHANNELS = 16  # a first convolution over more reads patches (space to depth), not the image's own channels
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fxprune.adapter import Adapter, comes_from
+from fxprune.adapter import Adapter
 from fxprune.adapters.tensors import draw
 from fxprune.errors import InputsError
-from fxprune.graph.trace import ExampleInputs
+from fxprune.graph.modules import ExampleInputs, comes_from
 
 # The longest prefix of the class's module decides: (frames or None, side in pixels).
 SIZES: dict[str, tuple[int | None, int]] = {

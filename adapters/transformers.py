@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.adapter import Adapter, comes_from
+from fxprune.adapter import Adapter
 from fxprune.adapters.tensors import draw, place
-from fxprune.scoring.context import Loss
 from fxprune.errors import InputsError, SaveError
-from fxprune.graph.trace import ExampleInputs
+from fxprune.graph.modules import ExampleInputs, comes_from
+from fxprune.scoring.context import Loss
 
 TOKENS = 16
 FIRST_TOKEN = 5  # below lie the special tokens of most vocabularies

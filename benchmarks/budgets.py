@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import fxprune
-from fxprune.planning.costs.model import CostModel
+from fxprune.planning.cost_model import CostModel
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 

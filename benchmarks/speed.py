@@ -27,9 +27,9 @@ from torch import nn
 
 import fxprune
 from fxprune.graph.rules.op import op_name
-from fxprune.planning.costs.latency import latency_of, unpruned
-from fxprune.planning.costs.latency import measured as measured_nodes
 from fxprune.planning.costs.stopwatch import take_turns
+from fxprune.planning.latency import Left, latency_of
+from fxprune.planning.latency import measured as measured_nodes
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RATIO = 0.5
@@ -140,7 +140,7 @@ def plans(graph: fxprune.ChannelGraph, model: nn.Module, of_latency: bool) -> It
 
 def by_op(graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> dict[str, float]:
     """Milliseconds of each kind of op, from the latency table."""
-    _, laps = measured_nodes(graph, plan, latency_of(graph).table)
+    _, laps = measured_nodes(graph, Left(plan.kept(graph), plan.norm_groups), latency_of(graph).table)
     out: dict[str, float] = {}
     for node, lap in zip(graph.traced.graph.nodes, laps, strict=True):
         name = op_name(node.target).removeprefix("aten::") if node.op == "call_function" else "inputs"
@@ -157,7 +157,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     graph = fxprune.trace(model, inputs)
     tables = not options.no_table
     models: dict[str, nn.Module] = {"dense": model}
-    made: dict[str, fxprune.Plan] = {"dense": unpruned(graph)}
+    made: dict[str, fxprune.Plan] = {"dense": fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.0)}
     for row, plan in plans(graph, model, tables):
         made[row], models[row] = plan, placed(fxprune.rewrite(model, graph, plan).model, options)
     macs = {row: macs_of(m, inputs) for row, m in models.items()}
@@ -193,7 +193,7 @@ def _row(
         "share": speed / fewer,
     }
     if graph is not None and plan is not None:
-        dense, after = latency_of(graph).at(plan)
+        dense, after = latency_of(graph).at(Left(plan.kept(graph), plan.norm_groups))
         out |= {"predicted_speed_up": dense / after, "ops_ms": by_op(graph, plan)}
         out["prediction_error"] = (after / dense) * speed - 1
     return out

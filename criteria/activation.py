@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.errors import CriterionError
 from fxprune.scoring.activations import PLACES, Place, channel_means
 from fxprune.scoring.context import Context
-from fxprune.errors import CriterionError
 from fxprune.scoring.saliency import Floats
 
 
@@ -35,7 +35,7 @@ class Activation:
     Resource Efficient Inference, ICLR 2017 (mean activation).
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [-1.0]]), "2.weight": torch.tensor([[1.0, 2.0]])})

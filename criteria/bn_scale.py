@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from fxprune.scoring.context import Context
 from fxprune.graph.rules.op import op_name
+from fxprune.scoring.context import Context
 
 NORMS = {f"aten::{n}" for n in ["batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"]}
 
@@ -29,7 +29,7 @@ class BnScale:
     Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017.
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
     >>> _ = net[1].weight.data.copy_(torch.tensor([-2.0, 0.5]))

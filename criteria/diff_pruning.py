@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fxprune.errors import CriterionError
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context
-from fxprune.errors import CriterionError
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DiffPruning:
     Source: Fang et al., Structural Pruning for Diffusion Models, NeurIPS 2023.
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [1.0]]), "1.weight": torch.tensor([[1.0, 2.0]])})

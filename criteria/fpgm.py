@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.graph.channels import Group, Slice
+from fxprune.graph.groups import Group, Slice
 from fxprune.scoring.context import Context
 
 
@@ -27,7 +27,7 @@ class Fpgm:
     Source: He et al., Filter Pruning via Geometric Median, CVPR 2019, there over the filters that make the channels.
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(3, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[0.0], [3.0], [6.0]]), "1.weight": torch.tensor([[0.0, 4, 8]])})

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.scoring.context import Context
 from fxprune.errors import CriterionError
+from fxprune.scoring.context import Context
 from fxprune.scoring.hessian import METHODS, Method
 
 

@@ -31,7 +31,7 @@ class HRank:
     Source: Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020 (exact=True).
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1, bias=False), torch.nn.Conv2d(2, 1, 1))
     >>> _ = torch.nn.init.dirac_(net[0].weight)

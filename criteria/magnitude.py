@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
 from fxprune.scoring.elementwise import Elementwise
-from fxprune.errors import CriterionError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Magnitude:
     DepGraph, CVPR 2023.
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [1.0]]), "1.weight": torch.tensor([[3.0, 1.0]])})

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.scoring.context import Context
 from fxprune.errors import CriterionError
-from fxprune.scoring.moments import Inputs
 from fxprune.planning.plan import Plan
+from fxprune.scoring.context import Context
+from fxprune.scoring.moments import Inputs
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Obs:
     Kurtić et al., ZipLM, NeurIPS 2023, and OBS-Diff, arXiv 2510.06751.
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.eye(2), "1.weight": torch.tensor([[2.0, 2.0]])})

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.scoring.context import Context
 from fxprune.errors import CriterionError
 from fxprune.graph.rules.op import op_name
 from fxprune.graph.trace import last_uses
+from fxprune.scoring.context import Context
 
 Linear: TypeAlias = Callable[[fx.Node, dict[str, Any]], Any]
 
@@ -42,7 +42,7 @@ class SynFlow:
     2020; the treatment of norms and attention is ours.
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [-1.0]]), "2.weight": torch.tensor([[1.0, -2.0]])})

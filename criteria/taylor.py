@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.scoring.context import Context
 from fxprune.errors import CriterionError
+from fxprune.scoring.context import Context
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Taylor:
     Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, equation 8.
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> from fxprune.scoring.score import score
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
     >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [-1.0]]), "1.weight": torch.tensor([[1.0, 2.0]])})

@@ -5,15 +5,8 @@
 is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
 """
 
-from fxprune.api import apply, calibration, prune, trace
-from fxprune.training.average import Average
-from fxprune.training.carry_over import Carry
-from fxprune.graph.channels import ChannelGraph, Group, Slice
-from fxprune.studies.compare import compare
-from fxprune.studies.comparison import Comparison
-from fxprune.training.distillation import Distillation
-from fxprune.planning.draft import Draft
-from fxprune.training.energy import Energy
+from fxprune import pretrained  # noqa: F401 - there diffusers finds, by name, what reads pruned components
+from fxprune.api import calibration, prune
 from fxprune.errors import (
     BudgetError,
     CriterionError,
@@ -26,24 +19,36 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
-from fxprune.studies.sensitivity_table import Sensitivity
-from fxprune.planning.plan import Plan, PlanDiff
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.groups import Group, Slice
+from fxprune.graph.rules.op import coupling
+from fxprune.planning.budget import Budget
+from fxprune.planning.limits import Limits
+from fxprune.planning.plan import Draft, Plan, PlanDiff
 from fxprune.planning.planner import plan
-from fxprune.training.pruner import Pruner
+from fxprune.pruning.prune import apply, trace
 from fxprune.reporting.report import Report, report
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.graph.rules.op import coupling
 from fxprune.saving.save import load, load_pipeline, save, save_pipeline
-from fxprune.training.scheduler import Flow, Problem, Scheduler
 from fxprune.scoring.score import Scores, score
-from fxprune.studies.sensitivity import sensitivity
 from fxprune.scoring.timesteps import Timesteps
+from fxprune.studies.compare import compare
+from fxprune.studies.comparison import Comparison
+from fxprune.studies.sensitivity import sensitivity
+from fxprune.studies.sensitivity_table import Sensitivity
+from fxprune.training.average import Average
+from fxprune.training.carry_over import Carry
+from fxprune.training.distillation import Distillation
+from fxprune.training.energy import Energy
 from fxprune.training.options import Training
+from fxprune.training.pruner import Pruner
+from fxprune.training.scheduler import Flow, Problem, Scheduler
 from fxprune.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
     "Average",
+    "Budget",
     "BudgetError",
     "Carry",
     "ChannelGraph",
@@ -56,6 +61,7 @@ __all__ = [
     "FxPruneError",
     "Group",
     "InputsError",
+    "Limits",
     "Plan",
     "PlanDiff",
     "PlanError",

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias, cast
 from torch import nn
 
 from fxprune import registry
-from fxprune.scoring.context import Loss
 from fxprune.errors import InputsError, PluginError, SaveError
+from fxprune.graph.modules import ExampleInputs
+from fxprune.scoring.context import Loss
 from fxprune.scoring.timesteps import Timesteps
-from fxprune.graph.trace import ExampleInputs
 
 Back: TypeAlias = Callable[[nn.Module], Any]
 LAST = "generic"
@@ -80,12 +80,6 @@ class Adapter(abc.ABC):
             SaveError: where the config names no class of the library.
         """
         raise SaveError(f"{type(self).__name__} cannot build a model from a config; pass model= a stock module")
-
-
-def comes_from(given: object, package: str) -> bool:
-    """Whether an object's class, or one that it inherits from, is defined in a package.  Imports nothing."""
-    names = (c.__module__ for c in type(given).__mro__)
-    return any(name == package or name.startswith(f"{package}.") for name in names)
 
 
 def find_adapter(given: object) -> Adapter:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from fxprune.errors import SaveError
-
-LIBRARY, NAME = __name__, "PrunedModel"
+from fxprune.saving.header import Saved, read
+from fxprune.saving.save import load
+from fxprune.saving.stock import NAME
 
 
 def __getattr__(name: str) -> Any:
@@ -38,8 +39,6 @@ def _pruned_model() -> Any:
         @classmethod
         def from_pretrained(cls, folder: str, *, torch_dtype: Any = None, dtype: Any = None, **_: Any) -> Any:
             """The model that `fxprune.save` wrote; offloading and other options of diffusers do not apply to it."""
-            from fxprune.saving.save import load
-            from fxprune.saving.header import Saved, read
 
             if not isinstance(read(Path(folder)), Saved):
                 raise SaveError(f"{folder} holds a pipeline where a model should be")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxprune.errors import PluginError
-from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 from fxprune.schedulers.shapes import shape
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.training.energy import Energy, State, step
 from fxprune.errors import PluginError
-from fxprune.training.scheduler import KEPT, Floats, Flow, Problem, Scheduler, Values
 from fxprune.schedulers.shapes import shape
+from fxprune.training.energy import Energy, State, step
+from fxprune.training.scheduler import KEPT, Floats, Flow, Problem, Scheduler, Values
 
 FEWEST = 20  # steps
 

@@ -1,4 +1,4 @@
-"""A device whose times are arithmetic: a weighted op takes 1 µs and a nanosecond a weight, any other half a microsecond.
+"""A device of arithmetic: a weighted op takes 1 µs and a nanosecond a weight, any other half a microsecond.
 
 What plans are made of a table of latencies is then the same on every machine, however busy.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fxprune.graph.rules.op import op_name
-from fxprune.planning.costs.latency import Bench
+from fxprune.planning.latency import Bench
 
 WEIGHT = 1e-9  # seconds
 WEIGHTED = ("aten::conv2d", "aten::linear")

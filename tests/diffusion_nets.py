@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.adapter import find_adapter
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.modules import as_inputs
 
 WORDS = [
     "a",

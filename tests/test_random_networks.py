@@ -14,11 +14,13 @@ from networks import NETWORKS, SETTINGS, build
 from torch import nn
 
 from fxprune.errors import BudgetError
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import as_inputs
+from fxprune.masking.comparison import outputs
 from fxprune.planning.planner import plan
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.verification import check_dense, check_permutation, outputs
+from fxprune.verification import check_dense, check_permutation
 
 
 def random_scores(graph: ChannelGraph, seed: int) -> dict[str, np.ndarray]:

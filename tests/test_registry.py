@@ -10,7 +10,7 @@ from plugins import install_by_hand
 
 from fxprune import registry
 from fxprune.errors import CriterionError, PluginError
-from fxprune.graph.channels import analyse
+from fxprune.graph.analysis import analyse
 from fxprune.scoring.score import score
 
 CRITERIA = {
@@ -99,7 +99,7 @@ def test_a_third_party_criterion_is_installed_and_scores_by_name(tmp_path: Path)
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         "import torch\n"
         "from fxprune import registry\n"
-        "from fxprune.graph.channels import analyse\n"
+        "from fxprune.graph.analysis import analyse\n"
         "from fxprune.scoring.score import score\n"
         "net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))\n"
         "scores = score(analyse(net, ((torch.ones(1, 2),), {})), net, 'last_first')\n"

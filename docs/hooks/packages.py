@@ -8,6 +8,7 @@ downwards.  Packages that import each other in a circle would share a box.
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def _imported(tree: ast.AST, sources: dict[str, Path]) -> Iterator[str]:
 
 
 def _box(module: str) -> str:
-    return (module.split(".") + [FACE])[1]
+    return [*module.split("."), FACE][1]
 
 
 # ---- where boxes stand ----------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def _uncrossed(graph: nx.DiGraph, rows: list[list[Any]]) -> list[list[Any]]:
 
 def _crossings(graph: nx.DiGraph, rows: list[list[Any]]) -> int:
     total = 0
-    for upper, lower in zip(rows, rows[1:], strict=False):
+    for upper, lower in itertools.pairwise(rows):
         place = {n: i for i, n in enumerate(lower)}
         ends = [sorted(place[m] for m in graph[n] if m in place) for n in upper]
         total += sum(x > y for i, left in enumerate(ends) for right in ends[i + 1 :] for x in left for y in right)
@@ -157,8 +158,8 @@ def drawn(graph: nx.DiGraph) -> str:
     boxes = [_boxed(n, x[n], y[n], tips[n]) for n in tips]
     return "\n".join(
         [
-            f'<figure><svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" style="max-width: 100%"'
-            ' aria-label="The packages of fxprune; an arrow leads from one to those that import it">',
+            f'<figure><svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img"'
+            ' style="max-width: 100%" aria-label="The packages of fxprune; an arrow leads from one to those that import it">',
             '<defs><marker id="package-arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7"'
             ' orient="auto"><path d="M0 0L8 4L0 8z" fill="currentColor"/></marker></defs>',
             '<g fill="none" stroke="currentColor" stroke-opacity=".55">',

@@ -19,11 +19,11 @@ from typing import TypeAlias
 
 from torch import fx
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.rules.op import is_tensor, op_name, shape_of
 from fxprune.graph.trace import Traced
 
 Nodes: TypeAlias = "frozenset[fx.Node]"
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -111,33 +111,18 @@ def _alike(a: fx.Node, b: fx.Node) -> bool:
 # ---- finding ------------------------------------------------------------------------------------------------------
 
 
-def find_blocks(graph: ChannelGraph) -> tuple[Block, ...]:
+def find_blocks(traced: Traced, shapes: Shapes, parameters: frozenset[str]) -> tuple[Block, ...]:
     """Every residual branch that can go, in the order of the graph.  Nested ones are blocks of their own."""
-    finder = _Finder(graph)
-    found = [b for node in graph.traced.graph.nodes if (b := finder.at(node)) is not None]
+    finder = _Finder(traced, shapes, parameters)
+    found = [b for node in traced.graph.nodes if (b := finder.at(node)) is not None]
     hosts = Counter(b.name for b in found)
     names: Counter[str] = Counter()
     out = []
     for block in found:
-        name = block.name if block.name and hosts[block.name] == 1 else _main(graph, block)
+        name = block.name if block.name and hosts[block.name] == 1 else finder.main(block)
         names[name] += 1
         out.append(replace(block, name=name if names[name] == 1 else f"{name}#{names[name]}"))
     return tuple(out)
-
-
-def _main(graph: ChannelGraph, block: Block) -> str:
-    """The last module of those that go which holds a matrix."""
-    read = (
-        graph.traced.tensors.get(n.name, "")
-        for node in reversed(graph.traced.graph.nodes)
-        for n in node.all_input_nodes
-    )
-    last = next(t for t in read if t in block.tensors and len(graph.shapes[t]) > 1 and t in graph.parameters)
-    return next(m for m in block.modules if inside(last, m))
-
-
-def _numel(graph: ChannelGraph, tensor: str) -> int:
-    return math.prod(graph.shapes[tensor]) if tensor in graph.parameters else 0
 
 
 def inside(name: str, module: str) -> bool:
@@ -146,8 +131,8 @@ def inside(name: str, module: str) -> bool:
 
 
 class _Finder:
-    def __init__(self, graph: ChannelGraph) -> None:
-        self.graph, self.traced = graph, graph.traced
+    def __init__(self, traced: Traced, shapes: Shapes, parameters: frozenset[str]) -> None:
+        self.traced, self.shapes, self.parameters = traced, shapes, parameters
         self.nodes = list(self.traced.graph.nodes)
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.whole = cut(self.traced, {})
@@ -156,12 +141,27 @@ class _Finder:
             if node.name in self.traced.inputs or any(n in self.data for n in node.all_input_nodes):
                 self.data.add(node)
 
+    def numel(self, tensor: str) -> int:
+        """Elements of a parameter; 0 for a buffer."""
+        return math.prod(self.shapes[tensor]) if tensor in self.parameters else 0
+
+    def is_matrix(self, tensor: str) -> bool:
+        """Whether it is a parameter of two axes at least."""
+        return len(self.shapes[tensor]) > 1 and tensor in self.parameters
+
+    def main(self, block: Block) -> str:
+        """The last module of those that go which holds a matrix."""
+        nodes = reversed(self.nodes)
+        read = (self.traced.tensors.get(n.name, "") for node in nodes for n in node.all_input_nodes)
+        last = next(t for t in read if t in block.tensors and self.is_matrix(t))
+        return next(m for m in block.modules if inside(last, m))
+
     def at(self, node: fx.Node) -> Block | None:
         """The block that a node adds to a stream: the heavier operand where either could be it."""
         if node not in self.whole.live:
             return None
         sides = [b for stream, branch in _operands(node) if (b := self._side(node, stream, branch)) is not None]
-        return max(sides, key=lambda b: sum(_numel(self.graph, t) for t in b.tensors), default=None)
+        return max(sides, key=lambda b: sum(map(self.numel, b.tensors)), default=None)
 
     def _side(self, node: fx.Node, stream: fx.Node, branch: fx.Node) -> Block | None:
         region = self._region(node, stream)
@@ -174,7 +174,7 @@ class _Finder:
         after = Cut(instead, self.whole.live - region - instead.keys())
         modules = taken_out(self.traced, self.whole, after)
         tensors = gone(self.traced, after, modules)
-        if not any(len(self.graph.shapes[t]) > 1 and t in self.graph.parameters for t in tensors):
+        if not any(map(self.is_matrix, tensors)):
             return None
         return Block(node.meta["fxprune_module"], node.name, stream.name, branch.name, tensors, modules)
 
@@ -263,3 +263,14 @@ def gone(traced: Traced, after: Cut, modules: Iterable[str]) -> tuple[str, ...]:
     left = {traced.tensors[n.name] for n in after.live if n.name in traced.tensors}
     taken = set(modules)
     return tuple(t for t in dict.fromkeys(traced.tensors.values()) if t not in left and taken & {*_prefixes(t)})
+
+
+def cut_of(traced: Traced, blocks: Iterable[Block]) -> Cut:
+    """What is still computed without some blocks."""
+    nodes = {n.name: n for n in traced.graph.nodes}
+    return cut(traced, {nodes[b.node]: nodes[b.stream] for b in blocks})
+
+
+def modules_of(traced: Traced, blocks: Iterable[Block]) -> tuple[str, ...]:
+    """The outermost modules that have nothing to do without some blocks."""
+    return taken_out(traced, cut(traced, {}), cut_of(traced, blocks))

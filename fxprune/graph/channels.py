@@ -11,70 +11,27 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import networkx as nx
 import numpy as np
-import torch
-from torch import fx, nn
+from torch import fx
 
-from fxprune.graph.equations import AxisOf, Equation, call_equations, couple, is_factor, locate, render
 from fxprune.errors import PlanError
+from fxprune.graph.blocks import Block, cut_of, find_blocks, gone, modules_of
+from fxprune.graph.equations import AxisOf, Equation, render
+from fxprune.graph.explain import nearest_reasons, way_to_frozen
+from fxprune.graph.groups import Group, Held, Labelled, groups_of
 from fxprune.graph.labels import Axis, Bools, Freeze, Ints, LabelSpace, Resolved, resolve
-from fxprune.graph.provenance import Attr, Expr, Size, leaves
-from fxprune.graph.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
-from fxprune.graph.temperature import query_rows
-from fxprune.graph.trace import Inputs, Traced, capture, lineage, tensor_names
+from fxprune.graph.provenance import Attr, Size, leaves
+from fxprune.graph.reduction import reduced_equations, reduced_facts, reduced_trace
+from fxprune.graph.rules.op import Facts, Labels, op_name
+from fxprune.graph.trace import Traced
 
 COARSER, UNCOUPLED = "coarser", "uncoupled"
-
-if TYPE_CHECKING:
-    from fxprune.graph.blocks import Block
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The positions along `axis` of `tensor` of each channel of a group: an array (channels, positions a channel)."""
-
-    tensor: str
-    axis: int
-    positions: Ints
-
-    def __repr__(self) -> str:
-        n, m = self.positions.shape
-        return f"{self.tensor}[{self.axis}] ({n} x {m})"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that occupy the same axes: `components[c]` is channel c's component."""
-
-    name: str
-    components: Ints
-    slices: tuple[Slice, ...]
-    kind: str = "channels"
-
-    def __len__(self) -> int:
-        return len(self.components)
-
-    def __repr__(self) -> str:
-        more = f", and {len(self.slices) - 3} more" if len(self.slices) > 3 else ""
-        return f"{self.name}: {len(self)} {self.kind} in {', '.join(map(repr, self.slices[:3]))}{more}"
-
-
-@dataclass(frozen=True)
-class Held:
-    """A tensor axis that cannot be pruned, or only in part: how many positions, and why."""
-
-    tensor: str
-    axis: int
-    positions: int
-    cause: str
-    why: str
-    op: str
-    source: str
 
 
 @dataclass
@@ -122,7 +79,8 @@ class ChannelGraph:
     groups: tuple[Group, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        self.groups = _groups(self)
+        reads, hints = self.facts.reads, self.space.hints
+        self.groups = groups_of(Labelled(self.component, self.tensors, self.env, self.parameters, reads, hints))
 
     # ---- components -------------------------------------------------------------------------------------------
 
@@ -166,9 +124,8 @@ class ChannelGraph:
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The residual branches that can be taken out whole, in order; a nested one goes with what holds it."""
-        from fxprune.graph.blocks import find_blocks
-
-        return tuple(b for b in find_blocks(self) if b.name not in self.fixed)
+        found = find_blocks(self.traced, self.shapes, self.parameters)
+        return tuple(b for b in found if b.name not in self.fixed)
 
     def without(self, names: Sequence[str]) -> ChannelGraph:
         """The same graph with some of its blocks taken out, all else labelled as before.
@@ -176,14 +133,35 @@ class ChannelGraph:
         Raises:
             PlanError: where it has no such block.
         """
-        from fxprune.graph.reduction import without
-
         if set(names) <= set(self.removed):
             return self
         known = {b.name: b for b in self.blocks}
         if unknown := [n for n in names if n not in known]:
             raise PlanError(f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks")
-        return without(self, [known[n] for n in dict.fromkeys(names)])
+        return self._reduced([known[n] for n in dict.fromkeys(names)])
+
+    def _reduced(self, blocks: Sequence[Block]) -> ChannelGraph:
+        """What is left without some blocks; every label keeps its component."""
+        after = cut_of(self.traced, blocks)
+        modules = modules_of(self.traced, blocks)
+        lost = set(gone(self.traced, after, modules))
+        traced, new = reduced_trace(self.traced, after)
+        read = set(traced.tensors.values())
+        left = [n for n in self.parameters if n not in read and n not in lost]
+        return replace(
+            self,
+            traced=traced,
+            env={new[n]: v for n, v in self.env.items() if n in new},
+            tensors={n: v for n, v in self.tensors.items() if n in read},
+            shapes={n: v for n, v in self.shapes.items() if n in read},
+            parameters=self.parameters & read,
+            facts=reduced_facts(self.facts, new),
+            equations=reduced_equations(self.equations, traced, modules),
+            literals=reduced_equations(self.literals, traced, modules),
+            outside=self.outside + sum(math.prod(self.shapes[n]) for n in left),
+            whole=self,
+            removed=tuple(b.name for b in blocks),
+        )
 
     def holding(self, *equations: Equation) -> ChannelGraph:
         """The same graph, with the axes of some equations held as they are: the module's Python cannot follow them.
@@ -257,7 +235,7 @@ class ChannelGraph:
 
     def frozen(self) -> list[Held]:
         """Every tensor axis with positions that cannot be pruned, with the nearest reason."""
-        nearest, stated = self._causes()
+        nearest, stated = nearest_reasons(self.space.size, self.resolved.edges, self.space.freezes)
         nodes = {n.name: n for n in self.traced.graph.nodes}
         out = []
         for name, labels in self.tensors.items():
@@ -275,31 +253,6 @@ class ChannelGraph:
                 out.append(Held(name, d, n, reason.cause, reason.why, op, _source(node)))
         return out
 
-    def _causes(self) -> tuple[Ints, dict[int, Freeze]]:
-        """For every label the nearest one that was frozen for a stated reason (by breadth-first search over the edges;
-        negative where there is none), and these reasons."""
-        from scipy.sparse import coo_matrix
-        from scipy.sparse.csgraph import dijkstra
-
-        stated: dict[int, Freeze] = {}
-        for labels, reason in reversed(self.space.freezes):
-            stated.update(dict.fromkeys(labels.tolist(), reason))
-        if not stated:
-            return np.full(self.space.size, -1), stated
-        edges = self.resolved.edges
-        a = np.concatenate([e[0] for e in edges]) if edges else np.zeros(0, np.int64)
-        b = np.concatenate([e[1] for e in edges]) if edges else a
-        matrix = coo_matrix((np.ones(len(a), np.float32), (a, b)), shape=(self.space.size, self.space.size)).tocsr()
-        _, _, nearest = dijkstra(
-            matrix,
-            directed=False,
-            indices=np.array(sorted(stated), np.int64),
-            unweighted=True,
-            min_only=True,
-            return_predecessors=True,
-        )
-        return nearest, stated
-
     def explain(self, name: str, axis: int = 0) -> str:
         """Why an axis of a tensor cannot be pruned, or with what it goes: the shortest path of couplings.
 
@@ -309,9 +262,30 @@ class ChannelGraph:
         Raises:
             PlanError: where the model has no such tensor.
         """
-        from fxprune.graph.explain import explain
+        tensor = name if name in self.tensors else f"{name}.weight"
+        if tensor not in self.tensors:
+            raise PlanError(
+                f"this {self.model_class} has no tensor {name!r}; names are those of model.named_parameters()"
+            )
+        if not -len(self.shapes[tensor]) <= axis < len(self.shapes[tensor]):
+            raise PlanError(f"{tensor} has {len(self.shapes[tensor])} axes, axis {axis} is asked for")
+        labels = self.tensors[tensor][axis]
+        head = f"{tensor} axis {axis} ({self.shapes[tensor][axis]} positions)"
+        if labels is None:
+            return f"{head}: has size one, it cannot shrink"
+        frozen = self.component[labels] == 0
+        parts = [] if frozen.all() else [self._groups_at(labels)]
+        if frozen.any():
+            way = way_to_frozen(self.space.size, self.resolved.edges, self.space.freezes, int(labels[frozen][0]))
+            parts.append(f"frozen ({int(frozen.sum())} positions): {way}")
+        return f"{head}: " + "; ".join(parts)
 
-        return explain(self, name, axis)
+    def _groups_at(self, labels: Ints) -> str:
+        """The groups that some labels are of, as text."""
+        found = dict.fromkeys(self.channel_of[c][0] for c in self.component[labels].tolist() if c in self.channel_of)
+        if not found:
+            return "free, but no parameter goes with it"
+        return "prunable in " + ", ".join(f"{self.groups[g]!r}" for g in list(found)[:3])
 
     def to_networkx(self) -> nx.Graph:
         """Groups and the tensors they cut, as a bipartite graph for drawing and for other tools.
@@ -334,228 +308,3 @@ def _source(node: fx.Node | None) -> str:
     files = [x for x in lines if x.startswith("File") and "/fxprune/" not in x]
     own = [x for x in files if "/torch/" not in x]
     return (own or files or [""])[-1]
-
-
-def _label_tensors(
-    traced: Traced, space: LabelSpace, named: Mapping[str, torch.Tensor]
-) -> tuple[dict[fx.Node, Any], dict[str, Labels]]:
-    tensors: dict[str, Labels] = {}
-    env: dict[fx.Node, Any] = {}
-    for node in traced.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        name = traced.tensors.get(node.name)
-        if name is None:
-            env[node] = frozen_like(node.meta.get("val"))
-            continue
-        if name not in tensors:
-            tensors[name] = tuple(space.fresh(s) for s in named[name].shape)
-        env[node] = tensors[name]
-    return env, tensors
-
-
-def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts: Facts) -> None:
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            continue
-        op = Op(node, env, space, facts)
-        rule = rule_for(node.target)
-        if rule is None:
-            tensors = any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in node.all_input_nodes)
-            name = op_name(node.target)
-            env[node] = op.freeze_all(f"{name} has no coupling rule", "op without a rule") if tensors else None
-            continue
-        env[node] = rule(op)
-
-
-def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads", "head_dim")) -> ChannelGraph:
-    """Capture a model and find its channels (see `fxprune.trace`)."""
-    traced = capture(model, inputs)
-    named = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    space, facts = LabelSpace(), Facts()
-    env, tensors = _label_tensors(traced, space, named)
-    _run_rules(traced, env, space, facts)
-    for out in traced.outputs:
-        if isinstance(out, fx.Node):
-            for axis in env.get(out) or ():
-                space.freeze(axis, Freeze("reaches the output", out.name, "reaches the model's output"))
-    for attended in facts.attended:
-        if query_rows(traced, attended.node) is None:
-            why = "sets the softmax temperature, and no linear layer makes the query alone"
-            space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
-    bare = space.copy()
-    axis_of = locate(traced, env, tensors, tensor_names(model))
-    calls = list(call_equations(traced, env))
-    couple(space, _read_labels(space, facts, env), calls, traced.recorder.equalities, axis_of)
-    numbers = list(_numbers(space, calls, traced.recorder.numbers, axis_of))
-    owned = [a for labels in tensors.values() for a in labels if a is not None]
-    has_tensor = np.concatenate(owned) if owned else np.zeros(0, np.int64)
-    stated = len(space.freezes)
-    resolved = resolve(space, has_tensor, prefer)
-    equations = [eq for call in calls for eq in call if not isinstance(eq.expr, int)]
-    literals = [*numbers, *(eq for call in calls for eq in call if isinstance(eq.expr, int))]
-    for a, b in traced.recorder.equalities:
-        equations += _equality_equations(a, b, axis_of)
-    return ChannelGraph(
-        traced=traced,
-        model_class=type(model).__name__,
-        env=env,
-        tensors=tensors,
-        shapes={n: tuple(named[n].shape) for n in tensors},
-        parameters=frozenset(n for n, _ in model.named_parameters() if n in tensors),
-        space=space,
-        facts=facts,
-        resolved=resolved,
-        equations=tuple(equations),
-        literals=tuple(literals),
-        axis_of=axis_of,
-        bare=bare,
-        prefer=prefer,
-        owned=has_tensor,
-        stated=stated,
-        outside=sum(p.numel() for n, p in model.named_parameters() if n not in tensors),
-        within={n: found for n, found in lineage(model).items() if n in tensors},
-    )
-
-
-def _read_labels(space: LabelSpace, facts: Facts, env: Mapping[fx.Node, Any]) -> Bools:
-    """Which labels stand on an axis that some op contracts over."""
-    out = np.zeros(space.size, bool)
-    for pairs in facts.reads.values():
-        for node, axis in pairs:
-            out[env[node][axis]] = True
-    return out
-
-
-def _numbers(
-    space: LabelSpace, calls: list[list[Equation]], numbers: list[Expr], axis_of: AxisOf
-) -> Iterator[Equation]:
-    """Hold what the model's Python computes with as a number: with less head_dim 1/sqrt(head_dim) is another one.
-
-    A factor of a split is held at once, since another factor may live instead.  Other axes that a number comes from (it
-    need not reach a value) are given back as literals, to be held if the proof fails.
-    """
-    for expr in dict.fromkeys(numbers):
-        for leaf in leaves(expr):
-            axes = [axis_of(leaf)] if isinstance(leaf, Size) else [q.axis for c in calls for q in c if q.expr == leaf]
-            for axis in axes:
-                if axis is None:
-                    continue
-                if leaf == expr and is_factor(space, axis):
-                    space.freeze(axis, Freeze("used as a number", "", f"{render(expr)} is used as a number"))
-                else:
-                    yield Equation(len(axis), axis, len(axis), "")
-
-
-def _equality_equations(a: Any, b: Any, axis_of: AxisOf) -> Iterator[Equation]:
-    for x, y in ((a, b), (b, a)):
-        if isinstance(x, Attr) and isinstance(y, Size):
-            yield Equation(x, axis_of(y), x.old, "a comparison")
-
-
-def _occurrences(graph: ChannelGraph) -> Iterator[tuple[str, int, Ints]]:
-    """(tensor, axis, labels) of all tensors, then of all activations under the name "@node"."""
-    for name, labels in graph.tensors.items():
-        for d, axis in enumerate(labels):
-            if axis is not None:
-                yield name, d, axis
-    for node, value in graph.env.items():
-        if node.op == "placeholder":
-            continue
-        for k, labels in enumerate(value if isinstance(value, list) else [value]):
-            for d, axis in enumerate(labels or ()):
-                if axis is not None:
-                    yield f"@{node.name}.{k}", d, axis
-
-
-def _groups(graph: ChannelGraph) -> tuple[Group, ...]:
-    """Components with a parameter position, grouped by the axes (of tensors and activations) that they occupy.
-
-    Channels of one group play the same part everywhere, so they may be permuted among themselves.
-    """
-    component = graph.component
-    rows = list(_occurrences(graph))
-    if not rows:
-        return ()
-    rng = np.random.default_rng(0)
-    n = int(component.max()) + 1
-    keys = rng.integers(1, 2**64, size=len(rows), dtype=np.uint64)  # a set of rows is known by its keys' sum
-    signature = np.zeros(n, np.uint64)
-    owned, made, buffered = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)
-    first = np.full(n, np.iinfo(np.int64).max)
-    base = 0
-    for (name, d, axis), key in zip(rows, keys, strict=True):
-        c = component[axis]
-        np.add.at(signature, c, key)
-        if name in graph.parameters:
-            owned[c] = True
-            made[c] |= d == 0
-        elif name in graph.tensors:
-            buffered[c] = True
-        np.minimum.at(first, c, base + np.arange(len(c)))
-        base += len(c)
-    owned &= made | ~buffered  # what only a buffer makes is an input of the model in all but name
-    owned &= _read_components(graph, n)  # what is cut off unread (a table's tail) may be read for other inputs
-    owned[0] = False
-    members = np.flatnonzero(owned)
-    members = members[np.argsort(first[members], kind="stable")]
-    _, inverse = np.unique(signature[members], return_inverse=True)
-    order: dict[int, list[int]] = {}
-    for c, g in zip(members.tolist(), inverse.tolist(), strict=True):
-        order.setdefault(g, []).append(c)
-    where = np.full(n, -1)
-    index_in = np.zeros(n, np.int64)
-    for g, comps in enumerate(order.values()):
-        where[comps] = g
-        index_in[comps] = np.arange(len(comps))
-    slices: list[list[Slice]] = [[] for _ in order]
-    sizes = [len(comps) for comps in order.values()]
-    for name, d, axis in rows:
-        if name.startswith("@"):
-            continue
-        c = component[axis]
-        for g in _distinct(where[c]):
-            if g >= 0:
-                at = np.flatnonzero(where[c] == g)
-                slices[g].append(Slice(name, d, _in_order(at, index_in[c[at]]).reshape(sizes[g], -1)))
-    heads = _of_kind(graph, "heads")
-    names: dict[str, int] = {}
-    groups = []
-    for comps, cut in zip(order.values(), slices, strict=True):
-        # the first axis that only this group writes names it; parameters before buffers
-        lead = next((s for s in cut if s.axis == 0 and s.tensor in graph.parameters), cut[0])
-        name = f"{lead.tensor}:{lead.axis}"
-        names[name] = names.get(name, 0) + 1
-        if names[name] > 1:
-            name = f"{name}#{names[name]}"
-        kind = "heads" if heads[comps].all() else "channels"
-        groups.append(Group(name, np.array(comps, np.int64), tuple(cut), kind))
-    return tuple(groups)
-
-
-def _distinct(values: Ints) -> list[int]:
-    """The distinct values, ascending; an axis nearly always has one."""
-    return [int(values[0])] if (values == values[0]).all() else [int(v) for v in np.unique(values)]
-
-
-def _in_order(positions: Ints, index: Ints) -> Ints:
-    """Positions by ascending index, which is nearly always the order that they are in."""
-    return positions if (index[1:] >= index[:-1]).all() else positions[np.argsort(index, kind="stable")]
-
-
-def _read_components(graph: ChannelGraph, n: int) -> Bools:
-    """Which components some op contracts over: every channel that has a part in an output is read so somewhere."""
-    out = np.zeros(n, bool)
-    for pairs in graph.facts.reads.values():
-        for node, axis in pairs:
-            out[graph.component[graph.env[node][axis]]] = True
-    return out
-
-
-def _of_kind(graph: ChannelGraph, kind: str) -> Bools:
-    out = np.zeros(int(graph.component.max()) + 1, bool)
-    for axis, k in graph.space.hints:
-        if k == kind:
-            out[graph.component[axis]] = True
-    out[0] = False
-    return out

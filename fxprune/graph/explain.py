@@ -1,66 +1,64 @@
-"""`graph.explain(name)`: the shortest path of couplings from an axis to what froze it, or the group it belongs to."""
+"""Why positions are frozen: the nearest stated reason of every label, and the way from one label to FROZEN."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import breadth_first_order
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import breadth_first_order, dijkstra
 
-from fxprune.graph.channels import ChannelGraph
-from fxprune.errors import PlanError
-from fxprune.graph.labels import FROZEN, Ints
+from fxprune.graph.labels import FROZEN, Freeze, Ints
 
-
-def explain(graph: ChannelGraph, name: str, axis: int = 0) -> str:
-    """See `ChannelGraph.explain`."""
-    tensor = name if name in graph.tensors else f"{name}.weight"
-    if tensor not in graph.tensors:
-        raise PlanError(f"this {graph.model_class} has no tensor {name!r}; names are those of model.named_parameters()")
-    if not -len(graph.shapes[tensor]) <= axis < len(graph.shapes[tensor]):
-        raise PlanError(f"{tensor} has {len(graph.shapes[tensor])} axes, axis {axis} is asked for")
-    labels = graph.tensors[tensor][axis]
-    head = f"{tensor} axis {axis} ({graph.shapes[tensor][axis]} positions)"
-    if labels is None:
-        return f"{head}: has size one, it cannot shrink"
-    frozen = graph.component[labels] == 0
-    parts = [_group_text(graph, labels)] if not frozen.all() else []
-    if frozen.any():
-        parts.append(f"frozen ({int(frozen.sum())} positions): {_path(graph, int(labels[frozen][0]))}")
-    return f"{head}: " + "; ".join(parts)
+Edges: TypeAlias = Sequence[tuple[Ints, Ints, str]]
+Freezes: TypeAlias = Sequence[tuple[Ints, Freeze]]
 
 
-def _group_text(graph: ChannelGraph, labels: Ints) -> str:
-    found = dict.fromkeys(graph.channel_of[c][0] for c in graph.component[labels].tolist() if c in graph.channel_of)
-    if not found:
-        return "free, but no parameter goes with it"
-    return "prunable in " + ", ".join(f"{graph.groups[g]!r}" for g in list(found)[:3])
+def nearest_reasons(size: int, edges: Edges, freezes: Freezes) -> tuple[Ints, dict[int, Freeze]]:
+    """For every label the nearest one that was frozen for a stated reason (by breadth-first search over the edges;
+    negative where there is none), and these reasons."""
+    stated: dict[int, Freeze] = {}
+    for labels, reason in reversed(freezes):
+        stated.update(dict.fromkeys(labels.tolist(), reason))
+    if not stated:
+        return np.full(size, -1), stated
+    _, _, nearest = dijkstra(
+        _matrix(size, [(a, b) for a, b, _ in edges]),
+        directed=False,
+        indices=np.array(sorted(stated), np.int64),
+        unweighted=True,
+        min_only=True,
+        return_predecessors=True,
+    )
+    return nearest, stated
 
 
-def _path(graph: ChannelGraph, start: int) -> str:
-    """The ops on the way from a label to FROZEN, and the reason at its end."""
-    edges = graph.resolved.edges
-    frozen = graph.space.freezes
-    a = np.concatenate([e[0] for e in edges] + [f for f, _ in frozen])
-    b = np.concatenate([e[1] for e in edges] + [np.zeros_like(f) for f, _ in frozen])
-    size = graph.space.size
-    matrix = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(size, size)).tocsr()
+def way_to_frozen(size: int, edges: Edges, freezes: Freezes, start: int) -> str:
+    """The ops on the shortest way from a label to FROZEN, and the reason at its end."""
+    matrix = _matrix(size, [*((a, b) for a, b, _ in edges), *((f, np.zeros_like(f)) for f, _ in freezes)])
     _, before = breadth_first_order(matrix, start, directed=False)
     path = [FROZEN]
     while path[-1] != start:
         path.append(int(before[path[-1]]))
     path.reverse()
-    steps = list(dict.fromkeys(s for p, q in itertools.pairwise(path) if (s := _edge_name(graph, p, q))))
-    last = path[-2]
-    reason = next((r for f, r in frozen if last in f), None)
+    steps = list(dict.fromkeys(s for p, q in itertools.pairwise(path) if (s := _edge_name(edges, p, q))))
+    reason = next((r for f, r in freezes if path[-2] in f), None)
     why = f"{reason.why} at {reason.node}" if reason is not None else "is fixed"
     return f"{why}; reached through {' → '.join(steps)}" if steps else why
 
 
-def _edge_name(graph: ChannelGraph, p: int, q: int) -> str:
+def _matrix(size: int, pairs: Sequence[tuple[Ints, Ints]]) -> csr_matrix:
+    """The adjacency matrix of some edges."""
+    a = np.concatenate([a for a, _ in pairs]) if pairs else np.zeros(0, np.int64)
+    b = np.concatenate([b for _, b in pairs]) if pairs else a
+    return coo_matrix((np.ones(len(a), np.float32), (a, b)), shape=(size, size)).tocsr()
+
+
+def _edge_name(edges: Edges, p: int, q: int) -> str:
     """The node whose rule tied two labels."""
-    for a, b, node in graph.resolved.edges:
+    for a, b, node in edges:
         if ((a == p) & (b == q)).any() or ((a == q) & (b == p)).any():
             return node
     return ""

@@ -1,57 +1,20 @@
-"""The channel graph that is left when some blocks are gone: the same labels, fewer nodes and tensors."""
+"""What is left of a traced graph when some blocks are gone: fewer nodes, tensors, facts and equations."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import fx
 
-from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.blocks import Block, Cut, cut, gone, inside, taken_out
+from fxprune.graph.blocks import Cut, inside
 from fxprune.graph.equations import Equation
 from fxprune.graph.provenance import Attr, leaves
 from fxprune.graph.rules.op import Facts
 from fxprune.graph.trace import Traced
 
 
-def cut_of(graph: ChannelGraph, blocks: Sequence[Block]) -> Cut:
-    """What is still computed without these blocks."""
-    nodes = {n.name: n for n in graph.traced.graph.nodes}
-    return cut(graph.traced, {nodes[b.node]: nodes[b.stream] for b in blocks})
-
-
-def modules_of(graph: ChannelGraph, blocks: Sequence[Block]) -> tuple[str, ...]:
-    """The outermost modules that have nothing to do without these blocks."""
-    return taken_out(graph.traced, cut(graph.traced, {}), cut_of(graph, blocks))
-
-
-def without(graph: ChannelGraph, blocks: Sequence[Block]) -> ChannelGraph:
-    """The graph without some of its blocks; every label keeps its component."""
-    after = cut_of(graph, blocks)
-    modules = modules_of(graph, blocks)
-    lost = set(gone(graph.traced, after, modules))
-    traced, new = _traced(graph.traced, after)
-    read = set(traced.tensors.values())
-    left = [n for n in graph.parameters if n not in read and n not in lost]
-    return replace(
-        graph,
-        traced=traced,
-        env={new[n]: v for n, v in graph.env.items() if n in new},
-        tensors={n: v for n, v in graph.tensors.items() if n in read},
-        shapes={n: v for n, v in graph.shapes.items() if n in read},
-        parameters=graph.parameters & read,
-        facts=_facts(graph.facts, new),
-        equations=_kept(graph.equations, traced, modules),
-        literals=_kept(graph.literals, traced, modules),
-        outside=graph.outside + sum(math.prod(graph.shapes[n]) for n in left),
-        whole=graph,
-        removed=tuple(b.name for b in blocks),
-    )
-
-
-def _traced(traced: Traced, after: Cut) -> tuple[Traced, dict[fx.Node, fx.Node]]:
+def reduced_trace(traced: Traced, after: Cut) -> tuple[Traced, dict[fx.Node, fx.Node]]:
     """The nodes that are still computed, as a graph of their own, by the old ones."""
     graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in traced.graph.nodes:
@@ -66,7 +29,7 @@ def _traced(traced: Traced, after: Cut) -> tuple[Traced, dict[fx.Node, fx.Node]]
     return out, new
 
 
-def _facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
+def reduced_facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
     names = {n.name for n in new.values()}
     return Facts(
         reads={k: [(new[n], axis) for n, axis in v if n in new] for k, v in facts.reads.items() if k in names},
@@ -77,7 +40,7 @@ def _facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
     )
 
 
-def _kept(equations: Sequence[Equation], traced: Traced, modules: Sequence[str]) -> tuple[Equation, ...]:
+def reduced_equations(equations: Sequence[Equation], traced: Traced, modules: Sequence[str]) -> tuple[Equation, ...]:
     """Equations of nodes that are left, but for what modules that are gone say."""
     names = {n.name for n in traced.graph.nodes}
 

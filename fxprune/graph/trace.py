@@ -16,7 +16,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.fx.traceback as fx_traceback
@@ -24,52 +24,13 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.caches import bypassed
 from fxprune.errors import InputsError, TraceError
-from fxprune.graph.provenance import MARK, Recorded, Recorder, TracedInt, traced_attributes
+from fxprune.graph.modules import Inputs, evaluating, same_draws, tensor_names
+from fxprune.graph.provenance import Recorder, TracedInt
+from fxprune.graph.recording import MARK, Recorded, bypassed, traced_attributes
 from fxprune.graph.values import Values
 
-ExampleInputs: TypeAlias = Any
-Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 _STATE = ("_parameters", "_buffers", "_modules")
-
-
-def whole(model: nn.Module) -> None:
-    """Raise `InputsError` where a model's parameters are sharded (FSDP's DTensors): no process has them whole."""
-    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
-        raise InputsError(
-            f"the parameters of this {type(model).__name__} are sharded (FSDP): prune the whole model, before "
-            "fully_shard() or from a full state dict, and shard the small one; for training on several devices use DDP"
-        )
-
-
-def as_inputs(example: ExampleInputs) -> Inputs:
-    """Normalise example inputs to `(args, kwargs)`.
-
-    Args:
-        example: a tensor, a tuple or list of positional arguments, a dict of keyword arguments, or the pair
-            `(args_tuple, kwargs_dict)`.
-
-    Raises:
-        InputsError: for anything else.
-    """
-    if isinstance(example, torch.Tensor):
-        return (example,), {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if (
-        isinstance(example, tuple)
-        and len(example) == 2
-        and isinstance(example[0], (tuple, list))
-        and isinstance(example[1], Mapping)
-    ):
-        return tuple(example[0]), dict(example[1])
-    if isinstance(example, (tuple, list)):
-        return tuple(example), {}
-    raise InputsError(
-        f"example_inputs is a {type(example).__name__}; pass a tensor, a tuple of positional arguments, a dict of "
-        "keyword arguments, or the pair (args_tuple, kwargs_dict)"
-    )
 
 
 @dataclass(frozen=True)
@@ -139,46 +100,6 @@ def _memories(model: nn.Module) -> set[Callable[[], None]]:
     classes = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith("torch.")}
     cached = (v for c in classes for v in vars(c).values() if hasattr(v, "cache_clear") and hasattr(v, "cache_info"))
     return {v.cache_clear for v in cached}
-
-
-@contextlib.contextmanager
-def same_draws() -> Iterator[None]:
-    """Within, torch's random numbers start from one seed, so that a forward that samples can be compared."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, every module of the model is in eval mode; afterwards each is as it was."""
-    was = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for m, training in was:
-            m.training = training
-
-
-def tensor_names(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter and buffer -> its canonical (first) name; tied tensors share one."""
-    first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(t), name) for name, t in named}
-
-
-def lineage(model: nn.Module) -> dict[str, dict[str, type]]:
-    """Canonical name of every tensor -> all its names, and the paths of all modules that it lies in, with classes."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    out: dict[str, dict[str, type]] = {}
-    for name, first in tensor_names(model).items():
-        found = out.setdefault(first, {"": type(model)})
-        parts = name.split(".")
-        paths = (".".join(parts[:i]) for i in range(1, len(parts)))
-        found.update({path: type(modules[path]) for path in paths})
-        found[name] = torch.Tensor
-    return out
 
 
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
@@ -349,3 +270,14 @@ def last_uses(graph: fx.Graph, outputs: tuple[Any, ...]) -> dict[fx.Node, tuple[
         if fresh:
             out[node] = fresh
     return out
+
+
+def place_of(traced: Traced) -> tuple[torch.device, torch.dtype]:
+    """The device of a model's weights, and the number type of most of them."""
+    values = [n.meta["val"] for n in traced.graph.nodes if n.name in traced.tensors]
+    weights = [v for v in values if v.is_floating_point()]
+    sizes: dict[torch.dtype, int] = {}
+    for v in weights:
+        sizes[v.dtype] = sizes.get(v.dtype, 0) + v.numel()
+    device = weights[0].device if weights else torch.device("cpu")
+    return device, max(sizes, key=lambda t: sizes[t], default=torch.get_default_dtype())

@@ -24,13 +24,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import InputsError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import whole
+from fxprune.masking.comparison import outputs, relative_error, tolerance
 from fxprune.masking.masked_run import run_masked
 from fxprune.masking.sites import FAMILIES, CallSite, WeightSite, call_sites, weight_sites
-from fxprune.masking.statistics import masked_batch_norm, masked_group_norm, masked_layer_norm, masked_mean, masked_spread
-from fxprune.graph.trace import whole
-from fxprune.verification import outputs, relative_error, tolerance
+from fxprune.masking.statistics import (
+    masked_batch_norm,
+    masked_group_norm,
+    masked_layer_norm,
+    masked_mean,
+    masked_spread,
+)
 
 Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 KEY = "_fxprune"

@@ -16,12 +16,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import InputsError
-from fxprune.planning.plan import NormChange
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import Inputs, same_draws
 from fxprune.graph.rules.op import op_name
-from fxprune.masking.statistics import masked_batch_norm, masked_group_norm, masked_layer_norm, masked_mean, masked_spread
-from fxprune.graph.trace import Inputs, last_uses, same_draws
+from fxprune.graph.trace import last_uses
+from fxprune.masking.statistics import (
+    masked_batch_norm,
+    masked_group_norm,
+    masked_layer_norm,
+    masked_mean,
+    masked_spread,
+)
+from fxprune.planning.norms import NormChange
 
 Statistic: TypeAlias = "Callable[[MaskedRun, fx.Node, tuple[Any, ...], dict[str, Any]], Any]"
 

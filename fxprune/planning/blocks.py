@@ -17,15 +17,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.graph.channels import ChannelGraph
-from fxprune.planning.costs.model import CostModel, macs_of
-from fxprune.graph.blocks import cut, gone, taken_out
-from fxprune.graph.reduction import cut_of
 from fxprune.errors import BudgetError, CriterionError
-from fxprune.planning.plan import Plan
-from fxprune.scoring.score import Scores
+from fxprune.graph.blocks import cut, cut_of, gone, taken_out
+from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.cost_model import CostModel
+from fxprune.planning.costs.counted import dense_cost, macs_of
+from fxprune.planning.plan import Plan, with_blocks
 from fxprune.planning.search import Cut
 from fxprune.planning.selectors import Ignore, ignored_blocks
+from fxprune.scoring.score import Scores
 
 GRANULARITIES = ("channel", "block", "both")
 SHARE = 0.5  # of a budget for blocks and channels together, the most that blocks take
@@ -69,26 +69,11 @@ def plan_depth(
     return with_blocks(graph, replace(made, ratio=asked, criterion=criterion), names)
 
 
-def with_blocks(graph: ChannelGraph, left: Plan, names: tuple[str, ...]) -> Plan:
-    """A plan of what is left of a graph without some blocks, as a plan of the graph."""
-    if not names:
-        return left
-    costs = {k: (_cost(graph, k), after) for k, (_, after) in left.costs.items()}
-    before, after = costs[left.of]
-    return replace(left, blocks=names, costs=costs, achieved=1 - after / before)
-
-
-def _cost(graph: ChannelGraph, of: str) -> float:
-    return CostModel(graph).of(of, np.zeros(len(graph.groups)))
-
-
 def _whole_width(left: ChannelGraph, asked: float, of: str) -> Plan:
     """A plan that takes no channels."""
-    from fxprune.planning.planner import as_plan
-
     none = np.zeros(0, np.int64)
     nothing = Cut(none, none, np.zeros(len(left.groups)), 0.0)
-    return as_plan(left, CostModel(left), nothing, asked, of, "given scores")
+    return Plan.of_cut(CostModel(left), nothing, asked, of, "given scores")
 
 
 def _scores_on(left: ChannelGraph, scores: Mapping[str, Any]) -> dict[str, Floats]:
@@ -133,15 +118,15 @@ def choose(
 
 def _shares(graph: ChannelGraph, of: str) -> Callable[[frozenset[str]], float]:
     """The share of a cost that goes with some blocks."""
-    total = _cost(graph, of)
+    total = dense_cost(CostModel(graph), of)
     if of not in ("params", "macs"):
-        return lambda names: 1 - _cost(graph.without(sorted(names)), of) / total
+        return lambda names: 1 - dense_cost(CostModel(graph.without(sorted(names))), of) / total
     traced, before = graph.traced, cut(graph.traced, {})
     macs = {n: m for n in traced.graph.nodes if (m := macs_of(graph, n))} if of == "macs" else {}
     params = {n: math.prod(graph.shapes[n]) for n in graph.parameters}
 
     def share(names: frozenset[str]) -> float:
-        after = cut_of(graph, [b for b in graph.blocks if b.name in names])
+        after = cut_of(graph.traced, [b for b in graph.blocks if b.name in names])
         if of == "macs":
             return sum(m for n, m in macs.items() if n not in after.live) / total
         lost = gone(traced, after, taken_out(traced, before, after))
@@ -153,7 +138,7 @@ def _shares(graph: ChannelGraph, of: str) -> Callable[[frozenset[str]], float]:
 def _outermost(graph: ChannelGraph, names: frozenset[str]) -> tuple[str, ...]:
     """Blocks in the order of the graph, but for those that go with another one of them."""
     chosen = [b for b in graph.blocks if b.name in names]
-    live = {b: cut_of(graph, [o for o in chosen if o is not b]).live for b in chosen}
+    live = {b: cut_of(graph.traced, [o for o in chosen if o is not b]).live for b in chosen}
     return tuple(b.name for b in chosen if b.node in {n.name for n in live[b]})
 
 

@@ -1,51 +1,71 @@
-"""What a plan must keep to besides its budget, as the caller said it."""
+"""`Limits`: what a plan must keep to besides its budget, as the caller said it."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import BudgetError
-from fxprune.planning.removals import Limits, Moves
+from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.ranking import SCOPES, Curves, lost, touched
-from fxprune.planning.selectors import matches, nearest
+from fxprune.planning.removals import Bounds, Removals
+from fxprune.planning.selectors import Ignore, as_items, matches, nearest
 
 MOST = 0.9  # share of its channels that a group may lose, unless asked otherwise
 
 
 @dataclass(frozen=True)
-class Constraints:
-    """The options of `fxprune.plan` other than the budget; see there.
+class Limits:
+    """What a plan must keep to besides its budget.
+
+    Attributes:
+        ratios: name or glob of groups -> share of their channels that goes, or a table of `fxprune.sensitivity`.
+        ignore: what stays as it is: names or globs of tensors or modules, and module types.
+        round_to: widths are kept multiples of this where constraints let them; "auto": what suits the device.
+        min_width: channels that every group keeps, or all of them where it has fewer.
+        max_ratio: largest share of its channels that one group may lose; None: 0.9, or all but one channel where the
+            budget cannot be reached otherwise.
+        exact_norms: never regroup a group norm.
+        scope: "knapsack", "global", "local" or "isomorphic"; None: what suits the scores.  All of it: `fxprune.plan`.
 
     Raises:
-        BudgetError: where one of them is out of range.
+        BudgetError: one of them is out of range.
+        InputsError: `ignore` holds something else than names, types and callables.
+
+    >>> Limits(round_to=8, ignore="conv_in")
+    Limits(ratios=None, ignore='conv_in', round_to=8, min_width=1, max_ratio=None, exact_norms=False, scope=None)
     """
 
     ratios: Mapping[str, float] | Curves | None = None
-    ignore: tuple[Any, ...] = ()
-    round_to: int = 1
+    ignore: Ignore = ()
+    round_to: int | str = 1
     min_width: int = 1
     max_ratio: float | None = None
     exact_norms: bool = False
-    scope: str = "global"
+    scope: str | None = None
 
     def __post_init__(self) -> None:
+        as_items(self.ignore)
+        multiple(self.round_to)
         if not 0 < (1 if self.max_ratio is None else self.max_ratio) <= 1:
             raise BudgetError(f"max_ratio={self.max_ratio} must be in (0, 1]")
-        if self.round_to < 1 or self.min_width < 1:
-            raise BudgetError(f"round_to={self.round_to} and min_width={self.min_width} must be at least 1")
-        if self.scope not in SCOPES:
+        if self.min_width < 1:
+            raise BudgetError(f"min_width={self.min_width} must be at least 1")
+        if self.scope not in (None, *SCOPES):
             raise BudgetError(f"scope={self.scope!r} is unknown; choose {', '.join(SCOPES[:-1])} or {SCOPES[-1]}")
         for name, share in self.stated.items():
             if not 0 <= share < 1:
                 raise BudgetError(
                     f"ratios={{{name!r}: {share}}} is outside [0, 1): it is the share of channels to remove"
                 )
+
+    @property
+    def multiple(self) -> int:
+        """The number that widths are multiples of; 1 for "auto", which is settled later."""
+        return multiple(self.round_to)
 
     @property
     def stated(self) -> Mapping[str, float]:
@@ -77,24 +97,26 @@ class Constraints:
         first = [next((p for p in self.stated if matches(g.name, p)), None) for g in graph.groups]
         return {g: self.stated[p] for g, p in enumerate(first) if p is not None}
 
-    def limits(self, cap: float, shares: Mapping[int, float]) -> Limits:
+    def bounds(self, cap: float, shares: Mapping[int, float]) -> Bounds:
         """How far groups may shrink, for one of `caps`."""
-        return Limits(cap, self.round_to, self.min_width, frozenset(shares))
+        return Bounds(cap, self.multiple, self.min_width, frozenset(shares))
 
-    def loosened(self) -> Iterator[tuple[str, Constraints]]:
-        """Every limit that is set, as one would write it, and the constraints without it."""
+    def loosened(self) -> Iterator[tuple[str, Limits]]:
+        """Every limit that is set, as one would write it, and the limits without it."""
         for name, loose in (("max_ratio", 1.0), ("min_width", 1), ("round_to", 1), ("exact_norms", False)):
             if (now := getattr(self, name)) not in (None, loose):
                 yield f"{name}={now}", replace(self, **{name: loose})  # type: ignore[arg-type]
         if self.ignore:
-            yield f"ignore={[getattr(i, '__name__', i) for i in self.ignore]}", replace(self, ignore=())
+            yield f"ignore={[getattr(i, '__name__', i) for i in as_items(self.ignore)]}", replace(self, ignore=())
         if self.ratios is not None:
             what = f"ratios of {len(self.stated)} names" if self.stated else "the table in ratios"
             yield what, replace(self, ratios=None)
 
 
-def split(graph: ChannelGraph, parts: Sequence[Moves], shares: Mapping[int, float]) -> tuple[list[Moves], list[Moves]]:
-    """The moves that shares given by name ask for, as nearly as steps allow, and the parts that are free.
+def split(
+    graph: ChannelGraph, parts: Sequence[Removals], shares: Mapping[int, float]
+) -> tuple[list[Removals], list[Removals]]:
+    """The removals that shares given by name ask for, as nearly as steps allow, and the parts that are free.
 
     Groups that move together lose the mean of what is asked of them.
     """
@@ -108,3 +130,19 @@ def split(graph: ChannelGraph, parts: Sequence[Moves], shares: Mapping[int, floa
         after = np.concatenate([[0.0], lost(graph, seq)])
         stated.append(seq.first(int(np.abs(after - share).argmin())))
     return [seq for seq in stated if len(seq)], free
+
+
+def multiple(round_to: int | str) -> int:
+    """The number that `round_to` is; 1 for "auto", which is settled later.
+
+    Raises:
+        BudgetError: for anything else.
+    """
+    if round_to == "auto":
+        return 1
+    if not isinstance(round_to, int) or round_to < 1:
+        raise BudgetError(f'round_to={round_to!r} must be at least 1, or "auto"')
+    return round_to
+
+
+NONE = Limits()

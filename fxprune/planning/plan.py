@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import BudgetError, PlanError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.labels import Ints
+from fxprune.planning.cost_model import CostModel
+from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
+from fxprune.planning.norms import NormChange, norm_changes
+from fxprune.planning.plan_json import FORMAT, plan_fields
+from fxprune.planning.removals import Bounds, Removals, clusters, sequences
+from fxprune.planning.search import Cut
+from fxprune.planning.selectors import matches, nearest
 
-if TYPE_CHECKING:
-    from fxprune.planning.draft import Draft
-
-FORMAT = 1
-
-
-def _count(value: Any) -> int:
-    """A number of channels, or the index of one."""
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no index or number of channels")
-    return value
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-        raise TypeError(f"{value!r:.60} is no list of names")
-    return tuple(value)
-
-
-@dataclass(frozen=True)
-class NormChange:
-    """A group norm's number of groups before and after; `exact` if every group kept its own members."""
-
-    before: int
-    after: int
-    exact: bool
+OUT = 1e9  # score of a channel that stays: no removal that takes it has a mean below zero
 
 
 @dataclass(frozen=True)
@@ -63,12 +45,6 @@ class PlanDiff:
         for g in list(groups)[:16]:
             lines.append(f"  {g}: {len(self.only_first.get(g, ()))} | {len(self.only_second.get(g, ()))} go here only")
         return "\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16))
-
-
-def _draft(plan: Plan) -> Draft:
-    from fxprune.planning.draft import Draft
-
-    return Draft.of(plan)
 
 
 @dataclass(frozen=True)
@@ -112,6 +88,11 @@ class Plan:
         return self.costs[of][1]
 
     @property
+    def norm_groups(self) -> dict[str, int]:
+        """Node of a group norm -> its new number of groups."""
+        return {node: change.after for node, change in self.norms.items()}
+
+    @property
     def regrouped(self) -> tuple[str, ...]:
         """Group norms whose groups did not keep their own members."""
         return tuple(n for n, c in self.norms.items() if not c.exact)
@@ -146,15 +127,15 @@ class Plan:
 
     def keep(self, name: str, channels: Iterable[int] | None = None) -> Draft:
         """A draft without some channels: see `Draft.keep`; `.on(graph)` makes it a plan."""
-        return _draft(self).keep(name, channels)
+        return Draft.of(self).keep(name, channels)
 
     def __or__(self, other: Plan | Draft) -> Draft:
         """A draft of the channels that one of the two removes; `.on(graph)` makes it a plan."""
-        return _draft(self) | other
+        return Draft.of(self) | other
 
     def __and__(self, other: Plan | Draft) -> Draft:
         """A draft of the channels that both remove; `.on(graph)` makes it a plan."""
-        return _draft(self) & other
+        return Draft.of(self) & other
 
     def diff(self, other: Plan) -> PlanDiff:
         """What another plan of the same graph does differently.
@@ -194,28 +175,26 @@ class Plan:
         Raises:
             PlanError: where the text is not a plan, or of a newer format.
         """
-        try:
-            return cls._from_dict(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise PlanError(f"not a plan: {type(e).__name__}: {e}; write one with plan.to_json()") from e
+        return cls(**plan_fields(text))
 
     @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> Plan:
-        if int(data.pop("format")) > FORMAT:
-            raise PlanError("the plan is of a newer format; update fxprune")
-        data["sizes"] = {str(k): _count(v) for k, v in data["sizes"].items()}
-        data["removed"] = {str(k): tuple(_count(c) for c in v) for k, v in data["removed"].items()}
-        if unknown := set(data["removed"]) - set(data["sizes"]):
-            raise ValueError(f"it removes channels of {min(unknown)!r}, whose size it does not give")
-        data["ratio"], data["achieved"] = float(data["ratio"]), float(data["achieved"])
-        for key in ("model", "fingerprint", "of", "criterion"):
-            if not isinstance(data[key], str):
-                raise TypeError(f"{key} is a {type(data[key]).__name__}, not text")
-        data["norms"] = {str(k): NormChange(**v) for k, v in data["norms"].items()}
-        data["costs"] = {str(k): (float(v[0]), float(v[1])) for k, v in data.pop("cost").items()}
-        data["traced"] = tuple(str(step) for step in data.get("traced", ("heads",)))
-        data["blocks"] = _names(data.get("blocks", []))
-        return cls(**data)
+    def of_cut(cls, costs: Costs, cut: Cut, ratio: float, of: str, criterion: str) -> Plan:
+        """The plan that takes the channels of a cut."""
+        graph, nothing = costs.graph, np.zeros(len(costs.graph.groups))
+        gone = {g: tuple(sorted(cut.channel[cut.group == g].tolist())) for g in np.flatnonzero(cut.removed).tolist()}
+        made = cls(
+            model=graph.model_class,
+            fingerprint=graph.fingerprint,
+            removed={graph.groups[g].name: channels for g, channels in gone.items()},
+            sizes={g.name: len(g) for g in graph.groups},
+            ratio=ratio,
+            of=of,
+            achieved=cut.share,
+            costs={k: (costs.of(k, nothing), costs.of(k, cut.removed)) for k in dict.fromkeys((*COUNTED, of))},
+            criterion=criterion,
+            traced=(graph.prefer[0] if graph.prefer else "heads", *graph.revisions),
+        )
+        return replace(made, norms=norm_changes(graph, made.kept(graph)))
 
     def __repr__(self) -> str:
         lines = [
@@ -234,3 +213,134 @@ class Plan:
                 f"  regrouped norms: {', '.join(self.regrouped[:6])}{' ...' if len(self.regrouped) > 6 else ''}"
             )
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Channels that may go: a plan, or several, edited by hand.
+
+        draft = (plan | other).keep("mid_block.*")     plain data, nothing is checked yet
+        plan = draft.on(graph)                         a plan again: as many of them as every constraint lets go
+
+    A draft is no plan, so an edit that breaks a group norm or a lockstep can never reach a model.
+
+    Attributes:
+        plans: the plans that it was made from; they are of one graph.
+        votes: group -> how many of the plans let each channel go; 0: it stays.
+    """
+
+    plans: tuple[Plan, ...]
+    votes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, plan: Plan | Draft) -> Draft:
+        """A plan as a draft."""
+        if isinstance(plan, Draft):
+            return plan
+        votes = {name: [0] * n for name, n in plan.sizes.items()}
+        for name, gone in plan.removed.items():
+            for c in gone:
+                votes[name][c] = 1
+        return cls((plan,), {name: tuple(v) for name, v in votes.items()})
+
+    def keep(self, name: str, channels: Iterable[int] | None = None) -> Draft:
+        """Without the channels of some groups, which stay.
+
+        Args:
+            name: a group, the tensor or module that it is called after, or a glob of these.
+            channels: which of a group's channels stay for certain; None: all.
+
+        Raises:
+            PlanError: no group is called so, or it has no such channel.
+        """
+        found = [g for g in self.votes if matches(g, name)]
+        if not found:
+            raise PlanError(f"no group is called {name!r}{nearest(name, self.votes)}")
+        votes = dict(self.votes)
+        for g in found:
+            stay = set(range(len(votes[g])) if channels is None else channels)
+            if beyond := stay - set(range(len(votes[g]))):
+                raise PlanError(f"group {g!r} has {len(votes[g])} channels, so no channel {min(beyond)}")
+            votes[g] = tuple(0 if c in stay else v for c, v in enumerate(votes[g]))
+        return replace(self, votes=votes)
+
+    def __or__(self, other: Plan | Draft) -> Draft:
+        """What one of the two lets go."""
+        return self._with(other, lambda a, b: a + b)
+
+    def __and__(self, other: Plan | Draft) -> Draft:
+        """What both let go."""
+        return self._with(other, lambda a, b: a + b if a and b else 0)
+
+    def _with(self, other: Plan | Draft, both: Callable[[int, int], int]) -> Draft:
+        other = Draft.of(other)
+        self.plans[0].same_graph(other.plans[0])
+        votes = {g: tuple(map(both, v, other.votes[g])) for g, v in self.votes.items()}
+        return Draft((*self.plans, *other.plans), votes)
+
+    def on(self, graph: ChannelGraph, *, round_to: int = 1, min_width: int = 1, max_ratio: float = 1.0) -> Plan:
+        """The plan that lets as many of the draft's channels go as the constraints of the graph allow, and no other.
+
+        What the edits did not touch stays as planned. Elsewhere channels that several plans let go come first, and
+        a norm is regrouped only where one of the plans regroups it.
+
+        Args:
+            graph: from `fxprune.trace`, of the model or of another checkpoint.
+            round_to: as in `fxprune.plan`, for what is not as planned.
+            min_width: likewise.
+            max_ratio: likewise.
+
+        Raises:
+            PlanError: the plans were made for another graph.
+        """
+        for plan in self.plans:
+            plan.check(graph)
+        whole, graph = graph, graph.without(self.plans[0].blocks)
+        left = [g for members, _ in clusters(graph) if not self._is_planned(graph, members) for g in members]
+        scores = {g: np.array([-float(n) if n else OUT for n in v]) for g, v in self.votes.items()}
+        regroup = {norm for plan in self.plans for norm in plan.regrouped}
+        allowed = [g in left for g in range(len(graph.groups))]
+        parts = sequences(graph, scores, Bounds(max_ratio, round_to, min_width), allowed, regroup)
+        taken = [seq.first(int((np.maximum.accumulate(seq.score) < 0).sum())) for seq in parts]
+        planned = [(g, c) for g, group in enumerate(graph.groups) if not allowed[g] for c in self.channels(group.name)]
+        made = self._plan(graph, taken, np.array(planned, np.int64).reshape(-1, 2))
+        return with_blocks(whole, made, self.plans[0].blocks)
+
+    def channels(self, group: str) -> tuple[int, ...]:
+        """The channels of a group that may go."""
+        return tuple(c for c, n in enumerate(self.votes[group]) if n)
+
+    def _is_planned(self, graph: ChannelGraph, members: Sequence[int]) -> bool:
+        """Whether the draft says of some groups just what one of its plans says."""
+        names = [graph.groups[g].name for g in members]
+        return any(all(plan.removed.get(n, ()) == self.channels(n) for n in names) for plan in self.plans)
+
+    def _plan(self, graph: ChannelGraph, taken: Sequence[Removals], whole: Ints) -> Plan:
+        group = np.concatenate([whole[:, 0], *(seq.group for seq in taken)])
+        channel = np.concatenate([whole[:, 1], *(seq.channel for seq in taken)])
+        removed = np.bincount(group, minlength=len(graph.groups)).astype(float)
+        cost, asked = CostModel(graph), self.plans[0]
+        share = 1 - cost.of(asked.of, removed) / dense_cost(cost, asked.of)
+        criteria = " | ".join(dict.fromkeys(plan.criterion for plan in self.plans))
+        return Plan.of_cut(cost, Cut(group, channel, removed, share), asked.ratio, asked.of, criteria)
+
+    def __repr__(self) -> str:
+        cut = [(g, sum(map(bool, v)), len(v)) for g, v in self.votes.items() if any(v)]
+        lines = [
+            f"Draft for {self.plans[0].model}: up to {sum(k for _, k, _ in cut)} channels go; .on(graph) settles it"
+        ]
+        lines += [f"  {g}: {k} of {n}" for g, k, n in cut[:16]]
+        return "\n".join(lines + [f"  ... and {len(cut) - 16} more groups"] * (len(cut) > 16))
+
+
+# ---- blocks ---------------------------------------------------------------------------------------------------------
+
+
+def with_blocks(graph: ChannelGraph, left: Plan, names: tuple[str, ...]) -> Plan:
+    """A plan of what is left of a graph without some blocks, as a plan of the graph."""
+    if not names:
+        return left
+    dense = CostModel(graph)
+    costs = {k: (dense_cost(dense, k), after) for k, (_, after) in left.costs.items()}
+    before, after = costs[left.of]
+    return replace(left, blocks=names, costs=costs, achieved=1 - after / before)

@@ -1,7 +1,7 @@
-"""In which order moves are tried: by their scores, or by the share that their part has lost.
+"""In which order removals are tried: by their scores, or by the share that their part has lost.
 
-global        all moves by score
-knapsack      all moves by what is lost per unit of cost (scores come weighed, see `per_cost`)
+global        all removals by score
+knapsack      all removals by what is lost per unit of cost (scores come weighed, see `per_cost`)
 local         every part by itself: the same share of each
 isomorphic    parts of the same structure together, by score; every such class loses the same share
 a table       by the harm that the share has done, as `fxprune.sensitivity` measured it: the same harm to each
@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.planning.costs.model import CostModel
-from fxprune.planning.removals import Moves
 from fxprune.graph.rules.op import op_name
+from fxprune.planning.costs.counted import Costs, prices
+from fxprune.planning.removals import Removals
 from fxprune.scoring.score import Scores
 
 Floats = npt.NDArray[np.float64]
 SCOPES = ("knapsack", "global", "local", "isomorphic")
 
 
-def keys(graph: ChannelGraph, parts: Sequence[Moves], scope: str) -> list[Floats]:
+def keys(graph: ChannelGraph, parts: Sequence[Removals], scope: str) -> list[Floats]:
     """One number a move of every part, not falling along a part; the lowest are tried first."""
     scores = [np.maximum.accumulate(seq.score) for seq in parts]  # a later move waits for an earlier, dearer one
     if scope in ("knapsack", "global"):
@@ -47,7 +47,7 @@ def keys(graph: ChannelGraph, parts: Sequence[Moves], scope: str) -> list[Floats
     return out
 
 
-def per_cost(cost: CostModel, of: str, values: Mapping[str, Floats], unscored: Sequence[str] = ()) -> dict[str, Floats]:
+def per_cost(cost: Costs, of: str, values: Mapping[str, Floats], unscored: Sequence[str] = ()) -> dict[str, Floats]:
     """What a channel's loss weighs against its cost, by group; groups without a score stay the last.
 
     A group of channels with scores s, of which K are kept, is worth S log(Σ_K s / S), S = Σ s.  Taking first what loses
@@ -60,7 +60,7 @@ def per_cost(cost: CostModel, of: str, values: Mapping[str, Floats], unscored: S
     Control for Elastic Traffic (proportional fairness), European Transactions on Telecommunications 1997.
     """
     names = [g.name for g in cost.graph.groups]
-    out = {n: scarcer(values[n]) / price for n, price in zip(names, cost.prices(of), strict=True)}
+    out = {n: scarcer(values[n]) / price for n, price in zip(names, prices(cost, of), strict=True)}
     top = max((float(v.max()) for n, v in out.items() if len(v) and n not in unscored), default=0.0)
     return {n: np.full(len(v), top) if n in unscored else v for n, v in out.items()}
 
@@ -92,25 +92,25 @@ class Curves(Protocol):
     def harm(self, groups: Sequence[str], shares: Floats) -> Floats | None: ...
 
 
-def by_harm(graph: ChannelGraph, parts: Sequence[Moves], table: Curves) -> tuple[list[Moves], list[Floats]]:
-    """The parts that a table knows, and for each of their moves the harm that is done after it."""
+def by_harm(graph: ChannelGraph, parts: Sequence[Removals], table: Curves) -> tuple[list[Removals], list[Floats]]:
+    """The parts that a table knows, and for each of their removals the harm that is done after it."""
     found = [(seq, table.harm([graph.groups[g].name for g in touched(seq)], lost(graph, seq))) for seq in parts]
     known = [(seq, np.maximum.accumulate(harm)) for seq, harm in found if harm is not None]
     return [seq for seq, _ in known], [harm for _, harm in known]
 
 
-def touched(seq: Moves) -> list[int]:
-    """Indices of the groups that a part's moves take channels from."""
+def touched(seq: Removals) -> list[int]:
+    """Indices of the groups that a part's removals take channels from."""
     return [int(g) for g in np.unique(seq.group)]
 
 
-def size(graph: ChannelGraph, seq: Moves) -> int:
+def size(graph: ChannelGraph, seq: Removals) -> int:
     """Channels in the groups of a part."""
     return sum(len(graph.groups[g]) for g in touched(seq))
 
 
-def lost(graph: ChannelGraph, seq: Moves) -> Floats:
-    """The share of a part's channels that is gone after each of its moves."""
+def lost(graph: ChannelGraph, seq: Removals) -> Floats:
+    """The share of a part's channels that is gone after each of its removals."""
     share: Floats = seq.ends[1:] / size(graph, seq)
     return share
 

@@ -1,11 +1,11 @@
-"""How a group may shrink: nested sequences of moves, each of which leaves every constraint satisfied.
+"""How a group may shrink: nested sequences of removals, each of which leaves every constraint satisfied.
 
-unconstrained        one channel a move (or `round_to` of them)
+unconstrained        one channel a removal (or `round_to` of them)
 one norm partition   one channel of every norm group, or a whole norm group, whichever costs less score
 several partitions   (a group norm over a concatenation) one share of every cell of the common refinement, in lockstep
 regrouped            as many channels as keep the norm's channel count divisible; group membership is given up
 
-With `round_to`, moves are joined until the widths are multiples again, where they ever are.
+With `round_to`, removals are joined until the widths are multiples again, where they ever are.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Moves:
-    """A sequence of moves, to be taken in order: move k takes channel[i] of group[i] for ends[k] <= i < ends[k + 1].
+class Removals:
+    """A sequence of removals, to be taken in order: removal k takes channel[i] of group[i] for ends[k] <= i < ends[k + 1].
 
-    `score[k]` is the mean score of what move k takes.
+    `score[k]` is the mean score of what removal k takes.
     """
 
     score: Floats
@@ -40,22 +40,22 @@ class Moves:
     def __len__(self) -> int:
         return len(self.score)
 
-    def first(self, n: int) -> Moves:
-        """The first `n` moves."""
+    def first(self, n: int) -> Removals:
+        """The first `n` removals."""
         last = int(self.ends[n])
-        return Moves(self.score[:n], self.group[:last], self.channel[:last], self.ends[: n + 1])
+        return Removals(self.score[:n], self.group[:last], self.channel[:last], self.ends[: n + 1])
 
 
-def _stacked(moves: Sequence[tuple[float, Sequence[tuple[int, Sequence[int]]]]]) -> Moves:
-    """`Moves` from (score, [(group, channels), ...]) items."""
-    pairs = [(g, c) for _, parts in moves for g, channels in parts for c in channels]
-    ends = np.cumsum([0] + [sum(len(c) for _, c in parts) for _, parts in moves])
+def _stacked(removals: Sequence[tuple[float, Sequence[tuple[int, Sequence[int]]]]]) -> Removals:
+    """`Removals` from (score, [(group, channels), ...]) items."""
+    pairs = [(g, c) for _, parts in removals for g, channels in parts for c in channels]
+    ends = np.cumsum([0] + [sum(len(c) for _, c in parts) for _, parts in removals])
     both = np.array(pairs, np.int64).reshape(-1, 2)
-    return Moves(np.array([score for score, _ in moves]), both[:, 0], both[:, 1], ends)
+    return Removals(np.array([score for score, _ in removals]), both[:, 0], both[:, 1], ends)
 
 
 @dataclass(frozen=True)
-class Limits:
+class Bounds:
     """How far a group may shrink.
 
     Attributes:
@@ -98,35 +98,35 @@ def clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]
         yield sorted(members), [n for g in sorted(members) for n in norms.get(g, [])]
 
 
-def _aligned(moves: Moves, sizes: Ints, width: int) -> Moves:
-    """The same channels in fewer moves, each of which leaves the groups multiples of `width`; as it was where none can.
+def _aligned(removals: Removals, sizes: Ints, width: int) -> Removals:
+    """The same channels in fewer removals, each of which leaves the groups multiples of `width`; as it was where none can.
 
     Args:
         sizes: channels of every group, by index.
     """
-    if width == 1 or not len(moves):
-        return moves
-    groups = np.unique(moves.group)
-    gone = np.stack([np.concatenate([[0], np.cumsum(moves.group == g)])[moves.ends] for g in groups], axis=1)
+    if width == 1 or not len(removals):
+        return removals
+    groups = np.unique(removals.group)
+    gone = np.stack([np.concatenate([[0], np.cumsum(removals.group == g)])[removals.ends] for g in groups], axis=1)
     fits = ((sizes[groups] - gone) % width == 0).all(axis=1)
     fits[0] = True
     if fits.sum() < 2:
-        return moves
-    ends = moves.ends[fits]
-    each = np.diff(moves.ends) * moves.score
+        return removals
+    ends = removals.ends[fits]
+    each = np.diff(removals.ends) * removals.score
     total = np.concatenate([[0.0], np.cumsum(each)])[fits]
     last = int(ends[-1])
-    return Moves(np.diff(total) / np.diff(ends), moves.group[:last], moves.channel[:last], ends)
+    return Removals(np.diff(total) / np.diff(ends), removals.group[:last], removals.channel[:last], ends)
 
 
 def sequences(
     graph: ChannelGraph,
     scores: Mapping[str, Floats],
-    limits: Limits,
+    bounds: Bounds,
     allowed: Sequence[bool],
     regroup: Container[str] = (),
-) -> list[Moves]:
-    """For every independent part of the model its nested moves, in the order in which they must be taken.
+) -> list[Removals]:
+    """For every independent part of the model its nested removals, in the order in which they must be taken.
 
     Args:
         scores: one score a channel, by group name.
@@ -134,18 +134,18 @@ def sequences(
         regroup: group norms (by node) whose groups may lose their own members, and with them those they share groups
             of channels with.
     """
-    out: list[Moves] = []
+    out: list[Removals] = []
     for members, norms in clusters(graph):
         live = [g for g in members if allowed[g]]
         values = {g: scores[graph.groups[g].name] for g in members}
         if not norms:
-            out += [_free(g, values[g], _quantum(graph, g, limits), limits) for g in live]
+            out += [_free(g, values[g], _quantum(graph, g, bounds), bounds) for g in live]
         elif not any(norm.node in regroup for norm in norms):
-            out.append(_exact(graph, members, norms, values, limits) if len(live) == len(members) else _stacked([]))
+            out.append(_exact(graph, members, norms, values, bounds) if len(live) == len(members) else _stacked([]))
         else:
-            out += [_regrouped(graph, g, norms, values[g], limits) for g in live]
+            out += [_regrouped(graph, g, norms, values[g], bounds) for g in live]
     sizes = np.array([len(g) for g in graph.groups])
-    return [_aligned(seq, sizes, limits.round_to) for seq in out if len(seq)]
+    return [_aligned(seq, sizes, bounds.round_to) for seq in out if len(seq)]
 
 
 def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:
@@ -154,46 +154,46 @@ def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:
     return int(np.isin(graph.component[axis], group.components).sum()) // len(group)
 
 
-def _quantum(graph: ChannelGraph, g: int, limits: Limits) -> int:
+def _quantum(graph: ChannelGraph, g: int, bounds: Bounds) -> int:
     """The multiple of channels that a group's width keeps."""
-    q = limits.round_to
+    q = bounds.round_to
     for axis, by in graph.facts.multiples:
         if times := _times(graph, g, axis):
             q = math.lcm(q, by // math.gcd(by, times))
     return q
 
 
-def _free(g: int, score: Floats, quantum: int, limits: Limits) -> Moves:
-    """`quantum` channels a move, the lowest first; the first move makes the width a multiple."""
-    order = np.argsort(score, kind="stable")[: limits.most(g, len(score))]
+def _free(g: int, score: Floats, quantum: int, bounds: Bounds) -> Removals:
+    """`quantum` channels a removal, the lowest first; the first removal makes the width a multiple."""
+    order = np.argsort(score, kind="stable")[: bounds.most(g, len(score))]
     first = len(score) % quantum
     ends = np.arange(first, len(order) + 1, quantum)
     return _in_order(g, score, order, np.concatenate([[0], ends]) if first else ends)
 
 
-def _in_order(g: int, score: Floats, order: Ints, ends: Ints) -> Moves:
+def _in_order(g: int, score: Floats, order: Ints, ends: Ints) -> Removals:
     """Moves of one group: `order` cut at `ends`."""
     if len(ends) < 2:
         return _stacked([])
     total = np.concatenate([[0.0], np.cumsum(score[order])])[ends]
     order = order[: ends[-1]]
-    return Moves(np.diff(total) / np.diff(ends), np.full(len(order), g), order, ends)
+    return Removals(np.diff(total) / np.diff(ends), np.full(len(order), g), order, ends)
 
 
-def _regrouped(graph: ChannelGraph, g: int, norms: list[NormGroups], score: Floats, limits: Limits) -> Moves:
+def _regrouped(graph: ChannelGraph, g: int, norms: list[NormGroups], score: Floats, bounds: Bounds) -> Removals:
     """Moves of q channels, such that every norm's channel count stays a multiple of about a quarter of its groups."""
-    q = _quantum(graph, g, limits)
+    q = _quantum(graph, g, bounds)
     for norm in norms:
         if times := _times(graph, g, norm.axis):
             base = max(d for d in range(1, max(1, norm.groups // 4) + 1) if norm.groups % d == 0)
             q = math.lcm(q, base // math.gcd(base, times))
-    order = np.argsort(score, kind="stable")[: limits.most(g, len(score))]
+    order = np.argsort(score, kind="stable")[: bounds.most(g, len(score))]
     return _in_order(g, score, order, np.arange(0, len(order) + 1, q))
 
 
 def _exact(
-    graph: ChannelGraph, members: list[int], norms: list[NormGroups], values: dict[int, Floats], limits: Limits
-) -> Moves:
+    graph: ChannelGraph, members: list[int], norms: list[NormGroups], values: dict[int, Floats], bounds: Bounds
+) -> Removals:
     cells: dict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = {}
     places = [_places(graph, norm) for norm in norms]
     if any(0 in p for p in places):  # a frozen position sits in a norm group
@@ -202,8 +202,8 @@ def _exact(
         for k, c in enumerate(graph.groups[g].components.tolist()):
             cells.setdefault((g, tuple(p.get(c, ()) for p in places)), []).append(k)
     if len(members) == 1 and _one_partition(cells):
-        return _one_norm(members[0], list(cells.values()), values[members[0]], limits)
-    return _lockstep(cells, values, limits)
+        return _one_norm(members[0], list(cells.values()), values[members[0]], bounds)
+    return _lockstep(cells, values, bounds)
 
 
 def _places(graph: ChannelGraph, norm: NormGroups) -> dict[int, tuple[int, ...]]:
@@ -222,11 +222,11 @@ def _one_partition(cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[
     return single and alike and len({len(c) for c in cells.values()}) == 1
 
 
-def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) -> Moves:
+def _one_norm(g: int, blocks: list[list[int]], score: Floats, bounds: Bounds) -> Removals:
     """Greedy: the worst member of every block, or the worst block whole, whichever has the lower mean score."""
     left = [sorted(b, key=lambda c: (score[c], c)) for b in blocks]
-    budget = limits.most(g, len(score))
-    moves: list[tuple[float, list[tuple[int, list[int]]]]] = []
+    budget = bounds.most(g, len(score))
+    removals: list[tuple[float, list[tuple[int, list[int]]]]] = []
     while True:
         options = []
         if len(left[0]) > 1:
@@ -235,9 +235,9 @@ def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) ->
             options.append(min(left, key=lambda b: (float(score[b].mean()), b)))
         options = [o for o in options if len(o) <= budget]
         if not options:
-            return _stacked(moves)
+            return _stacked(removals)
         gone = min(options, key=lambda o: (float(score[o].mean()), len(o)))
-        moves.append((float(score[gone].mean()), [(g, gone)]))
+        removals.append((float(score[gone].mean()), [(g, gone)]))
         budget -= len(gone)
         dead = set(gone)
         left = [[c for c in b if c not in dead] for b in left]
@@ -245,18 +245,18 @@ def _one_norm(g: int, blocks: list[list[int]], score: Floats, limits: Limits) ->
 
 
 def _lockstep(
-    cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[int]], values: dict[int, Floats], limits: Limits
-) -> Moves:
-    """Every cell loses the same share a move."""
+    cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[int]], values: dict[int, Floats], bounds: Bounds
+) -> Removals:
+    """Every cell loses the same share a removal."""
     share = math.gcd(*(len(c) for c in cells.values()))
     ordered = {key: sorted(c, key=lambda k: (values[key[0]][k], k)) for key, c in cells.items()}
     sizes = {g: len(values[g]) for g, _ in cells}
-    moves = []
-    for step in range(min(limits.most(g, n) // (n // share) for g, n in sizes.items())):
+    removals = []
+    for step in range(min(bounds.most(g, n) // (n // share) for g, n in sizes.items())):
         gone: dict[int, list[int]] = {}
         for (g, _), c in ordered.items():
             n = len(c) // share
             gone.setdefault(g, []).extend(c[step * n : (step + 1) * n])
         total = sum(float(values[g][c].sum()) for g, c in gone.items()) / sum(map(len, gone.values()))
-        moves.append((total, list(gone.items())))
-    return _stacked(moves)
+        removals.append((total, list(gone.items())))
+    return _stacked(removals)

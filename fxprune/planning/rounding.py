@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import BudgetError
-from fxprune.planning.plan import Plan
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.trace import place_of
 from fxprune.planning.costs.polynomials import Floats
+from fxprune.planning.plan import Plan
 
 NEAR = 0.01  # how far from the asked ratio a rounded plan may be
 KEPT = 0.99  # share of the kept scores that it still has
@@ -31,19 +32,6 @@ def fast_widths(device: torch.device, dtype: torch.dtype) -> tuple[int, ...]:
         return (64, 32, 16, 8)
     lanes = VECTOR.get(torch.backends.cpu.get_cpu_capability(), 16) // max(1, min(4, dtype.itemsize))
     return (4 * lanes, 2 * lanes, lanes)
-
-
-def multiple(round_to: int | str) -> int:
-    """The number that `round_to` is; 1 for "auto", which is settled later.
-
-    Raises:
-        BudgetError: for anything else.
-    """
-    if round_to == "auto":
-        return 1
-    if not isinstance(round_to, int) or round_to < 1:
-        raise BudgetError(f'round_to={round_to!r} must be at least 1, or "auto"')
-    return round_to
 
 
 def best_width(
@@ -67,7 +55,7 @@ def best_width(
         return total - sum(float(ranks[k][list(c)].sum()) for k, c in made.removed.items())
 
     found = [plain]
-    for width in fast_widths(*place_of(graph)):
+    for width in fast_widths(*place_of(graph.traced)):
         try:
             made = attempt(width)
         except BudgetError:
@@ -87,14 +75,3 @@ def _ranked(scores: Mapping[str, Floats]) -> dict[str, Floats]:
     rank[np.argsort(flat, kind="stable")] = np.arange(1, len(flat) + 1) / len(flat)
     cuts = np.cumsum([len(v) for v in scores.values()])[:-1]
     return dict(zip(scores, np.split(rank, cuts), strict=True))
-
-
-def place_of(graph: ChannelGraph) -> tuple[torch.device, torch.dtype]:
-    """The device of a model's weights, and the number type of most of them."""
-    values = [n.meta["val"] for n in graph.traced.graph.nodes if n.name in graph.traced.tensors]
-    weights = [v for v in values if v.is_floating_point()]
-    sizes: dict[torch.dtype, int] = {}
-    for v in weights:
-        sizes[v.dtype] = sizes.get(v.dtype, 0) + v.numel()
-    device = weights[0].device if weights else torch.device("cpu")
-    return device, max(sizes, key=lambda t: sizes[t], default=torch.get_default_dtype())

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import InputsError
-from fxprune.graph.trace import tensor_names
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import tensor_names
 
 Rule: TypeAlias = Callable[[str, nn.Module], bool]
 Ignore: TypeAlias = "str | type[nn.Module] | Rule | Sequence[str | type[nn.Module] | Rule]"

@@ -10,14 +10,14 @@ from typing import TypeAlias
 
 from torch import nn
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import BudgetError, RewriteError, VerifyError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import evaluating
+from fxprune.graph.trace import place_of
+from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
-from fxprune.planning.rounding import place_of
-from fxprune.planning.costs.stopwatch import take_turns
-from fxprune.graph.trace import evaluating
 from fxprune.verification import Check, check_dense, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
@@ -40,7 +40,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Made:
+class Realized:
     """A rewritten model with the graph and plan it came from, and why its forward is the graph, if it is."""
 
     graph: ChannelGraph
@@ -50,14 +50,14 @@ class Made:
     reason: str = ""
 
 
-def make(
+def realize(
     base: Base,
     graph: ChannelGraph,
     planned: Callable[[ChannelGraph], Plan],
     clock: Clock,
     verify: bool,
     strict: bool,
-) -> Made:
+) -> Realized:
     """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`).
 
     `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
@@ -118,7 +118,7 @@ def _beyond(
     clock: Clock,
     verify: bool,
     missed: BudgetError,
-) -> Made | None:
+) -> Realized | None:
     """The graph as the forward, where the budget is out of reach only for the sake of the module's own Python."""
     graph = graph.uncoupled()
     how_far = "the budget" if missed.reachable is None else f"more than {missed.reachable:.1%}"
@@ -132,11 +132,11 @@ def _beyond(
 
 def _attempt(
     net: nn.Module, graph: ChannelGraph, plan: Plan, clock: Clock, verify: bool, forward: str, trouble: str
-) -> Made:
+) -> Realized:
     with clock("rewrite"):
         done = rewrite(net, graph, plan, forward=forward)
     if not verify:
-        return Made(graph, plan, done, None, trouble)
+        return Realized(graph, plan, done, None, trouble)
     with clock("verify"):
         check = check_dense(net, done.model, graph, plan)
     if not check.ok:
@@ -146,7 +146,7 @@ def _attempt(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Made(graph, plan, done, check, trouble)
+    return Realized(graph, plan, done, check, trouble)
 
 
 def finished(
@@ -166,11 +166,11 @@ def finished(
         return plan
 
     clock = Clock()
-    made = make(lambda *_: net, graph, planned, clock, verify, strict)
+    made = realize(lambda *_: net, graph, planned, clock, verify, strict)
     return reported(net, made, clock, inplace, seed)
 
 
-def reported(net: nn.Module, made: Made, clock: Clock, inplace: bool, seed: int | None = None) -> nn.Module:
+def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None) -> nn.Module:
     """The dense model, with its report."""
     timing = None
     if made.plan.of == "latency" and made.check is not None:
@@ -193,10 +193,10 @@ def reported(net: nn.Module, made: Made, clock: Clock, inplace: bool, seed: int 
     return small
 
 
-def _timed(net: nn.Module, made: Made) -> Timing:
+def _timed(net: nn.Module, made: Realized) -> Timing:
     """Both models, in turns, on the example inputs."""
     args, kwargs = made.graph.traced.example
-    device = place_of(made.graph)[0]
+    device = place_of(made.graph.traced)[0]
     with evaluating(net), evaluating(made.done.model):
         turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)
     return Timing(min(turns[0]), min(turns[1]), made.plan.achieved)

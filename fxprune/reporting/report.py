@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from fxprune.adapter import find_adapter
-from fxprune.graph.channels import ChannelGraph, Held
 from fxprune.errors import PlanError
-from fxprune.reporting.history import History
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.groups import Held
 from fxprune.planning.plan import Plan
-from fxprune.rewriting.rewrite import Change
+from fxprune.reporting.history import History
+from fxprune.rewriting.attributes import Change
 from fxprune.verification import Check
 
 _KEY = "_fxprune_report"

@@ -15,14 +15,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.blocks import Block, Cut, inside
-from fxprune.graph.reduction import cut_of, modules_of
-from fxprune.rewriting.skip import Answer, Key, Passed, Skip, Zeros, plain_attributes, put
 from fxprune.errors import RewriteError, VerifyError
+from fxprune.graph.blocks import Block, Cut, cut_of, inside, modules_of
+from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools
+from fxprune.graph.modules import Inputs, evaluating, same_draws
 from fxprune.graph.rules.op import shape_of
-from fxprune.graph.trace import Inputs, evaluating, same_draws
+from fxprune.rewriting.skip import Answer, Key, Passed, Skip, Zeros, plain_attributes, put
 
 Shape: TypeAlias = "tuple[int, ...]"
 
@@ -66,13 +65,13 @@ def take_out(
         VerifyError: where the model does not run without them.
     """
     blocks = [b for b in graph.blocks if b.name in names]
-    paths = modules_of(graph, blocks)
+    paths = modules_of(graph.traced, blocks)
     if not run:
         for path in paths:
             put(small, path, Skip(None, (), plain_attributes(small.get_submodule(path))))
         return paths
     seen = _watched(model, paths, graph.traced.example)
-    plans = {p: _leaves(graph, blocks, cut_of(graph, blocks), paths, p, seen[p], keep) for p in paths}
+    plans = {p: _leaves(graph, blocks, cut_of(graph.traced, blocks), paths, p, seen[p], keep) for p in paths}
     settling = {p: _Settling(plans[p], plain_attributes(small.get_submodule(p))) for p in paths}
     for path, module in settling.items():
         put(small, path, module)

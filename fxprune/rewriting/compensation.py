@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.graph.channels import ChannelGraph
-from fxprune.scoring.context import Context, Loss
 from fxprune.errors import CriterionError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import deep_copy, seed_torch
 from fxprune.planning.plan import Plan
-from fxprune.rewriting.rewrite import deep_copy
+from fxprune.scoring.context import Context, Loss
+from fxprune.scoring.preservation import unchanged
 from fxprune.scoring.score import Criterion, resolve
-from fxprune.scoring.preservation import seed_torch, unchanged
 
 
 def compensated(

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.saving import stock
-from fxprune.adapter import comes_from
-from fxprune.rewriting.skip import Skip
 from fxprune.errors import SaveError
+from fxprune.graph.modules import comes_from, tensor_names
 from fxprune.reporting.report import Report, is_pruned, report
-from fxprune.saving.restore import all_tensors, channels_last
-from fxprune.rewriting.rewrite import Change
+from fxprune.rewriting.attributes import Change
+from fxprune.rewriting.skip import Skip
+from fxprune.saving import stock
 from fxprune.saving.header import DTYPES, Saved, SkipInfo, TensorInfo
-from fxprune.graph.trace import tensor_names
+from fxprune.saving.restore import all_tensors, channels_last
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

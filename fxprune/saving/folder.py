@@ -19,8 +19,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from fxprune.saving.card import CARD, is_own
 from fxprune.errors import SaveError
+from fxprune.saving.card import CARD, is_own
 from fxprune.saving.header import HEADER, SavedPipeline, read
 from fxprune.saving.weights import INDEX, files
 

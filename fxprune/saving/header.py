@@ -29,12 +29,13 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from fxprune.graph.blocks import inside
-from fxprune.rewriting.skip import Answer, from_data, to_data
 from fxprune.errors import PlanError, SaveError
-from fxprune.planning.plan import NormChange, Plan
+from fxprune.graph.blocks import inside
+from fxprune.planning.norms import NormChange
+from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Cause
-from fxprune.rewriting.rewrite import Change
+from fxprune.rewriting.attributes import Change
+from fxprune.rewriting.skip import Answer, from_data, to_data
 from fxprune.verification import Check
 
 FORMAT = 1

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.saving import weights
-from fxprune.graph.blocks import inside
-from fxprune.rewriting.skip import Skip, plain_attributes
 from fxprune.errors import SaveError
+from fxprune.graph.blocks import inside
 from fxprune.planning.plan import Plan
-from fxprune.rewriting.rewrite import Change
+from fxprune.rewriting.attributes import Change
+from fxprune.rewriting.skip import Skip, plain_attributes
+from fxprune.saving import weights
 from fxprune.saving.header import DTYPES, HEADER, Saved, SkipInfo, TensorInfo
 
 

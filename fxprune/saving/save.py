@@ -20,16 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.saving import stock
-
-from fxprune.saving import weights
+from fxprune.errors import SaveError
+from fxprune.reporting.report import Report, attach
+from fxprune.saving import stock, weights
 from fxprune.saving.card import CARD, card
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
-from fxprune.errors import SaveError
 from fxprune.saving.folder import interrupted, replacing
-from fxprune.reporting.report import Report, attach
-from fxprune.saving.restore import all_tensors, fill, fit, same_integers
 from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, read, to_json
+from fxprune.saving.restore import all_tensors, fill, fit, same_integers
 
 PathLike = str | os.PathLike[str]
 SHARD = "10GB"

@@ -19,17 +19,19 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from fxprune import pretrained, registry
-from fxprune.adapter import comes_from, find_adapter
+from fxprune import registry
+from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, SaveError
-from fxprune.rewriting.rewrite import Change
+from fxprune.graph.modules import comes_from
+from fxprune.rewriting.attributes import Change
 from fxprune.saving.header import DTYPES, Saved, is_identifier
 
 ALIGNMENT = 64  # bytes, of torch's own tensors on the CPU
 INDEX = "model_index.json"
 CONFIG = "config.json"
 SOURCE = "_name_or_path"
-PRUNED = [pretrained.LIBRARY, pretrained.NAME]
+LIBRARY, NAME = "fxprune.pretrained", "PrunedModel"  # what saved indices name: keep them
+PRUNED = [LIBRARY, NAME]
 INSTALL = 'pip install "fxprune[diffusers]"'
 
 

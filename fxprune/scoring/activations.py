@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from fxprune.scoring import distributed as ranks
 from fxprune.graph.channels import ChannelGraph
-from fxprune.scoring.context import Context
 from fxprune.graph.labels import Ints
+from fxprune.scoring import distributed as ranks
+from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call
 from fxprune.scoring.saliency import Floats
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from fxprune.scoring import distributed as ranks
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import CriterionError, FxPruneError, InputsError
-from fxprune.scoring.hessian import Method, autograd_functions, hessian_gradient
+from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
+from fxprune.graph.modules import as_inputs, seed_torch
+from fxprune.scoring import distributed as ranks
+from fxprune.scoring.autograd import autograd_functions
+from fxprune.scoring.hessian import Method, hessian_gradient
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Call, Observer, Visit
 from fxprune.scoring.samples import batch_size, take
-from fxprune.graph.trace import as_inputs
-from fxprune.scoring.preservation import seed_torch
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Tensors: TypeAlias = dict[str, Tensor]

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
-import torch.autograd.function as once
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import CheckpointFunction
 
-from fxprune.scoring import distributed as ranks
 from fxprune.errors import CriterionError
-
-if TYPE_CHECKING:
-    from fxprune.scoring.context import Context
+from fxprune.scoring import distributed as ranks
+from fxprune.scoring.autograd import once_differentiable
 
 Tensors: TypeAlias = dict[str, Tensor]
 Method: TypeAlias = Literal["auto", "exact", "finite_difference"]
 METHODS: tuple[Method, ...] = ("auto", "exact", "finite_difference")
 
 
-def hessian_gradient(ctx: Context, method: Method, eps: float) -> Tensors:
+class Differentiable(Protocol):
+    """What H g asks of a context: a loss over batches, and its gradients."""
+
+    @property
+    def who(self) -> str: ...
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]: ...
+    @property
+    def batches(self) -> tuple[Any, ...]: ...
+    def loss(self, batch: Any) -> Tensor: ...
+    def differentiate(self, loss: Tensor, create_graph: bool = False) -> Tensors: ...
+    def gradients(self, anew: bool = False) -> Tensors: ...
+    def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Tensors: ...
+
+
+def hessian_gradient(ctx: Differentiable, method: Method, eps: float) -> Tensors:
     """H g by a method of METHODS; "auto" is exact where the loss's ops and the memory allow it."""
     if method == "finite_difference":
         return finite_difference(ctx, eps)
@@ -41,7 +52,7 @@ def hessian_gradient(ctx: Context, method: Method, eps: float) -> Tensors:
     return finite_difference(ctx, eps)
 
 
-def exact(ctx: Context) -> Tensors:
+def exact(ctx: Differentiable) -> Tensors:
     """H g by a second backward pass: mean over batches of ∂(g_bᵀ g)/∂θ, with g held fixed.
 
     Where there is but one batch, its g_b is g: one pass less.
@@ -52,7 +63,7 @@ def exact(ctx: Context) -> Tensors:
     def of(batch: object) -> Tensors:
         with sdpa_kernel(SDPBackend.MATH):
             loss = ctx.loss(batch)
-            if why := _once_differentiable(loss):
+            if why := once_differentiable(loss):
                 raise _NoSecondPassError(why)
             first = ctx.differentiate(loss, create_graph=True)
             live = [n for n, x in first.items() if x.requires_grad]  # none, where the loss is linear
@@ -69,7 +80,7 @@ def exact(ctx: Context) -> Tensors:
     return ctx.mean_over_batches(of, "H g")
 
 
-def finite_difference(ctx: Context, eps: float) -> Tensors:
+def finite_difference(ctx: Differentiable, eps: float) -> Tensors:
     """H g from the gradients at two points on either side of the weights, along g."""
     g = ctx.gradients()
     half = next((n for n, p in ctx.parameters.items() if p.dtype in (torch.float16, torch.bfloat16)), None)
@@ -118,33 +129,3 @@ def _forbids_second_pass(error: RuntimeError) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, _NoSecondPassError)) or any(
         sign in text for sign in ("is not implemented", "double backward", "differentiate twice")
     )
-
-
-def autograd_functions(loss: Tensor) -> Iterator[type[torch.autograd.Function]]:
-    """The `torch.autograd.Function` classes in a loss's graph."""
-    todo = [loss.grad_fn]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        function = getattr(node, "_forward_cls", None)
-        if function is not None:
-            yield function
-        for following, _ in node.next_functions if node is not None else ():
-            if following not in seen:
-                seen.add(following)
-                todo.append(following)
-
-
-def _once_differentiable(loss: Tensor) -> str:
-    """Which autograd function in the loss's graph has no second derivative, and why ("" if there is none).
-
-    PyTorch means to raise in the second backward pass of such a function, but does not where the pass is asked for
-    certain inputs (`torch.autograd.grad`): it then leaves the function's part out of H g without a word.
-    """
-    for function in autograd_functions(loss):
-        if function is CheckpointFunction:
-            return "a checkpoint is reentrant; use_reentrant=False has a second derivative"
-        # The decorator returns a wrapper that lives in torch.autograd.function, whatever its name pretends.
-        if getattr(getattr(function, "backward", None), "__globals__", {}).get("__name__") == once.__name__:
-            return f"{getattr(function, '__name__', function)} is marked @once_differentiable"
-    return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import CriterionError
-from fxprune.graph.trace import evaluating
+from fxprune.graph.modules import cuda_devices, evaluating
 
 
 @contextlib.contextmanager
@@ -31,7 +30,7 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
     copies = {n: p.detach().clone() for n, p in before.items()} if restore else {}
     written: list[str] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+        stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(evaluating(model))
@@ -123,15 +122,3 @@ def _requiring_grad(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         for p, required, grad in was:
             p.requires_grad_(required)
             p.grad = grad
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    devices = {t.device for t in itertools.chain(model.parameters(), model.buffers()) if t.is_cuda}
-    return sorted(d.index or 0 for d in devices)
-
-
-def seed_torch(model: nn.Module, seed: int) -> None:
-    """Seed torch's generator of the CPU and of the model's devices, and no other."""
-    torch.default_generator.manual_seed(seed)
-    for index in _cuda_devices(model):
-        torch.cuda.default_generators[index].manual_seed(seed)

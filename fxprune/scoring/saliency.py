@@ -29,9 +29,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune.graph.channels import ChannelGraph, Group, Slice
-from fxprune.scoring.elementwise import Elementwise
 from fxprune.errors import CriterionError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.groups import Group, Slice
+from fxprune.scoring.elementwise import Elementwise
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Reduction: TypeAlias = Literal["sum", "mean", "max", "l2", "first"]

@@ -25,10 +25,11 @@ import torch
 from torch import nn
 
 from fxprune import registry
-from fxprune.adapter import comes_from
-from fxprune.graph.channels import ChannelGraph
-from fxprune.scoring.context import Context, Loss, missing, named
 from fxprune.errors import CriterionError, FxPruneError, InputsError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import comes_from, seed_torch, whole
+from fxprune.scoring.context import Context, Loss, missing, named
+from fxprune.scoring.preservation import attributes_kept, unchanged
 from fxprune.scoring.saliency import (
     NORMALIZATIONS,
     REDUCTIONS,
@@ -39,8 +40,7 @@ from fxprune.scoring.saliency import (
     channel_scores,
     normalized,
 )
-from fxprune.graph.trace import whole
-from fxprune.scoring.preservation import attributes_kept, seed_torch, unchanged
+from fxprune.scoring.tp_importance import TorchPruningImportance
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
 
@@ -146,7 +146,7 @@ def score(
         InputsError: the criterion needs data or a loss that is missing; the model is not the graph's.
 
     >>> import torch
-    >>> from fxprune.graph.channels import analyse
+    >>> from fxprune.graph.analysis import analyse
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
     >>> graph = analyse(net, ((torch.ones(1, 2),), {}))
     >>> ones = score(graph, net, lambda ctx: {n: torch.ones_like(p) for n, p in ctx.parameters.items()})
@@ -230,9 +230,7 @@ def _call(criterion: Any) -> Criterion:
     """A criterion, or what makes one of an importance of Torch-Pruning (imported only then)."""
     if not comes_from(criterion, "torch_pruning"):
         return cast(Criterion, criterion)
-    from fxprune.scoring.tp_importance import Peer
-
-    return Peer(criterion)
+    return TorchPruningImportance(criterion)
 
 
 def _distribution(criterion: Any) -> str:

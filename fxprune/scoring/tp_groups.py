@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import nn
 
-from fxprune.graph.channels import Group, Slice
+from fxprune.graph.groups import Group, Slice
 from fxprune.graph.labels import Ints
 
 Holders: TypeAlias = dict[str, list[tuple[nn.Module, str]]]

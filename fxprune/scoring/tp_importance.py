@@ -1,4 +1,4 @@
-"""Importances of Torch-Pruning (https://github.com/VainF/Torch-Pruning) as criteria: `Peer(importance)`."""
+"""Importances of Torch-Pruning (https://github.com/VainF/Torch-Pruning) as criteria: `TorchPruningImportance(importance)`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.graph.channels import Group
-from fxprune.scoring.context import Context
 from fxprune.errors import CriterionError
-from fxprune.scoring.tp_groups import holders, present
+from fxprune.graph.groups import Group
+from fxprune.scoring.context import Context
 from fxprune.scoring.preservation import attributes_kept
+from fxprune.scoring.tp_groups import holders, present
 
 PACKAGE = "torch_pruning"
 
 
 @dataclass(frozen=True, repr=False)
-class Peer:
+class TorchPruningImportance:
     """An importance of Torch-Pruning, a callable from its groups to one score a channel, as a criterion.
 
     Needs what the importance does: data and a loss for Taylor, Hessian (one backward pass a sample) and OBDC, data for

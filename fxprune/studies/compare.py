@@ -11,7 +11,7 @@ that hold an error.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +22,22 @@ from torch import nn
 
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
-from fxprune.api import settled
+from fxprune.errors import CriterionError, InputsError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.studies.comparison import Compared, Comparison, Table
+from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
+from fxprune.planning.budget import Budget
+from fxprune.planning.limits import Limits
+from fxprune.planning.planner import planned
+from fxprune.planning.selectors import Ignore, named
+from fxprune.pruning.prune import settled
+from fxprune.pruning.realize import finished
+from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
 from fxprune.scoring.context import Loss, missing
-from fxprune.errors import CriterionError, InputsError
-from fxprune.pruning.realize import finished
-from fxprune.studies.peak_memory import Peak
-from fxprune.planning.planner import plan as make_plan
-from fxprune.reporting.report import report
+from fxprune.scoring.preservation import attributes_kept
 from fxprune.scoring.score import Criterion, Scores, resolve, score
-from fxprune.planning.selectors import Ignore, named
-from fxprune.graph.trace import ExampleInputs, evaluating
-from fxprune.scoring.preservation import attributes_kept, seed_torch
+from fxprune.studies.comparison import Compared, Comparison, Table
+from fxprune.studies.peak_memory import Peak
 
 HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an adapter draws them
 
@@ -110,8 +112,8 @@ def compare(
         unseen = drawn.held_out()
         if how is None or unseen is None:
             raise InputsError(missing("comparing criteria", unseen is None, how is None))
-        limits = {"ignore": (*named(net, ignore), *adapter.protect(net))}
-        graph = settled(net, min(ratios), of, limits, example_inputs, attention).graph
+        limits = Limits(ignore=(*named(net, ignore), *adapter.protect(net)))
+        graph = settled(net, Budget(min(ratios), of), limits, example_inputs, attention).graph
         trial = _Trial(net, graph, of, limits, how, unseen)
         dense = trial.loss(net)
         for label, seed, left in _track(todo, progress):
@@ -144,7 +146,7 @@ class _Trial:
     net: nn.Module
     graph: ChannelGraph
     of: str
-    limits: Mapping[str, Any]
+    limits: Limits
     how: Loss
     unseen: list[Any]
 
@@ -168,7 +170,7 @@ class _Trial:
             yield row
 
     def _measured(self, row: Compared, criterion: Any, scores: Scores, given: dict[str, Any]) -> Compared:
-        plan = make_plan(self.graph, scores, row.ratio, self.of, **self.limits)
+        plan = planned(self.graph, scores, Budget(row.ratio, self.of), self.limits)
         base = compensated(self.graph, self.net, plan, criterion, **given)
         small = finished(base, self.graph, plan, verify=True, strict=False, seed=row.seed)
         return row.measured(self.loss(small), report(small).plan.costs)

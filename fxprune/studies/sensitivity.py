@@ -12,22 +12,21 @@ import torch
 from torch import nn
 
 from fxprune.adapter import find_adapter
-from fxprune.api import trace
-from fxprune.graph.channels import ChannelGraph
-from fxprune.scoring.context import Loss, missing
-from fxprune.planning.costs.model import CostModel
 from fxprune.errors import CriterionError, InputsError, VerifyError
-from fxprune.studies.sensitivity_table import Curve, Sensitivity
-from fxprune.planning.removals import Limits, Moves, sequences
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
+from fxprune.planning.cost_model import CostModel
+from fxprune.planning.costs.counted import dense_cost
 from fxprune.planning.plan import Plan
-from fxprune.planning.planner import as_plan
 from fxprune.planning.ranking import lost, size, touched
-from fxprune.rewriting.rewrite import UnsolvedError, rewrite
-from fxprune.scoring.score import Criterion, Scores, needs_of, score
+from fxprune.planning.removals import Bounds, Removals, sequences
 from fxprune.planning.search import Cut
 from fxprune.planning.selectors import Ignore, ignored, named
-from fxprune.graph.trace import ExampleInputs, evaluating
-from fxprune.scoring.preservation import seed_torch
+from fxprune.pruning.prune import trace
+from fxprune.rewriting.rewrite import UnsolvedError, rewrite
+from fxprune.scoring.context import Loss, missing
+from fxprune.scoring.score import Criterion, Scores, needs_of, score
+from fxprune.studies.sensitivity_table import Curve, Sensitivity
 from fxprune.verification import check_dense
 
 Floats = npt.NDArray[np.float64]
@@ -133,19 +132,19 @@ def _measure(metric: Metric, model: nn.Module) -> float:
         return float(metric(model))
 
 
-def _parts(graph: ChannelGraph, values: Mapping[str, Floats], allowed: Sequence[bool]) -> list[Moves]:
-    """The moves of every part: with exact norms where there are such, else regrouped."""
-    exact = sequences(graph, values, Limits(1.0), allowed)
+def _parts(graph: ChannelGraph, values: Mapping[str, Floats], allowed: Sequence[bool]) -> list[Removals]:
+    """The removals of every part: with exact norms where there are such, else regrouped."""
+    exact = sequences(graph, values, Bounds(1.0), allowed)
     covered = {g for seq in exact for g in touched(seq)}
     rest = [ok and g not in covered for g, ok in enumerate(allowed)]
     every = {norm.node for norm in graph.facts.norm_groups}
-    return exact + sequences(graph, values, Limits(1.0), rest, every)
+    return exact + sequences(graph, values, Bounds(1.0), rest, every)
 
 
 def _curve(
-    net: nn.Module, graph: ChannelGraph, seq: Moves, shares: Sequence[float], metric: Metric, scores: Scores
+    net: nn.Module, graph: ChannelGraph, seq: Removals, shares: Sequence[float], metric: Metric, scores: Scores
 ) -> Curve:
-    """Cut one part to every share that its moves come near to."""
+    """Cut one part to every share that its removals come near to."""
     after = np.concatenate([[0.0], lost(graph, seq)])
     steps = sorted({int(np.abs(after - share).argmin()) for share in shares} - {0}) or [1]
     values = [_measure(metric, _dense(net, graph, _plan(graph, seq.first(k), scores.criterion))) for k in steps]
@@ -153,11 +152,11 @@ def _curve(
     return Curve(groups, size(graph, seq), tuple(float(after[k]) for k in steps), tuple(values))
 
 
-def _plan(graph: ChannelGraph, seq: Moves, criterion: str) -> Plan:
+def _plan(graph: ChannelGraph, seq: Removals, criterion: str) -> Plan:
     removed = np.bincount(seq.group, minlength=len(graph.groups)).astype(float)
     cost = CostModel(graph)
-    share = 1 - cost.of("params", removed) / cost.of("params", np.zeros(len(removed)))
-    return as_plan(graph, cost, Cut(seq.group, seq.channel, removed, share), share, "params", criterion)
+    share = 1 - cost.of("params", removed) / dense_cost(cost, "params")
+    return Plan.of_cut(cost, Cut(seq.group, seq.channel, removed, share), share, "params", criterion)
 
 
 def _dense(net: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
@@ -171,7 +170,7 @@ def _dense(net: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     return rewrite(net, graph, plan, forward="graph").model
 
 
-def _track(parts: list[Moves], progress: bool) -> Iterable[Moves]:
+def _track(parts: list[Removals], progress: bool) -> Iterable[Removals]:
     if not progress:
         return parts
     from rich.progress import track

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.reporting.figures import figure_of
 from fxprune.planning.planner import plan as make_plan
+from fxprune.reporting.figures import figure_of
 
 Floats = npt.NDArray[np.float64]
 TIE = 1e-9  # of the harm, for a whole group: what does no harm goes by the share that is gone

@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune import registry
 from fxprune.adapter import Adapter
-from fxprune.api import trace
+from fxprune.graph.modules import as_inputs, evaluating
+from fxprune.pruning.prune import trace
 from fxprune.scoring.samples import batch_size
 from fxprune.testing.claims import Claims
-from fxprune.graph.trace import as_inputs, evaluating
 
 SAMPLES = 3
 

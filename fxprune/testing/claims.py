@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune import registry
-from fxprune.graph.channels import ChannelGraph, analyse
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
 
 
 @dataclass(frozen=True)

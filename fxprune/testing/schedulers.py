@@ -11,8 +11,8 @@ import numpy as np
 
 from fxprune import registry
 from fxprune.errors import PluginError
-from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler
 from fxprune.testing.claims import Claims, subject
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler
 
 NEAR = 0.03  # of the asked ratio: one channel of the small network
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.training.carry_over import Carry
 from fxprune.errors import InputsError
+from fxprune.training.carry_over import Carry
 
 
 class Average:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import InputsError
+from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.plan import Plan
-from fxprune.rewriting.rewrite import kept_positions, rewrite
+from fxprune.rewriting.rewrite import rewrite
+from fxprune.rewriting.slicing import kept_positions
 
 
 @dataclass(frozen=True, eq=False)

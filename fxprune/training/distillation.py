@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import InputsError
+from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.masking.sites import module_runs
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fxprune.adapter import find_adapter
 from fxprune.errors import InputsError
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.modules import as_inputs
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MODES = {1: "L", 3: "RGB"}

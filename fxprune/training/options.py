@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
 from fxprune.training.distillation import Distillation, Teacher
-from fxprune.errors import InputsError
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 PathLike: TypeAlias = "str | os.PathLike[str]"

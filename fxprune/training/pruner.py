@@ -12,28 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.scoring import distributed as ranks
 from fxprune.adapter import find_adapter
-from fxprune.api import seeing, settled
+from fxprune.errors import InputsError, PluginError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import ExampleInputs, whole
+from fxprune.masking.live import LiveMasks
+from fxprune.planning.budget import Budget
+from fxprune.planning.limits import Limits
+from fxprune.planning.options import gathered
+from fxprune.planning.ranking import per_cost, scope_of
+from fxprune.planning.selectors import as_items, named
+from fxprune.pruning.prune import seeing, settled
+from fxprune.pruning.realize import finished
+from fxprune.reporting.history import History, Told
+from fxprune.reporting.report import attach, report
+from fxprune.scoring import distributed as ranks
+from fxprune.scoring.saliency import Normalization
+from fxprune.scoring.score import Criterion, needs_of, score
+from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import Average
 from fxprune.training.carry_over import Carry
-from fxprune.graph.channels import ChannelGraph
-from fxprune.errors import InputsError, PluginError
-from fxprune.reporting.history import History, Told
-from fxprune.masking.live import LiveMasks
-from fxprune.pruning.realize import finished
-from fxprune.training.serialization import lively, plain
-from fxprune.planning.ranking import per_cost, scope_of
-from fxprune.reporting.report import attach, report
-from fxprune.scoring.saliency import Normalization
+from fxprune.training.picture import draw
 from fxprune.training.scheduler import Flow, Problem, Scheduler, scheduler_of
-from fxprune.scoring.score import Criterion, needs_of, score
-from fxprune.planning.selectors import named
-from fxprune.scoring.timesteps import Timesteps
-from fxprune.graph.trace import ExampleInputs, whole
+from fxprune.training.serialization import lively, plain
 
 M = TypeVar("M", bound=nn.Module)
-LIMITS = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")
+NAMES = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")  # of the limits that it keeps to
 
 
 class Pruner(Generic[M]):
@@ -65,8 +69,9 @@ class Pruner(Generic[M]):
         remember: how many batches to keep for scoring.
         normalize: see `fxprune.score`.
         seed: of the criterion's random numbers.
-        limits: `ignore` (see `fxprune.prune`), `round_to`, `min_width`, `max_ratio`, `exact_norms`, `scope`: see
-            `fxprune.plan`.
+        limits: what plans keep to, in one value.
+        keywords: or one by one: `ignore` (see `fxprune.prune`), `round_to`, `min_width`, `max_ratio`, `exact_norms`,
+            `scope` (see `fxprune.plan`).
 
     Attributes:
         graph: the model's channels.
@@ -96,10 +101,14 @@ class Pruner(Generic[M]):
         normalize: Normalization | None = None,
         seed: int = 0,
         progress: bool = False,
-        **limits: Any,
+        limits: Limits | None = None,
+        **keywords: Any,
     ) -> None:
-        if unknown := [k for k in limits if k not in LIMITS]:
-            raise InputsError(f"Pruner() knows no {unknown[0]!r}; its limits are {', '.join(LIMITS)}")
+        if unknown := [k for k in keywords if k not in NAMES]:
+            raise InputsError(f"Pruner() knows no {unknown[0]!r}; its limits are {', '.join(NAMES)}")
+        limits = gathered(Limits, limits, keywords)
+        if limits.ratios is not None:
+            raise InputsError("a Pruner gives every group what its scores say; leave ratios= out of its limits")
         if steps < 1:
             raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
         self.model = model
@@ -108,16 +117,16 @@ class Pruner(Generic[M]):
         adapter = seeing(find_adapter(self.net), timesteps)
         self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
         self.loss = loss or adapter.loss_of(self.net, seed)
-        self.scope = limits.pop("scope", None)
-        if self.scope not in (None, "knapsack", "global"):
-            limits["scope"] = self.scope  # ranked by the planner; costs count below
-        limits["ignore"] = (*named(self.net, limits.get("ignore", ())), *adapter.protect(self.net))
+        self.scope = limits.scope
+        if self.scope in ("knapsack", "global"):
+            limits = replace(limits, scope=None)  # costs count below; the planner ranks by the other scopes only
+        limits = replace(limits, ignore=(*named(self.net, limits.ignore), *adapter.protect(self.net)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
-        made = settled(self.net, ratio, of, limits, example_inputs, attention)
+        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention)
         self.graph: ChannelGraph = made.graph
         self.masks = LiveMasks(self.net, self.graph)
-        limits["ignore"] = (*limits["ignore"], *self._held_tensors())
+        limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
         self.problem = Problem(self.graph, ratio, steps, of, limits)
         try:
             self.flow: Flow = chosen.begin(self.problem)
@@ -169,8 +178,6 @@ class Pruner(Generic[M]):
         Raises:
             InputsError: no step is taken yet, or matplotlib is not installed.
         """
-        from fxprune.training.picture import draw
-
         return draw(self.history, path)
 
     def _move(self) -> None:

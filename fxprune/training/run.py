@@ -11,11 +11,10 @@ gradients and scores.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,30 +25,29 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from fxprune.adapter import Adapter, find_adapter
-from fxprune.api import apply, prune, seeing, trace
-from fxprune.training.average import Average
-from fxprune.graph.channels import ChannelGraph
-from fxprune.training.checkpoints import Checkpoints
-from fxprune.scoring.context import Loss
-from fxprune.planning.costs.model import CostModel
-from fxprune.training.distillation import Teacher
 from fxprune.errors import InputsError
-from fxprune.reporting.history import History, Told
-from fxprune.training.serialization import plain
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import deep_copy, whole
+from fxprune.planning.cost_model import CostModel
 from fxprune.planning.plan import Plan
-from fxprune.planning.planner import asked_share
-from fxprune.training.progress import bar
-from fxprune.training.pruner import LIMITS, Pruner
+from fxprune.pruning.order import Order
+from fxprune.pruning.prune import apply, prune_once, seeing, trace
+from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, is_pruned, report
-from fxprune.rewriting.rewrite import deep_copy, transplant
-from fxprune.training.scheduler import Scheduler
-from fxprune.training.stream import Stream, rng_state, set_rng_state
-from fxprune.graph.trace import whole
+from fxprune.rewriting.rewrite import transplant
+from fxprune.scoring.context import Loss
+from fxprune.training.average import Average
+from fxprune.training.checkpoints import Checkpoints
+from fxprune.training.distillation import Teacher
 from fxprune.training.options import Objective, Training, set_rate, text
+from fxprune.training.picture import draw
+from fxprune.training.progress import bar
+from fxprune.training.pruner import Pruner
+from fxprune.training.scheduler import Scheduler
+from fxprune.training.serialization import plain
+from fxprune.training.stream import Stream, rng_state, set_rng_state
 
-# What a Pruner takes, and what a checkpoint is bound to.
-MOVING = ("criterion", "of", "example_inputs", "attention", "normalize", "seed", *LIMITS)
-SAME = ("criterion", "ratio", "target", "of", "timesteps", "attention", "normalize", "seed", *LIMITS)
+TOLD = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")  # of the limits, in a checkpoint
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
@@ -64,8 +62,8 @@ def accelerate_released() -> Iterator[None]:
             AcceleratorState._reset_state()
 
 
-def trained(model: Any, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> Any:
-    """`prune` with training; `options` are the other arguments of `prune`.
+def trained(model: Any, scheduler: Scheduler, training: Training, order: Order) -> Any:
+    """`prune` with training.
 
     The random numbers of python, numpy and torch are seeded for the run, and afterwards are as before; accelerate is
     set up for it, and released again, whether the run succeeds or not.
@@ -73,7 +71,7 @@ def trained(model: Any, scheduler: Scheduler, training: Training, options: Mappi
     before = rng_state()
     try:
         with accelerate_released():
-            return Run(model, scheduler, training, options).result()
+            return Run(model, scheduler, training, order).result()
     finally:
         set_rng_state(before)
 
@@ -88,22 +86,22 @@ class Run:
         history: figures of all steps.
     """
 
-    def __init__(self, model: Any, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> None:
-        self.training, self.options, self.scheduler = training, options, scheduler
+    def __init__(self, model: Any, scheduler: Scheduler, training: Training, order: Order) -> None:
+        self.training, self.order, self.scheduler = training, order, scheduler
         if not scheduler.at_once:
-            _refuse(options)
-        adapter = seeing(find_adapter(model), options["timesteps"])
+            _refuse(order)
+        adapter = seeing(find_adapter(model), order.scoring.timesteps)
         self.given, self.back = adapter.unwrap(model)
         whole(self.given)
-        self.scoring, self.loss = _losses(adapter, model, options)
+        self.scoring, self.loss = _losses(adapter, model, order)
         self.accelerator = _accelerator(training)
-        self.name = _named(self.given, scheduler, training, options)
+        self.name = _named(self.given, scheduler, training, order)
         self.place = next(self.given.parameters()).device
         self.modes = {name: m.training for name, m in self.given.named_modules()}
-        self.net = self.given if options["inplace"] else deep_copy(self.given)
+        self.net = self.given if order.inplace else deep_copy(self.given)
         self.net.to(self.accelerator.device)
-        set_seed(options["seed"], device_specific=True)
-        self.stream = Stream(options["data"], self.accelerator)
+        set_seed(order.seed, device_specific=True)
+        self.stream = Stream(order.scoring.data, self.accelerator)
         self.checkpoints = training.checkpoint_dir and Checkpoints(training.checkpoint_dir, self.accelerator)
         self.plans: tuple[Plan, ...] = ()
         self.pruner: Pruner[nn.Module] | None = None
@@ -144,15 +142,21 @@ class Run:
     def _mask(self) -> None:
         """Put the masks on."""
         dense = deep_copy(self.net) if self.training.distill else self.net
-        same = {k: self.options[k] for k in MOVING}
+        order = self.order
         self.pruner = Pruner(
             self.net,
             self.scheduler,
-            ratio=self._ratio(),
+            order.scoring.criterion,
+            self._ratio(),
             steps=self.training.steps,
+            of=order.budget.of,
             loss=self.scoring,
+            example_inputs=order.example_inputs,
+            attention=order.attention,
             remember=self.training.remember,
-            **same,
+            normalize=order.scoring.normalize,
+            seed=order.seed,
+            limits=order.limits,
         )
         self.history = self.pruner.history
         if self.training.distill:
@@ -160,28 +164,31 @@ class Run:
 
     def _cut_first(self, plans: tuple[Plan, ...]) -> None:
         """Cut before training: by plans of before, or by scores of the first batches."""
-        dense, example = self.net, self.options["example_inputs"]
+        dense, order = self.net, self.order
         if plans:
             for plan in plans:
-                self.net = apply(self.net, plan, example_inputs=example, **self._proof)
+                self.net = apply(
+                    self.net, plan, example_inputs=order.example_inputs, verify=order.verify, strict=order.strict
+                )
         else:
             batches = list(itertools.islice(self.stream, self.training.remember))
-            own = {**self.options, "data": batches, "loss": self.scoring, "inplace": False, "progress": self._shown}
-            self.net = prune(self.net, **own)
+            scoring = replace(order.scoring, data=batches, loss=self.scoring)
+            self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self._shown))
         self.plans = _plans(self.net)[len(_plans(dense)) :]
         if self.training.distill:
-            graph = _graph(dense, self.plans, example)
+            graph = _graph(dense, self.plans, order.example_inputs)
             dense = deep_copy(dense) if dense is self.given else dense
             self.teacher = Teacher(dense, graph, self.training.distill)
             self.teacher.cut(self.plans[0].kept(graph))
 
     def _ratio(self) -> float:
         """The share to remove."""
-        ratio, target = self.options["ratio"], self.options["target"]
-        if target is not None:
-            graph = trace(self.net, self.options["example_inputs"], attention=self.options["attention"])
-            ratio = asked_share(CostModel(graph), None, target, self.options["of"])
-        return float(ratio)
+        budget, ratio = self.order.budget, self.order.budget.ratio
+        if budget.target is not None:
+            graph = trace(self.net, self.order.example_inputs, attention=self.order.attention)
+            ratio = budget.share(CostModel(graph))
+        assert ratio is not None
+        return ratio
 
     def _prepare(self) -> None:
         """Hand model and optimizer to accelerate, at the beginning and again after the hand-off."""
@@ -241,7 +248,9 @@ class Run:
 
     def _hand_off(self, pruner: Pruner[nn.Module]) -> None:
         plan = pruner.flow.plan
-        self.net = pruner.finish(self.optimizer, self.average, **self._proof).train()
+        self.net = pruner.finish(
+            self.optimizer, self.average, verify=self.order.verify, strict=self.order.strict
+        ).train()
         self.plans, self.pruner = (report(self.net).plan,), None
         if self.teacher is not None:
             self.teacher.cut(plan.kept(pruner.graph))
@@ -302,26 +311,20 @@ class Run:
         self.net.to(self.place)
         for name, module in self.net.named_modules():
             module.training = self.modes.get(name, False)
-        told = replace(report(self.net), history=self.history, picture=self._picture(), seed=self.options["seed"])
+        told = replace(report(self.net), history=self.history, picture=self._picture(), seed=self.order.seed)
         attach(self.net, told)
-        return transplant(self.given, self.net) if self.options["inplace"] else self.net
+        return transplant(self.given, self.net) if self.order.inplace else self.net
 
     def _picture(self) -> str:
         if self.training.picture is None:
             return ""
-        from fxprune.training.picture import draw
-
         if self.accelerator.is_main_process:
             draw(self.history, Path(self.training.picture))
         return str(self.training.picture)
 
     @property
     def _shown(self) -> bool:
-        return bool(self.options["progress"]) and self.accelerator.is_main_process
-
-    @property
-    def _proof(self) -> dict[str, bool]:
-        return {"verify": self.options["verify"], "strict": self.options["strict"]}
+        return self.order.progress and self.accelerator.is_main_process
 
     @contextlib.contextmanager
     def _tracked(self) -> Iterator[None]:
@@ -348,44 +351,34 @@ def _accelerator(training: Training) -> Accelerator:
     return made
 
 
-def _losses(adapter: Adapter, model: Any, options: Mapping[str, Any]) -> tuple[Loss, Loss]:
+def _losses(adapter: Adapter, model: Any, order: Order) -> tuple[Loss, Loss]:
     """The loss that scores channels (the adapter's is a fixed function of the weights), and the one to train with."""
-    scoring = options["loss"] or adapter.loss_of(model, options["seed"])
-    training = options["loss"] or adapter.training_loss(model)
+    scoring = order.scoring.loss or adapter.loss_of(model, order.seed)
+    training = order.scoring.loss or adapter.training_loss(model)
     if scoring is None or training is None:
         raise InputsError("steps= trains the model: pass loss=, a callable loss(model, batch) -> scalar tensor")
     return scoring, training
 
 
-def _refuse(options: Mapping[str, Any]) -> None:
+def _refuse(order: Order) -> None:
     """Refuse what only a cut at once can do."""
-    takes = {
-        *MOVING,
-        "ratio",
-        "target",
-        "data",
-        "loss",
-        "timesteps",
-        "inplace",
-        "verify",
-        "strict",
-        "samples",
-        "progress",
-    }
-    defaults = {k: p.default for k, p in inspect.signature(prune).parameters.items()}
-    for name, value in options.items():
-        if (name not in takes and value != defaults[name]) or (name == "attention" and value == "both"):
-            raise InputsError(
-                f"{name}={value!r} goes with the scheduler one_shot only; leave it out, or prune in one shot and train"
-            )
+    odd: dict[str, Any] = {"ratios": order.limits.ratios} if order.limits.ratios is not None else {}
+    odd |= {"granularity": order.granularity} if order.granularity != "channel" else {}
+    odd |= {"attention": order.attention} if order.attention == "both" else {}
+    for name, value in odd.items():
+        raise InputsError(
+            f"{name}={value!r} goes with the scheduler one_shot only; leave it out, or prune in one shot and train"
+        )
 
 
-def _named(net: nn.Module, scheduler: Scheduler, training: Training, options: Mapping[str, Any]) -> dict[str, str]:
+def _named(net: nn.Module, scheduler: Scheduler, training: Training, order: Order) -> dict[str, str]:
     """What a checkpoint must have been made with."""
     shapes = sorted((name, tuple(t.shape)) for name, t in net.state_dict().items())
     model = f"{type(net).__name__} of {len(shapes)} tensors, {zlib.crc32(repr(shapes).encode()):08x}"
-    own = {k: text(options[k]) for k in SAME}
-    return {"model": model, "scheduler": text(scheduler), **training.told(), **own}
+    scoring = {k: getattr(order.scoring, k) for k in ("criterion", "timesteps", "normalize")}
+    limits = {k: getattr(order.limits, k) for k in TOLD}
+    own = {**scoring, **vars(order.budget), **limits, "attention": order.attention, "seed": order.seed}
+    return {"model": model, "scheduler": text(scheduler), **training.told(), **{k: text(v) for k, v in own.items()}}
 
 
 def _plans(net: nn.Module) -> tuple[Plan, ...]:

@@ -12,18 +12,21 @@ import abc
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune import registry
-from fxprune.graph.channels import ChannelGraph
-from fxprune.planning.costs.model import CostModel
 from fxprune.errors import PluginError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.budget import Budget
+from fxprune.planning.cost_model import CostModel
+from fxprune.planning.limits import NONE, Limits
 from fxprune.planning.plan import Plan
-from fxprune.planning.planner import plan, ranking
+from fxprune.planning.planner import planned
+from fxprune.planning.selection import ranking
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -39,14 +42,14 @@ class Problem:
 
     Attributes:
         steps: how many steps the flow may take.
-        limits: keyword arguments of `fxprune.plan`.
+        limits: what plans keep to.
     """
 
     graph: ChannelGraph
     ratio: float
     steps: int
     of: str = "params"
-    limits: Mapping[str, Any] = field(default_factory=dict)
+    limits: Limits = NONE
 
     @functools.cached_property
     def cost(self) -> CostModel:
@@ -82,7 +85,7 @@ class Problem:
 
     def plan(self, values: Values, ratio: float | None = None) -> Plan:
         """What goes at the given ratio (the final one by default), every constraint satisfied."""
-        return plan(self.graph, values, self.ratio if ratio is None else ratio, self.of, **self.limits)
+        return planned(self.graph, values, Budget(self.ratio if ratio is None else ratio, self.of), self.limits)
 
     def mask(self, plan: Plan) -> Floats:
         """A plan as a mask of zeros and ones."""
@@ -112,9 +115,9 @@ class Problem:
         Channels that must go together, since a norm needs them balanced, share one quantile.
         """
         out = np.full(len(shares), KEPT)
-        queue = ranking(self.graph, values, **self.limits)
-        at = self.starts[queue.moves.group] + queue.moves.channel
-        move = np.repeat(np.arange(len(queue.part)), np.diff(queue.moves.ends))
+        queue = ranking(self.graph, values, self.limits)
+        at = self.starts[queue.removals.group] + queue.removals.channel
+        move = np.repeat(np.arange(len(queue.part)), np.diff(queue.removals.ends))
         before = np.cumsum(np.bincount(move, shares[at], len(queue.part)))
         out[at] = (before / max(shares.sum(), 1e-30))[move]
         return out

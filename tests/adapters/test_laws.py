@@ -18,8 +18,8 @@ from fxprune.adapters import denoising
 from fxprune.adapters.ddpm import DDPMAdapter
 from fxprune.adapters.noising import Flow, Noising, VariancePreserving, noising_of
 from fxprune.errors import InputsError, SaveError
-from fxprune.graph.channels import analyse
-from fxprune.graph.trace import as_inputs, evaluating
+from fxprune.graph.analysis import analyse
+from fxprune.graph.modules import as_inputs, evaluating
 from fxprune.saving import stock
 from fxprune.saving.describe import describe
 from fxprune.scoring.score import score

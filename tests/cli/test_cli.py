@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import fxprune
 from fxprune.cli import app
+from fxprune.cli.folder import open_folder
 from fxprune.saving.save import load, save
 
 
@@ -134,7 +135,7 @@ def test_inspect_a_stock_folder(stock: Path) -> None:
 
 
 def test_inspect_shows_all_groups_if_asked(stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.cli.SHOWN", 3)
+    monkeypatch.setattr("fxprune.cli.inspect.SHOWN", 3)
     assert re.search(r"\.\.\. and \d+ more; --all shows them", run("inspect", stock / "model"))
     assert "more; --all" not in run("inspect", stock / "model", "--all")
 
@@ -179,7 +180,7 @@ def test_demo_runs_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_demo_takes_what_the_demo_takes() -> None:
-    from fxprune.cli import demo
+    from fxprune.cli.demo import demo
     from fxprune.demo.run import main
 
     assert list(inspect.signature(demo).parameters) == list(inspect.signature(main).parameters)
@@ -291,7 +292,7 @@ def pictures(folder: Path, n: int = 5) -> Path:
 
 
 def test_prune_while_training_on_a_folder_of_images(stock: Path, tmp_path: Path) -> None:
-    data, out, dense = pictures(tmp_path / "data"), tmp_path / "out", fxprune.cli._open(stock / "pipeline")
+    data, out, dense = pictures(tmp_path / "data"), tmp_path / "out", open_folder(stock / "pipeline")
     options = ("--ratio", 0.3, "--criterion", "magnitude", "--quiet", "--batch", 2, "--picture", tmp_path / "run.png")
     printed = run(
         "prune", stock / "pipeline", "-o", out, "--scheduler", "soft", "--steps", 20, "--data", data, *options

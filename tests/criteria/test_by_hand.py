@@ -23,8 +23,9 @@ from fxprune.criteria.synflow import SynFlow
 from fxprune.criteria.taylor import Taylor
 from fxprune.criteria.wanda import Wanda
 from fxprune.errors import CriterionError, InputsError
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import as_inputs
 from fxprune.scoring.score import Scores, score
 
 A, B = [3.0, -1.0, 0.5], [1.0, 2.0, -2.0]

@@ -30,8 +30,9 @@ from fxprune.criteria.synflow import SynFlow
 from fxprune.criteria.taylor import Taylor
 from fxprune.criteria.wanda import Wanda
 from fxprune.errors import CriterionError, InputsError
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import as_inputs
 from fxprune.scoring.context import Context
 from fxprune.scoring.score import Scores, score
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.graph.caches import bypassed
-from fxprune.graph.channels import analyse
+from fxprune.graph.analysis import analyse
+from fxprune.graph.modules import as_inputs
+from fxprune.graph.recording import bypassed
 from fxprune.graph.rules.op import _RULES, Op
-from fxprune.graph.trace import as_inputs
+from fxprune.masking.comparison import outputs
 from fxprune.planning.planner import plan
 from fxprune.rewriting.rewrite import rewrite
-from fxprune.verification import check_dense, check_permutation, outputs
+from fxprune.verification import check_dense, check_permutation
 
 
 def scores_of(graph: fxprune.ChannelGraph, seed: int = 0) -> dict[str, np.ndarray]:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
-from fxprune.graph.channels import analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.modules import as_inputs
+from fxprune.masking.comparison import outputs, relative_error
 from fxprune.masking.live import LiveMasks
 from fxprune.masking.masked_run import run_masked
 from fxprune.masking.statistics import masked_group_norm, masked_layer_norm
-from fxprune.verification import outputs, relative_error
 
 
 def unet() -> UNet2DModel:

@@ -13,8 +13,8 @@ from networks import build
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.graph.channels import analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.modules import as_inputs
 from fxprune.verification import check_dense
 
 IMAGE, TOKEN = ["Residual", "CatSkip", "Grouped"], ["Attention", "Mlp"]

@@ -16,8 +16,9 @@ from networks import NETWORKS, SETTINGS, build
 from plan_checker import violations
 
 import fxprune
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import as_inputs
 
 SCORES = ("uniform", "ties", "constant", "signed", "skewed")
 LIMITS = st.fixed_dictionaries(

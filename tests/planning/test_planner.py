@@ -16,11 +16,12 @@ from networks import Heads
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.planning.costs.model import CostModel
-from fxprune.planning.planner import nearest_cut
+from fxprune.planning.cost_model import CostModel
+from fxprune.planning.costs.counted import prices as prices_of
 from fxprune.planning.ranking import scarcer, structures
-from fxprune.planning.removals import Moves
+from fxprune.planning.removals import Removals
 from fxprune.planning.search import meet, queue
+from fxprune.planning.selection import nearest_cut
 from fxprune.scoring.score import Scores
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -141,7 +142,7 @@ def test_a_larger_budget_never_gives_less_however_coarse_the_steps(seed: int) ->
     kinds = []
     for step in (2, 1):
         ends = np.arange(0, 5, step)
-        parts = [Moves(rng.random(4 // step), np.full(4, g), np.arange(4), ends) for g in range(6)]
+        parts = [Removals(rng.random(4 // step), np.full(4, g), np.arange(4), ends) for g in range(6)]
         kinds.append(queue(parts, [np.maximum.accumulate(seq.score) for seq in parts], 6))
     before = 0.0
     for asked in np.linspace(0, 0.9, 200):
@@ -286,13 +287,13 @@ def test_isomorphic_groups_are_ranked_together(graph: fxprune.ChannelGraph, scor
 
 @pytest.mark.parametrize(("of", "by_hand"), [("params", (289, 161, 21)), ("macs", (2 * 18432, 2 * 10240, 2 * 20))])
 def test_prices(graph: fxprune.ChannelGraph, of: str, by_hand: tuple[int, ...]) -> None:
-    prices = dict(zip((g.name for g in graph.groups), CostModel(graph).prices(of), strict=True))
+    prices = dict(zip((g.name for g in graph.groups), prices_of(CostModel(graph), of), strict=True))
     assert tuple(prices[name] for name in (A, C, FC)) == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("of", ["params", "macs"])
 def test_the_knapsack_ranks_by_lost_worth_per_cost(graph: fxprune.ChannelGraph, scores: Any, of: str) -> None:
-    prices = CostModel(graph).prices(of)
+    prices = prices_of(CostModel(graph), of)
     uneven = {name: s + i / 4 for i, (name, s) in enumerate(scores.items())}
     dear = {g.name: uneven[g.name] * price for g, price in zip(graph.groups, prices, strict=True)}
     wanted = fxprune.plan(graph, {name: scarcer(s) for name, s in uneven.items()}, 0.4, of).removed

@@ -22,10 +22,11 @@ from real_models import digits, random_weights, timm_model
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.masking.comparison import outputs
 from fxprune.masking.masked_run import run_masked
-from fxprune.planning.costs.model import CostModel
+from fxprune.planning.cost_model import CostModel
 from fxprune.rewriting.skip import Passed, Skip, Zeros
-from fxprune.verification import check_dense, outputs
+from fxprune.verification import check_dense
 
 WITH_BLOCKS = [n for n, (_, _, blocks) in NETS.items() if blocks and n != "rough"]
 

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.criteria.obs import Obs
 from fxprune.errors import CriterionError
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import as_inputs
 from fxprune.planning.plan import Plan
 from fxprune.rewriting.compensation import compensated
 from fxprune.scoring.score import score

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.graph.channels import analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.modules import as_inputs
 from fxprune.planning.planner import plan
 from fxprune.rewriting.rewrite import rewrite
 from fxprune.verification import check_dense, check_permutation

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import SaveError
 from fxprune.reporting.report import Report, attach
-from fxprune.rewriting.rewrite import Change
+from fxprune.rewriting.attributes import Change
 from fxprune.saving import stock
 from fxprune.saving.save import load, save
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.graph.channels import analyse
+from fxprune.graph.analysis import analyse
 from fxprune.schedulers.group_lasso import GroupLasso
 from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.one_shot import OneShot

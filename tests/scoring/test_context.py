@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from fxprune import registry
 from fxprune.criteria.gradflow import GradFlow
 from fxprune.errors import CriterionError, InputsError
-from fxprune.graph.channels import ChannelGraph, analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import as_inputs
 from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call, Observer
 from fxprune.scoring.samples import batch_size, take
@@ -214,7 +215,7 @@ rank, world, place = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 if world > 1:
     distributed.init_process_group("gloo", init_method="file://" + place, rank=rank, world_size=world)
-from fxprune.graph.channels import analyse
+from fxprune.graph.analysis import analyse
 from fxprune.scoring.score import score
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 2)).eval()

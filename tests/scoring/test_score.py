@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.errors import CriterionError, FxPruneError, InputsError
-from fxprune.graph.channels import ChannelGraph, Group, analyse
-from fxprune.graph.trace import as_inputs
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.groups import Group
+from fxprune.graph.modules import as_inputs
 from fxprune.scoring.context import Context
 from fxprune.scoring.saliency import normalized
 from fxprune.scoring.score import Scores, score

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.errors import CriterionError, InputsError
 from fxprune.scoring.tp_groups import holders, present
-from fxprune.scoring.tp_importance import Peer
+from fxprune.scoring.tp_importance import TorchPruningImportance
 
 tp = pytest.importorskip("torch_pruning")
 importance = tp.importance
@@ -159,7 +159,7 @@ def test_gradients_are_asked_for() -> None:
     graph = fxprune.trace(model, x)
     with pytest.raises(InputsError, match=r"GroupTaylorImportance.* of package 'torch-pruning' .* pass data="):
         fxprune.score(graph, model, importance.GroupTaylorImportance())
-    assert Peer(importance.RandomImportance()).needs == frozenset()
+    assert TorchPruningImportance(importance.RandomImportance()).needs == frozenset()
     once = fxprune.score(graph, model, importance.RandomImportance, seed=1)
     assert once == fxprune.score(graph, model, importance.RandomImportance, seed=1)
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from fxprune.graph.labels import Axis
+from fxprune.graph.rules.elementwise import elementwise
 from fxprune.graph.rules.op import Labels, Op, aten, is_tensor, op_name
 
 _CASTS = {
@@ -96,8 +97,6 @@ def _reduced(op: Op, labels: Labels, dims: list[int]) -> Labels:
 def reduce(op: Op) -> Any:
     node = op.node.all_input_nodes[0]
     if len(op.node.all_input_nodes) > 1:  # max(a, b)
-        from fxprune.graph.rules.elementwise import elementwise
-
         return elementwise(op)
     labels = op.labels(node)
     dims = _dims(op, len(labels))

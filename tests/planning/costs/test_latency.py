@@ -16,10 +16,10 @@ from clockwork import seconds_of
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.planning.costs import latency
-from fxprune.planning.costs.latency import Bench, latency_of
+from fxprune.planning import planner
 from fxprune.planning.costs.latency_table import Table, cache_folder
 from fxprune.planning.costs.stopwatch import take_turns
+from fxprune.planning.latency import Bench, Left, latency_of
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -49,13 +49,18 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return clockwork.install(monkeypatch)
 
 
+def unpruned(graph: fxprune.ChannelGraph) -> fxprune.Plan:
+    """The plan that removes nothing."""
+    return fxprune.Plan(graph.model_class, graph.fingerprint, removed={}, sizes={g.name: len(g) for g in graph.groups})
+
+
 def test_the_fit_knows_a_sum_of_products(runs: list[int]) -> None:
     model = net()
     graph = fxprune.trace(model, X)
     predicted = latency_of(graph, progress=False)
     nothing = np.zeros(len(graph.groups))
     dense = predicted.total(nothing)
-    assert dense == pytest.approx(predicted.at(latency.unpruned(graph))[0], rel=1e-3)
+    assert dense == pytest.approx(predicted.at(Left.whole(graph))[0], rel=1e-3)
     rng = np.random.default_rng(0)
     for _ in range(5):
         removed = np.array([rng.integers(len(g)) for g in graph.groups], float)
@@ -143,47 +148,47 @@ def test_what_was_planned_is_measured_and_asked_for_again(monkeypatch: pytest.Mo
     class Slower:
         """Plans lose 0.8 of what is predicted."""
 
-        def at(self, plan: fxprune.Plan) -> tuple[float, float]:
-            return 100.0, 100.0 - 80.0 * plan.achieved
+        def at(self, left: Left) -> tuple[float, float]:
+            return 100.0, 100.0 - 80.0 * asked[-1]
 
     def attempt(share: float) -> fxprune.Plan:
         asked.append(share)
-        plan = latency.unpruned(graph)
-        return type(plan)(**{**vars(plan), "achieved": share})
+        return unpruned(graph)
 
-    monkeypatch.setattr(latency, "latency_of", lambda graph: Slower())
-    made = latency.settle(attempt, graph, 0.4)
+    monkeypatch.setattr(planner, "latency_of", lambda graph: Slower())
+    made = planner.settle(attempt, graph, 0.4)
     assert asked[:2] == [0.4, pytest.approx(0.48)]
-    assert made.achieved == pytest.approx(0.4, abs=latency.NEAR)
+    assert made.achieved == pytest.approx(0.4, abs=planner.NEAR)
     assert made.ratio == 0.4
     assert made.costs["latency"][1] == pytest.approx(60, abs=1)
 
 
 def test_a_time_that_the_limits_do_not_reach_is_an_error_not_a_near_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = fxprune.trace(net(), X)
+    asked: list[float] = []
     lost = 0.5
 
     class Slower:
-        def at(self, plan: fxprune.Plan) -> tuple[float, float]:
-            return 100.0, 100.0 * (1 - lost * plan.achieved)
+        def at(self, left: Left) -> tuple[float, float]:
+            return 100.0, 100.0 * (1 - lost * asked[-1])
 
     def attempt(share: float) -> fxprune.Plan:
         if share > 0.5:
             raise fxprune.BudgetError("no further")
-        plan = latency.unpruned(graph)
-        return type(plan)(**{**vars(plan), "achieved": share})
+        asked.append(share)
+        return unpruned(graph)
 
-    monkeypatch.setattr(latency, "latency_of", lambda graph: Slower())
+    monkeypatch.setattr(planner, "latency_of", lambda graph: Slower())
     with pytest.raises(fxprune.BudgetError, match=r"falls by 20\.0% at most\. Ask for ratio=0\.20") as raised:
-        latency.settle(attempt, graph, 0.4)
+        planner.settle(attempt, graph, 0.4)
     assert raised.value.reachable == pytest.approx(0.2)
     lost = 0.96  # 0.384 of 0.4, and the next attempt is within reach
-    assert latency.settle(attempt, graph, 0.4).achieved == pytest.approx(0.4, abs=latency.NEAR)
+    assert planner.settle(attempt, graph, 0.4).achieved == pytest.approx(0.4, abs=planner.NEAR)
 
 
 def test_real_laps_cover_every_node() -> None:
     graph = fxprune.trace(net(), X)
-    bench = Bench.of(graph, latency.unpruned(graph))
+    bench = Bench.of(graph, Left.whole(graph))
     laps = bench.laps()
     assert laps.shape == (len(graph.traced.graph.nodes),)
     assert (laps >= 0).all()

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxprune
+from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.memory import memory_of
-from fxprune.planning.costs.model import CostModel
 
 
 class Live(TorchDispatchMode):

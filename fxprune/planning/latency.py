@@ -8,8 +8,7 @@ a node is then fitted as
     t(l) = sum over subsets S of its axes of theta_S * prod over S of l,    theta_S >= 0
 
 in the lengths l of its prunable axes (alone and in pairs), by non-negative least squares.  The sum over nodes is a sum
-of products of lengths like any other cost, and never falls when channels come back.  What the search finds is measured
-at its own widths, and asked for again with the error added, until both agree (`settle`).
+of products of lengths like any other cost, and never falls when channels come back.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,24 +25,45 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import BudgetError
-from fxprune.rewriting.graph_forward import Program, program_of
-from fxprune.graph.labels import Axis
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.labels import Axis, Bools
+from fxprune.graph.modules import same_draws
+from fxprune.graph.program import Program, group_counts, program_of
+from fxprune.graph.trace import place_of
+from fxprune.planning.costs.counted import CountedCosts
 from fxprune.planning.costs.latency_table import Table
-from fxprune.planning.plan import Plan
-from fxprune.planning.planner import plan as make_plan
-from fxprune.rewriting.rewrite import group_counts
-from fxprune.planning.rounding import place_of
-from fxprune.planning.costs.stopwatch import Stopwatch, quiet
 from fxprune.planning.costs.polynomials import Floats, Product, Terms, terms_of
-from fxprune.graph.trace import same_draws
+from fxprune.planning.costs.stopwatch import Stopwatch, quiet
+from fxprune.planning.limits import Limits
+from fxprune.planning.norms import norm_changes
+from fxprune.planning.search import Cut
+from fxprune.planning.selection import selected
 
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of channels, that the measured plans remove
 ROUND_TO = (1, 16, 32)  # what their widths are rounded to: every width, and those that vector units like
 SECONDS, ROUNDS = 1.0, (3, 8)  # time for one measurement, and the fewest and most rounds that it takes
-NEAR, TRIES = 0.01, 6  # how near to the asked ratio a measured plan is, and how often it is planned
-FAR = 0.02  # what a plan may miss where the limits allow no more
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a cut leaves: which components stay, and the new number of groups of every group norm that changes."""
+
+    keep: Bools
+    norms: Mapping[str, int]
+
+    @classmethod
+    def whole(cls, graph: ChannelGraph) -> Left:
+        """All of it."""
+        return cls(graph.keep_all(), {})
+
+    @classmethod
+    def by(cls, graph: ChannelGraph, cut: Cut) -> Left:
+        """Without the channels of a cut."""
+        keep = graph.keep_all()
+        for g, c in zip(cut.group.tolist(), cut.channel.tolist(), strict=True):
+            keep[graph.groups[g].components[c]] = False
+        return cls(keep, {node: change.after for node, change in norm_changes(graph, keep).items()})
 
 
 @dataclass(frozen=True)
@@ -56,8 +76,8 @@ class Bench:
     device: torch.device
 
     @classmethod
-    def of(cls, graph: ChannelGraph, plan: Plan) -> Bench:
-        keep, traced = plan.kept(graph), graph.traced
+    def of(cls, graph: ChannelGraph, left: Left) -> Bench:
+        traced, keep = graph.traced, left.keep
         state = {}
         for node in traced.graph.nodes:
             if (name := traced.tensors.get(node.name)) is not None:
@@ -65,8 +85,8 @@ class Bench:
                 shape = [graph.kept(a, keep, s) for a, s in zip(graph.tensors[name], like.shape, strict=True)]
                 state[name] = _random(like, shape)
         given = [x.clone() if isinstance(x, Tensor) else x for x in pytree.tree_leaves(traced.example)]
-        program = program_of(graph, keep, group_counts(graph, plan, keep))
-        return cls(program, state, dict(zip(traced.inputs, given, strict=True)), place_of(graph)[0])
+        program = program_of(graph, keep, group_counts(graph, left.norms, keep))
+        return cls(program, state, dict(zip(traced.inputs, given, strict=True)), place_of(graph.traced)[0])
 
     def laps(self) -> Floats:
         """Seconds of every node in one run."""
@@ -128,9 +148,9 @@ class Latency:
         """Predicted microseconds when group g loses `removed[g]` channels."""
         return self.terms.total(removed)
 
-    def at(self, plan: Plan) -> tuple[float, float]:
-        """Microseconds, dense and with this plan, measured at its own widths (once: the table keeps them)."""
-        dense, laps = measured(self.graph, plan, self.table)
+    def at(self, left: Left) -> tuple[float, float]:
+        """Microseconds, dense and of what is left, measured at its own widths (once: the table keeps them)."""
+        dense, laps = measured(self.graph, left, self.table)
         return dense, float(laps.sum())
 
 
@@ -141,7 +161,7 @@ def latency_of(graph: ChannelGraph, progress: bool = True) -> Latency:
         BudgetError: where the model is on the meta device.
     """
     if "latency" not in graph.__dict__:  # kept with the graph, as its cached properties are
-        device, dtype = place_of(graph)
+        device, dtype = place_of(graph.traced)
         if device.type == "meta":
             raise BudgetError("a latency cannot be measured on the meta device; move the model to the device it is for")
         table = Table.of(device, dtype)
@@ -150,34 +170,27 @@ def latency_of(graph: ChannelGraph, progress: bool = True) -> Latency:
     return made
 
 
-def measured(graph: ChannelGraph, plan: Plan, table: Table) -> tuple[float, Floats]:
-    """Microseconds of the dense graph, and of every node with this plan."""
+def measured(graph: ChannelGraph, left: Left, table: Table) -> tuple[float, Floats]:
+    """Microseconds of the dense graph, and of every node of what is left."""
 
     def measure() -> list[float]:
-        a, b = race(Bench.of(graph, unpruned(graph)), Bench.of(graph, plan))
+        a, b = race(Bench.of(graph, Left.whole(graph)), Bench.of(graph, left))
         return [float(x) * 1e6 for x in (a.sum(), *b)]
 
-    row: Floats = np.array(table.get(_key(graph, plan), measure))
+    row: Floats = np.array(table.get(_key(graph, left), measure))
     return float(row[0]), row[1:]
 
 
-def _key(graph: ChannelGraph, plan: Plan) -> str:
+def _key(graph: ChannelGraph, left: Left) -> str:
     """What decides the times: every call of the graph with its shapes, before and after."""
-    keep = plan.kept(graph)
-    program = program_of(graph, keep, group_counts(graph, plan, keep))
+    program = program_of(graph, left.keep, group_counts(graph, left.norms, left.keep))
     calls = []
     for node in program.nodes:
         value, labels = node.meta.get("val"), graph.env.get(node)
         shape = [tuple(v.shape) + v.stride() for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
-        live = [graph.kept(a, keep, 0) for a in labels] if isinstance(labels, tuple) else []
+        live = [graph.kept(a, left.keep, 0) for a in labels] if isinstance(labels, tuple) else []
         calls.append((str(node.target), program.arguments.get(node), node.kwargs, shape, live))
     return f"{graph.model_class} {hashlib.sha256(repr(calls).encode()).hexdigest()[:24]}"
-
-
-def unpruned(graph: ChannelGraph) -> Plan:
-    """The plan that removes nothing."""
-    sizes = {g.name: len(g) for g in graph.groups}
-    return Plan(model=graph.model_class, fingerprint=graph.fingerprint, removed={}, sizes=sizes)
 
 
 # ---- fit -----------------------------------------------------------------------------------------------------------
@@ -187,16 +200,17 @@ def _fitted(graph: ChannelGraph, table: Table, progress: bool) -> Terms:
     from rich.progress import track
 
     dense, rows, removed = 0.0, [], []
-    plans = [unpruned(graph), *_samples(graph)]
-    for made in track(plans, "measuring latencies", transient=True, disable=not progress):
-        now, laps = measured(graph, made, table)
+    whole = (Left.whole(graph), np.zeros(len(graph.groups)))
+    samples = [whole, *((Left.by(graph, cut), cut.removed) for cut in _samples(graph))]
+    for left, gone in track(samples, "measuring latencies", transient=True, disable=not progress):
+        now, laps = measured(graph, left, table)
         dense = dense or now
         rows.append(laps * (dense / now))  # in units of the first run, whatever else the machine did since
-        removed.append([len(made.removed.get(g.name, ())) for g in graph.groups])
+        removed.append(gone)
     nodes = list(graph.traced.graph.nodes)
     axes = [_axes(graph, n) for n in nodes]
     lengths = terms_of(graph, [(1.0, [a]) for a in itertools.chain(*axes)])
-    known = np.array([lengths.each(np.array(r, float)) for r in removed])
+    known = np.array([lengths.each(r) for r in removed])
     products: list[Product] = []
     start = 0
     for node_axes, times in zip(axes, np.array(rows).T, strict=True):
@@ -205,16 +219,17 @@ def _fitted(graph: ChannelGraph, table: Table, progress: bool) -> Terms:
     return terms_of(graph, products)
 
 
-def _samples(graph: ChannelGraph) -> Iterator[Plan]:
-    """Valid plans of many widths: random scores, on a scale of its own in every group."""
-    rng = np.random.default_rng(0)
+def _samples(graph: ChannelGraph) -> Iterator[Cut]:
+    """Valid cuts of many widths: random scores, on a scale of its own in every group."""
+    rng, costs = np.random.default_rng(0), CountedCosts(graph)
     for share, round_to in itertools.product(SHARES, ROUND_TO):
         scores = {g.name: rng.random(len(g)) * rng.choice([0.5, 1.0, 2.0]) for g in graph.groups}
+        limits = Limits(round_to=round_to)
         try:
-            yield make_plan(graph, scores, share, "channels", round_to=round_to)
+            yield selected(costs, scores, limits, "channels", share)
         except BudgetError as e:
             if e.reachable:
-                yield make_plan(graph, scores, share * e.reachable, "channels", round_to=round_to)
+                yield selected(costs, scores, limits, "channels", share * e.reachable)
 
 
 def _axes(graph: ChannelGraph, node: fx.Node) -> list[Axis]:
@@ -239,42 +254,3 @@ def _fit(axes: list[Axis], lengths: Floats, times: Floats) -> list[Product]:
     return [
         (float(t / full[list(s)].prod()), [axes[i] for i in s]) for t, s in zip(theta, subsets, strict=True) if t > 0
     ]
-
-
-# ---- search --------------------------------------------------------------------------------------------------------
-
-
-def settle(attempt: Callable[[float], Plan], graph: ChannelGraph, ratio: float) -> Plan:
-    """A plan that removes `ratio` of the measured latency.
-
-    Args:
-        attempt: a plan that removes that share of the predicted latency.
-
-    Raises:
-        BudgetError: what the first attempt raises; or the limits allow what was predicted, which is less by the clock.
-    """
-    latency, asked = latency_of(graph), ratio
-    best: Plan | None = None
-    for _ in range(TRIES):
-        try:
-            made = attempt(asked)
-        except BudgetError:
-            if best is None:
-                raise
-            if (most := best.achieved) < ratio - FAR:
-                raise BudgetError(
-                    f"{ratio:.1%} of latency cannot be removed from this {graph.model_class}: with these limits the "
-                    f"measured time falls by {most:.1%} at most. Ask for ratio={most:.2f}, or loosen a limit",
-                    reachable=most,
-                ) from None
-            break
-        dense, left = latency.at(made)
-        share = 1 - left / dense
-        made = replace(made, ratio=ratio, achieved=share, costs={**made.costs, "latency": (dense, left)})
-        if best is None or abs(share - ratio) < abs(best.achieved - ratio):
-            best = made
-        if abs(share - ratio) <= NEAR:
-            break
-        asked = min(max(asked + ratio - share, 0.0), 0.999)
-    assert best is not None
-    return best

@@ -1,9 +1,8 @@
-"""Cost of a plan: what `of=` may name.
+"""Costs that the graph alone tells.
 
 params, channels   exact counts
 macs               multiply-accumulates of one forward on the example inputs, exact
 memory             bytes of weights and of the activations where these take most (see `fxprune.planning.costs.memory`)
-latency            microseconds of one forward on this device, from a measured table (see `fxprune.planning.costs.latency`)
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from typing import Protocol
 import numpy as np
 from torch import fx
 
-from fxprune.graph.channels import ChannelGraph
 from fxprune.errors import BudgetError
-from fxprune.planning.costs.memory import memory_of
+from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.rules.op import is_tensor, op_name, shape_of
+from fxprune.planning.costs.memory import memory_of
 from fxprune.planning.costs.polynomials import Floats, Product, terms_of
 
 COUNTED = ("params", "macs", "channels", "memory")  # known from the graph alone
-MEASURES = (*COUNTED, "latency")
+MEASURES = (*COUNTED, "latency")  # measured: see `fxprune.planning.latency`
 TRIFLE = 1e-12  # of the whole cost: what a channel without a price counts
 
 
@@ -97,22 +96,23 @@ def _weighted(graph: ChannelGraph, node: fx.Node, name: str) -> Product:
     return _product(graph, [(w, range(rank)), places])
 
 
-def _latency(graph: ChannelGraph) -> Cost:
-    from fxprune.planning.costs.latency import latency_of  # measuring plans, and planning costs
-
-    return latency_of(graph)
-
-
 _COSTS: dict[str, Callable[[ChannelGraph], Cost]] = {
     "params": lambda graph: terms_of(graph, _param_products(graph)),
     "macs": lambda graph: terms_of(graph, _mac_products(graph)),
     "memory": memory_of,
-    "latency": _latency,
 }
 
 
-class CostModel:
-    """Costs of plans of one graph: `cost.of("params", removed)`, where `removed[g]` is the channels group g loses."""
+class Costs(Protocol):
+    """Costs of plans of one graph: `costs.of("params", removed)`, where `removed[g]` is the channels group g loses."""
+
+    graph: ChannelGraph
+
+    def of(self, measure: str, removed: Floats) -> float: ...
+
+
+class CountedCosts:
+    """The costs that are known from the graph alone."""
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
@@ -133,18 +133,24 @@ class CostModel:
         outside = self.graph.outside if measure == "params" else 0
         return outside + self._costs[measure].total(removed)
 
-    def prices(self, measure: str) -> Floats:
-        """What a channel of each group costs: what goes with half of the group, over their number; at least a trifle.
 
-        Raises:
-            BudgetError: for an unknown measure.
-        """
-        halves = np.array([max(1, len(g) // 2) for g in self.graph.groups], float)
-        dense = self.of(measure, np.zeros(len(halves)))
-        each, gone = np.zeros(len(halves)), np.zeros(len(halves))
-        for g, half in enumerate(halves):
-            gone[g] = half
-            each[g] = (dense - self.of(measure, gone)) / half
-            gone[g] = 0.0
-        prices: Floats = np.maximum(each, TRIFLE * max(dense, 1.0))
-        return prices
+def dense_cost(costs: Costs, measure: str) -> float:
+    """The cost while nothing is removed."""
+    return costs.of(measure, np.zeros(len(costs.graph.groups)))
+
+
+def prices(costs: Costs, measure: str) -> Floats:
+    """What a channel of each group costs: what goes with half of the group, over their number; at least a trifle.
+
+    Raises:
+        BudgetError: for an unknown measure.
+    """
+    halves = np.array([max(1, len(g) // 2) for g in costs.graph.groups], float)
+    dense = dense_cost(costs, measure)
+    each, gone = np.zeros(len(halves)), np.zeros(len(halves))
+    for g, half in enumerate(halves):
+        gone[g] = half
+        each[g] = (dense - costs.of(measure, gone)) / half
+        gone[g] = 0.0
+    out: Floats = np.maximum(each, TRIFLE * max(dense, 1.0))
+    return out

@@ -1,0 +1,136 @@
+"""From a traced module to its channel graph: coupling rules run over the nodes, then equal labels become channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.equations import AxisOf, Equation, call_equations, couple, is_factor, locate, render
+from fxprune.graph.labels import Bools, Freeze, LabelSpace, resolve
+from fxprune.graph.modules import Inputs, lineage, tensor_names
+from fxprune.graph.provenance import Attr, Expr, Size, leaves
+from fxprune.graph.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
+from fxprune.graph.temperature import query_rows
+from fxprune.graph.trace import Traced, capture
+
+
+def _label_tensors(
+    traced: Traced, space: LabelSpace, named: Mapping[str, torch.Tensor]
+) -> tuple[dict[fx.Node, Any], dict[str, Labels]]:
+    tensors: dict[str, Labels] = {}
+    env: dict[fx.Node, Any] = {}
+    for node in traced.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        name = traced.tensors.get(node.name)
+        if name is None:
+            env[node] = frozen_like(node.meta.get("val"))
+            continue
+        if name not in tensors:
+            tensors[name] = tuple(space.fresh(s) for s in named[name].shape)
+        env[node] = tensors[name]
+    return env, tensors
+
+
+def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts: Facts) -> None:
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        op = Op(node, env, space, facts)
+        rule = rule_for(node.target)
+        if rule is None:
+            tensors = any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in node.all_input_nodes)
+            name = op_name(node.target)
+            env[node] = op.freeze_all(f"{name} has no coupling rule", "op without a rule") if tensors else None
+            continue
+        env[node] = rule(op)
+
+
+def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads", "head_dim")) -> ChannelGraph:
+    """Capture a model and find its channels (see `fxprune.trace`)."""
+    traced = capture(model, inputs)
+    named = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    space, facts = LabelSpace(), Facts()
+    env, tensors = _label_tensors(traced, space, named)
+    _run_rules(traced, env, space, facts)
+    for out in traced.outputs:
+        if isinstance(out, fx.Node):
+            for axis in env.get(out) or ():
+                space.freeze(axis, Freeze("reaches the output", out.name, "reaches the model's output"))
+    for attended in facts.attended:
+        if query_rows(traced, attended.node) is None:
+            why = "sets the softmax temperature, and no linear layer makes the query alone"
+            space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
+    bare = space.copy()
+    axis_of = locate(traced, env, tensors, tensor_names(model))
+    calls = list(call_equations(traced, env))
+    couple(space, _read_labels(space, facts, env), calls, traced.recorder.equalities, axis_of)
+    numbers = list(_numbers(space, calls, traced.recorder.numbers, axis_of))
+    owned = [a for labels in tensors.values() for a in labels if a is not None]
+    has_tensor = np.concatenate(owned) if owned else np.zeros(0, np.int64)
+    stated = len(space.freezes)
+    resolved = resolve(space, has_tensor, prefer)
+    equations = [eq for call in calls for eq in call if not isinstance(eq.expr, int)]
+    literals = [*numbers, *(eq for call in calls for eq in call if isinstance(eq.expr, int))]
+    for a, b in traced.recorder.equalities:
+        equations += _equality_equations(a, b, axis_of)
+    return ChannelGraph(
+        traced=traced,
+        model_class=type(model).__name__,
+        env=env,
+        tensors=tensors,
+        shapes={n: tuple(named[n].shape) for n in tensors},
+        parameters=frozenset(n for n, _ in model.named_parameters() if n in tensors),
+        space=space,
+        facts=facts,
+        resolved=resolved,
+        equations=tuple(equations),
+        literals=tuple(literals),
+        axis_of=axis_of,
+        bare=bare,
+        prefer=prefer,
+        owned=has_tensor,
+        stated=stated,
+        outside=sum(p.numel() for n, p in model.named_parameters() if n not in tensors),
+        within={n: found for n, found in lineage(model).items() if n in tensors},
+    )
+
+
+def _read_labels(space: LabelSpace, facts: Facts, env: Mapping[fx.Node, Any]) -> Bools:
+    """Which labels stand on an axis that some op contracts over."""
+    out = np.zeros(space.size, bool)
+    for pairs in facts.reads.values():
+        for node, axis in pairs:
+            out[env[node][axis]] = True
+    return out
+
+
+def _numbers(
+    space: LabelSpace, calls: list[list[Equation]], numbers: list[Expr], axis_of: AxisOf
+) -> Iterator[Equation]:
+    """Hold what the model's Python computes with as a number: with less head_dim 1/sqrt(head_dim) is another one.
+
+    A factor of a split is held at once, since another factor may live instead.  Other axes that a number comes from (it
+    need not reach a value) are given back as literals, to be held if the proof fails.
+    """
+    for expr in dict.fromkeys(numbers):
+        for leaf in leaves(expr):
+            axes = [axis_of(leaf)] if isinstance(leaf, Size) else [q.axis for c in calls for q in c if q.expr == leaf]
+            for axis in axes:
+                if axis is None:
+                    continue
+                if leaf == expr and is_factor(space, axis):
+                    space.freeze(axis, Freeze("used as a number", "", f"{render(expr)} is used as a number"))
+                else:
+                    yield Equation(len(axis), axis, len(axis), "")
+
+
+def _equality_equations(a: Any, b: Any, axis_of: AxisOf) -> Iterator[Equation]:
+    for x, y in ((a, b), (b, a)):
+        if isinstance(x, Attr) and isinstance(y, Size):
+            yield Equation(x, axis_of(y), x.old, "a comparison")

@@ -1,0 +1,123 @@
+"""Questions to a module, and scopes around one: its inputs, the names of its tensors, eval mode, seeds, copies."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from fxprune.errors import InputsError
+
+ExampleInputs: TypeAlias = Any
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def whole(model: nn.Module) -> None:
+    """Raise `InputsError` where a model's parameters are sharded (FSDP's DTensors): no process has them whole."""
+    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
+        raise InputsError(
+            f"the parameters of this {type(model).__name__} are sharded (FSDP): prune the whole model, before "
+            "fully_shard() or from a full state dict, and shard the small one; for training on several devices use DDP"
+        )
+
+
+def as_inputs(example: ExampleInputs) -> Inputs:
+    """Normalise example inputs to `(args, kwargs)`.
+
+    Args:
+        example: a tensor, a tuple or list of positional arguments, a dict of keyword arguments, or the pair
+            `(args_tuple, kwargs_dict)`.
+
+    Raises:
+        InputsError: for anything else.
+    """
+    if isinstance(example, torch.Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if (
+        isinstance(example, tuple)
+        and len(example) == 2
+        and isinstance(example[0], (tuple, list))
+        and isinstance(example[1], Mapping)
+    ):
+        return tuple(example[0]), dict(example[1])
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    raise InputsError(
+        f"example_inputs is a {type(example).__name__}; pass a tensor, a tuple of positional arguments, a dict of "
+        "keyword arguments, or the pair (args_tuple, kwargs_dict)"
+    )
+
+
+@contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """Within, torch's random numbers start from one seed, so that a forward that samples can be compared."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, every module of the model is in eval mode; afterwards each is as it was."""
+    was = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for m, training in was:
+            m.training = training
+
+
+def tensor_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter and buffer -> its canonical (first) name; tied tensors share one."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(t), name) for name, t in named}
+
+
+def lineage(model: nn.Module) -> dict[str, dict[str, type]]:
+    """Canonical name of every tensor -> all its names, and the paths of all modules that it lies in, with classes."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    out: dict[str, dict[str, type]] = {}
+    for name, first in tensor_names(model).items():
+        found = out.setdefault(first, {"": type(model)})
+        parts = name.split(".")
+        paths = (".".join(parts[:i]) for i in range(1, len(parts)))
+        found.update({path: type(modules[path]) for path in paths})
+        found[name] = torch.Tensor
+    return out
+
+
+def deep_copy(model: nn.Module, instead: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()) -> nn.Module:
+    """A copy of a model with some tensors replaced.
+
+    Tensors that a module keeps from a forward with gradients (old weight norms do) are copied detached.
+    """
+    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
+    return copy.deepcopy(model, memo | {id(old): new for old, new in instead})
+
+
+def cuda_devices(model: nn.Module) -> list[int]:
+    devices = {t.device for t in itertools.chain(model.parameters(), model.buffers()) if t.is_cuda}
+    return sorted(d.index or 0 for d in devices)
+
+
+def seed_torch(model: nn.Module, seed: int) -> None:
+    """Seed torch's generator of the CPU and of the model's devices, and no other."""
+    torch.default_generator.manual_seed(seed)
+    for index in cuda_devices(model):
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
+def comes_from(given: object, package: str) -> bool:
+    """Whether an object's class, or one that it inherits from, is defined in a package.  Imports nothing."""
+    names = (c.__module__ for c in type(given).__mro__)
+    return any(name == package or name.startswith(f"{package}.") for name in names)

@@ -1,0 +1,141 @@
+"""Which channels go: the set of removals nearest to a budget, lowest scores first, norms kept exact where that will do."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Container, Mapping
+
+import numpy as np
+
+from fxprune.errors import BudgetError, CriterionError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.costs.counted import Costs, dense_cost
+from fxprune.planning.costs.polynomials import Floats
+from fxprune.planning.limits import Limits, split
+from fxprune.planning.ranking import by_harm, keys
+from fxprune.planning.removals import Removals, sequences
+from fxprune.planning.search import Cut, Met, Queue, meet, queue
+from fxprune.planning.selectors import ignored
+
+NEAR = 0.005  # how far from the asked ratio an exact plan may be before norms are regrouped
+
+
+def selected(costs: Costs, values: Mapping[str, Floats], limits: Limits, of: str, asked: float | None) -> Cut:
+    """The channels to remove; with `asked` None those that `limits.ratios` states, and no more.
+
+    Args:
+        values: one score a channel, by group name; checked.
+        asked: the share of `of` to remove.
+
+    Raises:
+        BudgetError: the share cannot be reached; tells how far one can go.
+    """
+    met = _families(costs, values, limits, of, asked)
+    if asked is None:
+        return met[0].below
+    best = nearest_cut(met, asked)
+    if best.share < asked - NEAR and (most := max(m.reachable for m in met)) < asked - 1e-9:
+        raise BudgetError(_too_far(costs, values, limits, of, asked, most), reachable=most)
+    if (least := min(m.least for m in met)) > asked + NEAR:
+        raise BudgetError(f"ratios= alone takes {least:.1%} of {of}, more than the {asked:.1%} asked; lower its shares")
+    return best
+
+
+def checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Scores, found to be one finite number for every channel.
+
+    Raises:
+        BudgetError: nothing can be pruned.
+        CriterionError: scores are missing or not finite.
+    """
+    if not graph.groups:
+        causes = ", ".join(sorted({h.cause for h in graph.frozen()})[:4])
+        raise BudgetError(
+            f"nothing in this {graph.model_class} can be pruned ({causes}); see graph.frozen()", reachable=0.0
+        )
+    out = {}
+    for g in graph.groups:
+        v = np.asarray(values.get(g.name, ()), float)
+        if v.shape != (len(g),) or not np.isfinite(v).all():
+            raise CriterionError(
+                f"scores of group {g.name!r} are {'not finite' if v.shape == (len(g),) else f'of shape {v.shape}'}; "
+                f"one finite number for each of its {len(g)} channels is needed"
+            )
+        out[g.name] = v
+    return out
+
+
+def _families(costs: Costs, values: Mapping[str, Floats], limits: Limits, of: str, asked: float | None) -> list[Met]:
+    """The budget met with removals of one kind after the other, until one comes near: exact norms first."""
+    every = {norm.node for norm in costs.graph.facts.norm_groups}
+    met: list[Met] = []
+    for cap, regroup in itertools.product(limits.caps, ((),) if limits.exact_norms else ((), every)):
+        stated, free, order = _ordered(costs.graph, values, limits, cap, regroup)
+        if asked is None:
+            free, order = [], []
+        met.append(meet(costs, of, queue(free, order, len(costs.graph.groups)), stated, asked or 0.0))
+        if (asked or 0.0) - met[-1].below.share <= NEAR:
+            break
+    return met
+
+
+def _ordered(
+    graph: ChannelGraph, values: Mapping[str, Floats], limits: Limits, cap: float, regroup: Container[str] = ()
+) -> tuple[list[Removals], list[Removals], list[Floats]]:
+    """The removals that are stated, the parts that are free, and the keys by which these are tried."""
+    shares = limits.shares(graph)
+    allowed = [not out for out in ignored(graph, limits.ignore)]
+    parts = sequences(graph, values, limits.bounds(cap, shares), allowed, regroup)
+    stated, free = split(graph, parts, shares)
+    if limits.table is not None:
+        return stated, *by_harm(graph, free, limits.table)
+    return stated, free, keys(graph, free, limits.scope or "global")
+
+
+def nearest_cut(met: list[Met], asked: float) -> Cut:
+    """The cut next to the budget from below; the one above where the steps are coarse and it is nearer."""
+    below = max((m.below for m in met), key=lambda cut: cut.share)
+    above = min((m.above for m in met if m.above is not None), key=lambda cut: cut.share, default=None)
+    if above is not None and asked - below.share > NEAR and above.share - asked < asked - below.share:
+        return above
+    return below
+
+
+def _too_far(
+    costs: Costs, values: Mapping[str, Floats], limits: Limits, of: str, asked: float, reachable: float
+) -> str:
+    """How far one can go, what cannot go at all, and how far one could go without each of the limits."""
+    graph = costs.graph
+    held: dict[str, int] = {}
+    for h in graph.frozen():
+        if h.tensor in graph.parameters:
+            held[h.cause] = held.get(h.cause, 0) + h.positions
+    causes = ", ".join(f"{k} ({v} positions)" for k, v in sorted(held.items(), key=lambda x: -x[1])[:4])
+    if of == "params" and (unused := _unused(graph)):
+        causes = f"{unused:,} parameters that the forward does not use" + (f", {causes}" if causes else "")
+    without = [
+        f"{text} (without it {max(m.reachable for m in _families(costs, values, looser, of, 1.0)):.1%})"
+        for text, looser in limits.loosened()
+    ]
+    left = (1 - reachable) * dense_cost(costs, of)
+    return (
+        f"{asked:.1%} of {of} cannot be removed from this {graph.model_class}: at most {reachable:.1%} can, down to "
+        f"{left:,.0f}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
+        f"Ask for ratio={max(0.0, reachable - 0.005):.2f}, or loosen a limit"
+    )
+
+
+def _unused(graph: ChannelGraph) -> int:
+    """Number of parameters that the forward does not use; most exports hold them, without a user."""
+    traced = graph.traced
+    live = (n for n in traced.graph.nodes if n.op == "placeholder" and (n.users or n in traced.outputs))
+    used = {traced.tensors[n.name] for n in live if n.name in traced.tensors}
+    return graph.outside + sum(math.prod(graph.shapes[name]) for name in graph.parameters - used)
+
+
+def ranking(graph: ChannelGraph, values: Mapping[str, Floats], limits: Limits) -> Queue:
+    """The order in which `plan` would take channels, norms kept exact; groups with a stated share come first."""
+    stated, free, order = _ordered(graph, checked(graph, values), limits, limits.caps[0])
+    first = [np.full(len(seq), -np.inf) for seq in stated]
+    return queue([*stated, *free], [*first, *order], len(graph.groups))

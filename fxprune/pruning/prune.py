@@ -1,0 +1,173 @@
+"""One cut: trace, score, plan, rewrite and verify, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from fxprune.adapter import Adapter, find_adapter
+from fxprune.errors import BudgetError, InputsError, PlanError
+from fxprune.graph.analysis import analyse
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modules import ExampleInputs, as_inputs, whole
+from fxprune.planning.budget import Budget
+from fxprune.planning.cost_model import CostModel
+from fxprune.planning.latency import latency_of
+from fxprune.planning.limits import Limits
+from fxprune.planning.plan import Plan
+from fxprune.planning.planner import planned
+from fxprune.planning.selectors import named
+from fxprune.pruning.order import LossFunction, Order
+from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
+from fxprune.reporting.report import report
+from fxprune.rewriting.compensation import compensated
+from fxprune.scoring.score import needs_of, score
+from fxprune.scoring.timesteps import Timesteps
+
+M = TypeVar("M")
+PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
+
+
+def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, attention: str = "heads") -> ChannelGraph:
+    """Capture a model and find its channels.
+
+    Args:
+        model: any module that `torch.export` can capture; it is left as it is.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or the pair
+            `(args_tuple, kwargs_dict)`; None: the adapter of the model's family makes them.
+        attention: what goes from an attention: whole "heads", or "head_dim" (the same dimensions of every head).
+
+    Raises:
+        InputsError: where no adapter knows example inputs, or the model does not run on them.
+        TraceError: where `torch.export` cannot capture the model.
+    """
+    if attention not in PREFER:
+        raise InputsError(f"attention={attention!r} is unknown; choose heads or head_dim (or both, in prune())")
+    if not isinstance(model, nn.Module):
+        raise InputsError(
+            f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
+        )
+    whole(model)
+    inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
+    return analyse(model, inputs, PREFER[attention])
+
+
+def prune_once(model: M, order: Order) -> M:
+    """The smaller model (or pipeline) that an order asks for, without training."""
+    scoring = order.scoring
+    if scoring.data is not None and not isinstance(scoring.data, (Tensor, Mapping, str)):
+        # these are no batches: score() says so
+        scoring = replace(scoring, data=list(scoring.data))
+        order = replace(order, scoring=scoring)
+    if order.attention == "both":
+        return _prune_both(model, order)
+    needs = needs_of(scoring.criterion)
+    adapter = seeing(find_adapter(model), scoring.timesteps)
+    net, back = adapter.unwrap(model)
+    clock = Clock()
+    with clock("trace"):
+        graph = trace(net, order.example_inputs, attention=order.attention)
+    with clock("score"):
+        batches, loss = _data_and_loss(adapter, model, needs, order)
+    limits = replace(order.limits, ignore=(*named(net, order.limits.ignore), *adapter.protect(net)))
+    given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
+
+    def plan_of(graph: ChannelGraph) -> Plan:
+        with clock("score"):
+            scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
+        if order.budget.of == "latency":
+            with clock("measure"):
+                latency_of(graph, order.progress)
+        with clock("plan"):
+            return planned(graph, scores, order.budget, limits, order.granularity)
+
+    def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
+        with clock("score"):
+            return compensated(graph, net, plan, scoring.criterion, **given)
+
+    made = realize(base, graph, plan_of, clock, order.verify, order.strict)
+    pruned: M = back(reported(net, made, clock, order.inplace, order.seed))
+    return pruned
+
+
+def _prune_both(model: M, order: Order) -> M:
+    """Whole heads first, then dimensions of those that stay, an equal share each time."""
+    if isinstance(order.limits.ratios, Mapping):
+        raise BudgetError("attention='both' prunes twice, and ratios= would count twice; prune heads, then head_dim")
+    ratio, of = order.budget.ratio, order.budget.of
+    if order.budget.target is not None:
+        net = find_adapter(model).unwrap(model)[0]
+        ratio = order.budget.share(CostModel(trace(net, order.example_inputs)))
+    assert ratio is not None
+    once = prune_once(model, replace(order, budget=Budget(1 - (1 - ratio) ** 0.5, of), attention="heads"))
+    rest = max(0.0, 1 - (1 - ratio) / (1 - report(once).plan.achieved))
+    # blocks have gone already
+    return prune_once(once, replace(order, budget=Budget(rest, of), attention="head_dim", granularity="channel"))
+
+
+def apply(
+    model: M,
+    plan: Plan,
+    *,
+    example_inputs: ExampleInputs | None = None,
+    inplace: bool = False,
+    verify: bool = True,
+    strict: bool = False,
+) -> M:
+    """Replay a plan: on the model it was made for, or on another checkpoint of the same architecture.
+
+    Args:
+        model: with the weights to cut, such as an EMA copy or a fine-tuned sibling; or a pipeline around it. It is
+            left as it is, unless `inplace`.
+        plan: from `fxprune.plan`, from `fxprune.report(small).plan`, or from `Plan.from_json`.
+        example_inputs: of the same structure and sizes as those that the plan was made with; see `trace`.
+        inplace: see `prune`.
+        verify: see `prune`.
+        strict: see `prune`.
+
+    Raises:
+        PlanError: the plan was made for another architecture.
+
+    >>> import torch, fxprune
+    >>> net, ema = (torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Linear(32, 2)) for _ in range(2))
+    >>> small = fxprune.prune(net, "magnitude", 0.5, example_inputs=torch.ones(1, 8), progress=False)
+    >>> fxprune.apply(ema, fxprune.report(small).plan, example_inputs=torch.ones(1, 8))[0].out_features
+    16
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
+    net, back = find_adapter(model).unwrap(model)
+    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+    plan.check(graph)
+    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+    return applied
+
+
+def settled(net: nn.Module, budget: Budget, limits: Limits, example: ExampleInputs | None, attention: str) -> Realized:
+    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach."""
+    graph = trace(net, example, attention=attention)
+
+    def plan_of(graph: ChannelGraph) -> Plan:
+        return planned(graph, score(graph, net, "magnitude"), budget, limits)
+
+    return realize(lambda *_: net, graph, plan_of, Clock(), verify=True, strict=False)
+
+
+def seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
+    """The adapter, with losses at such times."""
+    return adapter if timesteps is None else adapter.seeing(timesteps)
+
+
+def _data_and_loss(
+    adapter: Adapter, model: Any, needs: frozenset[str], order: Order
+) -> tuple[Iterable[Any] | None, LossFunction | None]:
+    """What the caller gave, completed by the adapter as far as the criterion needs it."""
+    data, loss = order.scoring.data, order.scoring.loss
+    if "data" in needs and data is None:
+        data = adapter.calibration(model, order.scoring.samples, order.seed, order.progress)
+    if needs & {"loss", "forward"} and loss is None:
+        loss = adapter.loss_of(model, order.seed)
+    return data, loss

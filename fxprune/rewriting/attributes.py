@@ -1,0 +1,86 @@
+"""Integers that a module's Python holds follow the plan: those that equations solve for, and those of torch.nn layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fxprune.graph.provenance import Attr
+
+
+@dataclass(frozen=True)
+class Change:
+    """An attribute of a module, before and after."""
+
+    path: str
+    name: str
+    before: Any
+    after: Any
+
+
+def set_attribute(model: nn.Module, attr: Attr, new: int) -> list[Change]:
+    module = model.get_submodule(attr.path)
+    owner = module.config if attr.config else module
+    old = getattr(owner, attr.name)
+    value: Any = new
+    if attr.index is not None:
+        value = type(old)(new if i == attr.index else v for i, v in enumerate(old))
+    setattr(owner, attr.name, value)
+    return [Change(attr.path, ("config." if attr.config else "") + attr.name, old, value)]
+
+
+def sync_layers(model: nn.Module) -> list[Change]:
+    """Sizes that torch.nn layers only tell (`in_features`, ...) follow their tensors."""
+    changes = []
+    for path, module in model.named_modules():
+        for name, new in layer_sizes(module).items():
+            old = getattr(module, name, None)
+            if old is not None and old != new:
+                setattr(module, name, new)
+                changes.append(Change(path, name, old, new))
+    return changes
+
+
+def layer_sizes(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a torch.nn layer that repeat a shape of its tensors."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return {"in_channels": weight.shape[0], "out_channels": weight.shape[1] * module.groups}  # type: ignore[union-attr]
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return {"out_channels": weight.shape[0], "in_channels": weight.shape[1] * module.groups}  # type: ignore[union-attr]
+    if isinstance(module, nn.Linear):
+        return {"out_features": weight.shape[0], "in_features": weight.shape[1]}  # type: ignore[union-attr]
+    if isinstance(module, nn.Bilinear):
+        o, a, b = weight.shape  # type: ignore[union-attr]
+        return {"out_features": o, "in1_features": a, "in2_features": b}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        one = weight if weight is not None else module.running_mean
+        return {} if one is None else {"num_features": one.shape[0]}
+    if isinstance(module, nn.GroupNorm):
+        return {} if weight is None else {"num_channels": weight.shape[0]}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {} if weight is None else {"normalized_shape": tuple(weight.shape)}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}  # type: ignore[union-attr]
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": weight.shape[0]}  # type: ignore[union-attr]
+    if isinstance(module, nn.RNNBase):
+        inputs, hidden = module._parameters["weight_ih_l0"], module._parameters["weight_hh_l0"]
+        return {"input_size": inputs.shape[1], "hidden_size": hidden.shape[1]}  # type: ignore[union-attr]
+    if isinstance(module, nn.MultiheadAttention):
+        return _mha_sizes(module)
+    return {}
+
+
+def _mha_sizes(m: nn.MultiheadAttention) -> dict[str, Any]:
+    weights = m._parameters  # either one fused weight, or one each for query, key and value
+    fused = weights["in_proj_weight"]
+    q, k, v = (fused if fused is not None else weights[f"{n}_proj_weight"] for n in "qkv")
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    width = q.shape[0] // (1 if fused is None else 3)
+    sizes = {"embed_dim": q.shape[1], "kdim": k.shape[1], "vdim": v.shape[1]}
+    return {**sizes, "head_dim": width // max(1, m.num_heads)}

@@ -1,0 +1,102 @@
+"""Tensors without the positions that go, and the factor that keeps an attention's temperature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.labels import Bools
+from fxprune.graph.temperature import query_rows
+from fxprune.scoring.elementwise import BLOCK
+
+
+def kept_positions(graph: ChannelGraph, name: str, keep: Bools) -> list[torch.Tensor | None]:
+    """For every axis of a tensor the positions that stay; None where all do."""
+    out: list[torch.Tensor | None] = []
+    for axis in graph.tensors[name]:
+        stays = None if axis is None else keep[graph.component[axis]]
+        out.append(None if stays is None or stays.all() else torch.from_numpy(np.flatnonzero(stays)))
+    return out
+
+
+def cut_tensors(model: nn.Module, graph: ChannelGraph, keep: Bools) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every parameter and buffer that loses positions, with what replaces it (a copy of the model takes these)."""
+    out = []
+    for name in graph.tensors:
+        positions = kept_positions(graph, name, keep)
+        if any(p is not None for p in positions):
+            old = _get(model, name)
+            out.append((old, _cut(old, positions)))
+    return out
+
+
+def _get(model: nn.Module, name: str) -> torch.Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor = getattr(model.get_submodule(owner), leaf)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def _cut(tensor: torch.Tensor, positions: list[torch.Tensor | None]) -> torch.Tensor:
+    data = tensor.detach()
+    index = {d: p.to(data.device) for d, p in enumerate(positions) if p is not None}
+    if list(index) == [0, 1] and data.is_contiguous():
+        data = _submatrix(data, index[0], index[1])
+    else:
+        for d, p in index.items():
+            data = data.index_select(d, p)
+    if tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_last(tensor)):
+        data = data.contiguous(memory_format=_last(tensor))
+    if not isinstance(tensor, nn.Parameter):
+        return data
+    return nn.Parameter(data, requires_grad=tensor.requires_grad)
+
+
+def _submatrix(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`matrix[rows][:, columns]`, a block of rows at a time, so that what lies between is never whole in memory."""
+    out = matrix.new_empty(len(rows), len(columns), *matrix.shape[2:])
+    at_once = max(1, BLOCK // max(1, matrix[0].numel()))
+    for block, some in zip(torch.split(out, at_once), torch.split(rows, at_once), strict=True):
+        torch.index_select(matrix.index_select(0, some), 1, columns, out=block)
+    return out
+
+
+def _last(tensor: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows of a linear layer's weight (and bias) to be multiplied, after cutting."""
+
+    names: tuple[str, ...]
+    rows: torch.Tensor
+    factor: float
+
+    def apply(self, model: nn.Module) -> None:
+        for name in self.names:
+            with torch.no_grad():
+                tensor = _get(model, name)
+                if not tensor.is_meta:
+                    tensor[self.rows.to(tensor.device)] *= self.factor
+
+
+def temperature_folds(graph: ChannelGraph, keep: Bools) -> list[Fold]:
+    out: dict[tuple[str, bytes], Fold] = {}
+    for attended in graph.facts.attended:
+        old = len(attended.axis)
+        new = graph.kept(attended.axis, keep, old)
+        if new == old:
+            continue
+        source = query_rows(graph.traced, attended.node)
+        assert source is not None  # analyse() froze the axis otherwise
+        axis = graph.tensors[source.weight][0]
+        stays = np.ones(graph.shapes[source.weight][0], bool) if axis is None else keep[graph.component[axis]]
+        rows = np.flatnonzero(np.isin(np.flatnonzero(stays), source.rows))
+        names = (source.weight,) if source.bias is None else (source.weight, source.bias)
+        out[source.weight, rows.tobytes()] = Fold(names, torch.from_numpy(rows), (new / old) ** 0.5)
+    return list(out.values())
