@@ -38,7 +38,7 @@ check: setup ## Lint, formatting, strict types, strict docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict --site-dir build/site  # --quiet would hide from --strict what it counts
 
 format: setup ## Repair what ruff can repair
 	$(BIN)/ruff check --fix .

@@ -159,7 +159,7 @@ def drawn(graph: nx.DiGraph) -> str:
     return "\n".join(
         [
             f'<figure><svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img"'
-            ' style="max-width: 100%" aria-label="The packages of fxprune; an arrow leads from one to those that import it">',
+            ' style="max-width: 100%" aria-label="Packages of fxprune; an arrow from one to each that imports it">',
             '<defs><marker id="package-arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7"'
             ' orient="auto"><path d="M0 0L8 4L0 8z" fill="currentColor"/></marker></defs>',
             '<g fill="none" stroke="currentColor" stroke-opacity=".55">',
@@ -174,10 +174,12 @@ def drawn(graph: nx.DiGraph) -> str:
 
 def _curve(graph: nx.DiGraph, edge: tuple[Any, Any], x: dict[Any, float], y: dict[Any, float]) -> str:
     a, b = edge
-    top, end = (y[n] + side * (HEIGHT / 2 if isinstance(n, str) else 0) for n, side in ((a, 1), (b, -1)))
+    top, end = y[a] + HEIGHT / 2, y[b] - HEIGHT / 2
     left, right = x[a] + _spread(a, list(graph[a]), b, x), x[b] + _spread(b, list(graph.predecessors(b)), a, x)
-    bend = (end - top) / 2
-    return f"M{left:.1f} {top:.1f}C{left:.1f} {top + bend:.1f} {right:.1f} {end - bend:.1f} {right:.1f} {end:.1f}"
+    middle = (top + end) / 2
+    start = top if isinstance(a, str) else top - HEIGHT  # straight past the boxes of the row
+    curve = f"{left:.1f} {middle:.1f} {right:.1f} {middle:.1f} {right:.1f} {end:.1f}"
+    return f"M{left:.1f} {start:.1f}V{top:.1f}C{curve}"
 
 
 def _spread(node: Any, others: list[Any], other: Any, x: dict[Any, float]) -> float:

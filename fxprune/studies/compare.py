@@ -85,7 +85,7 @@ def compare(
         CriterionError: a criterion's name is unknown.
         BudgetError: not even the smallest ratio can be reached.
 
-    Example:
+    Examples:
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> x = torch.ones(2, 4)
