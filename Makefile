@@ -34,11 +34,12 @@ test: export OMP_NUM_THREADS := 1
 test: setup ## Run the tests and the doctests
 	$(BIN)/pytest -n auto --doctest-modules tests fxprune $(ARGS)
 
+# No --quiet for MkDocs: it hides warnings from --strict, too.
 check: setup ## Lint, formatting, strict types, strict docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --site-dir build/site  # --quiet would hide from --strict what it counts
+	$(BIN)/mkdocs build --strict
 
 format: setup ## Repair what ruff can repair
 	$(BIN)/ruff check --fix .
