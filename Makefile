@@ -35,10 +35,11 @@ test: setup ## Run the tests and the doctests
 	$(BIN)/pytest -n auto --doctest-modules tests fxprune $(ARGS)
 
 # No --quiet for MkDocs: it hides warnings from --strict, too.
-check: setup ## Lint, formatting, strict types, strict docs
+check: setup ## Lint, formatting, strict types, order of imports, strict docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mkdocs build --strict
 
 format: setup ## Repair what ruff can repair

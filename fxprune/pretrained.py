@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from fxprune.errors import SaveError
-from fxprune.saving.header import Saved, read
+from fxprune.saving.header import Saved
+from fxprune.saving.header_reading import read
 from fxprune.saving.save import load
 from fxprune.saving.stock import NAME
 

@@ -1,5 +1,6 @@
 """The packaging promises: nothing is missing from the wheel, nothing is stale, `import fxprune` stays light."""
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -85,3 +86,21 @@ def test_a_picture_without_matplotlib_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(fxprune.InputsError, match=r"fxprune\[plots\]"):
         figure_of(1, 1)
+
+
+INSIDE_FUNCTIONS = {  # what needs an optional library, and is imported when it is asked for
+    ("fxprune.api", "fxprune.training.run"),  # accelerate
+    ("fxprune.cli.demo", "fxprune.demo.run"),  # scikit-learn, torchmetrics
+}
+
+
+def test_imports_stand_at_the_top_of_a_file() -> None:
+    found = set()
+    for path in (ROOT / "fxprune").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        top = {id(node) for node in tree.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and id(node) not in top and (node.module or "").startswith("fxprune"):
+                found.add((module, node.module))
+    assert found == INSIDE_FUNCTIONS, "shared types belong further down, not imports inside functions"

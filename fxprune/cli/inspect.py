@@ -16,7 +16,8 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Group
 from fxprune.pruning.prune import trace
 from fxprune.reporting.report import causes
-from fxprune.saving.header import HEADER, Header, Saved, read
+from fxprune.saving.header import HEADER, Header, Saved
+from fxprune.saving.header_reading import read
 
 SHOWN = 20  # rows of a table without --all
 

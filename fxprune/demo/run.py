@@ -31,7 +31,7 @@ from fxprune.demo.digits import SampleOptions
 from fxprune.demo.measure import SSIM_WINDOW, Measured, latencies, measure, measure_in_fresh_process, ssim
 from fxprune.demo.results import Results, column, draw
 from fxprune.demo.training import TrainOptions, train
-from fxprune.training.run import accelerate_released
+from fxprune.training.setup import accelerate_released
 
 NAMES = ("dense", "pruned", "fine-tuned")
 FINE_TUNING = TrainOptions(steps=800, learning_rate=2e-3, warmup=50)

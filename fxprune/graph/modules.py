@@ -17,7 +17,7 @@ ExampleInputs: TypeAlias = Any
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def whole(model: nn.Module) -> None:
+def require_whole(model: nn.Module) -> None:
     """Raise `InputsError` where a model's parameters are sharded (FSDP's DTensors): no process has them whole."""
     if any(type(p).__name__ == "DTensor" for p in model.parameters()):
         raise InputsError(

@@ -60,12 +60,12 @@ def per_cost(cost: Costs, of: str, values: Mapping[str, Floats], unscored: Seque
     Control for Elastic Traffic (proportional fairness), European Transactions on Telecommunications 1997.
     """
     names = [g.name for g in cost.graph.groups]
-    out = {n: scarcer(values[n]) / price for n, price in zip(names, prices(cost, of), strict=True)}
+    out = {n: marginal_worth(values[n]) / price for n, price in zip(names, prices(cost, of), strict=True)}
     top = max((float(v.max()) for n, v in out.items() if len(v) and n not in unscored), default=0.0)
     return {n: np.full(len(v), top) if n in unscored else v for n, v in out.items()}
 
 
-def scarcer(scores: Floats) -> Floats:
+def marginal_worth(scores: Floats) -> Floats:
     """Scores of a group (n,), each times the group's sum over what is left of it when its turn comes, lowest first.
 
     Scores of which some are negative have no worth to share, and stay.

@@ -12,7 +12,7 @@ from fxprune.adapter import Adapter, find_adapter
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import ExampleInputs, as_inputs, whole
+from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
@@ -50,7 +50,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
         raise InputsError(
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
-    whole(model)
+    require_whole(model)
     inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
     return analyse(model, inputs, PREFER[attention])
 

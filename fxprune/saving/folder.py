@@ -21,7 +21,8 @@ from pathlib import Path
 
 from fxprune.errors import SaveError
 from fxprune.saving.card import CARD, is_own
-from fxprune.saving.header import HEADER, SavedPipeline, read
+from fxprune.saving.header import HEADER, SavedPipeline
+from fxprune.saving.header_reading import read
 from fxprune.saving.weights import INDEX, files
 
 DIGITS = 8  # of a token

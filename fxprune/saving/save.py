@@ -26,7 +26,8 @@ from fxprune.saving import stock, weights
 from fxprune.saving.card import CARD, card
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
 from fxprune.saving.folder import interrupted, replacing
-from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, read, to_json
+from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, to_json
+from fxprune.saving.header_reading import read
 from fxprune.saving.restore import all_tensors, fill, fit, same_integers
 
 PathLike = str | os.PathLike[str]

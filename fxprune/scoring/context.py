@@ -17,13 +17,13 @@ from torch.utils.checkpoint import CheckpointFunction
 from fxprune.errors import CriterionError, FxPruneError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
-from fxprune.graph.modules import as_inputs, seed_torch
+from fxprune.graph.modules import seed_torch
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.autograd import autograd_functions
+from fxprune.scoring.batches import batch_size, describe, missing, named, run, take
 from fxprune.scoring.hessian import Method, hessian_gradient
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Call, Observer, Visit
-from fxprune.scoring.samples import batch_size, take
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Tensors: TypeAlias = dict[str, Tensor]
@@ -152,9 +152,9 @@ class Context:
         except (FxPruneError, torch.OutOfMemoryError):
             raise
         except Exception as e:
-            called = "model(batch)" if function is _run else "loss(model, batch)"
+            called = "model(batch)" if function is run else "loss(model, batch)"
             raise InputsError(
-                f"{called} failed on batch {number} ({_describe(batch)}): {type(e).__name__}: {e}; "
+                f"{called} failed on batch {number} ({describe(batch)}): {type(e).__name__}: {e}; "
                 "pass data= and loss= that fit each other"
             ) from e
 
@@ -270,7 +270,7 @@ class Context:
             number = self._seeded(batch)
             try:
                 with torch.no_grad(), Observer(self.tensors, visited):
-                    self._call(self.loss_function or _run, batch, number)
+                    self._call(self.loss_function or run, batch, number)
             except InputsError:
                 if failed:  # not the loss's fault
                     raise failed[0] from None
@@ -311,7 +311,7 @@ class Context:
         for number, batch in enumerate(self.track(title)):
             if not batch_size(batch):
                 raise InputsError(
-                    f"{self.who} takes batches apart, and batch {number} ({_describe(batch)}) has no tensor whose "
+                    f"{self.who} takes batches apart, and batch {number} ({describe(batch)}) has no tensor whose "
                     "first axis counts samples; pass batches of tensors, or an option that works on whole batches"
                 )
             for i in range(batch_size(batch)):
@@ -324,36 +324,3 @@ class Context:
         from rich.progress import track
 
         return track(self.batches, description=f"{self.criterion}: {title}")
-
-
-def named(criterion: str, package: str = "") -> str:
-    """A criterion as messages name it."""
-    return f"criterion {criterion!r}{f' of package {package!r}' if package else ''}"
-
-
-def missing(who: str, data: bool, loss: bool) -> str:
-    """The one sentence that asks for data, a loss, or both."""
-    wanted = [
-        text
-        for text, absent in (
-            ("data=, an iterable of batches", data),
-            ("loss=, a callable loss(model, batch) that returns a scalar tensor", loss),
-        )
-        if absent
-    ]
-    return f"{who} looks at the model at work: pass {', and '.join(wanted)}"
-
-
-def _run(model: nn.Module, batch: Any) -> Any:
-    args, kwargs = as_inputs(batch)
-    return model(*args, **kwargs)
-
-
-def _describe(batch: Any) -> str:
-    if isinstance(batch, Tensor):
-        return f"a tensor of shape {tuple(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return f"a dict of {', '.join(map(str, batch))}"
-    if isinstance(batch, (tuple, list)):
-        return f"a {type(batch).__name__} of {len(batch)}"
-    return f"a {type(batch).__name__}"

@@ -27,8 +27,9 @@ from torch import nn
 from fxprune import registry
 from fxprune.errors import CriterionError, FxPruneError, InputsError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import comes_from, seed_torch, whole
-from fxprune.scoring.context import Context, Loss, missing, named
+from fxprune.graph.modules import comes_from, require_whole, seed_torch
+from fxprune.scoring.batches import missing, named
+from fxprune.scoring.context import Context, Loss
 from fxprune.scoring.preservation import attributes_kept, unchanged
 from fxprune.scoring.saliency import (
     NORMALIZATIONS,
@@ -252,7 +253,7 @@ def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
 
 
 def _check_model(graph: ChannelGraph, model: nn.Module) -> None:
-    whole(model)
+    require_whole(model)
     held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, shape in graph.shapes.items():
         if name not in held or tuple(held[name].shape) != shape:

@@ -33,7 +33,8 @@ from fxprune.pruning.prune import settled
 from fxprune.pruning.realize import finished
 from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
-from fxprune.scoring.context import Loss, missing
+from fxprune.scoring.batches import missing
+from fxprune.scoring.context import Loss
 from fxprune.scoring.preservation import attributes_kept
 from fxprune.scoring.score import Criterion, Scores, resolve, score
 from fxprune.studies.comparison import Compared, Comparison, Table

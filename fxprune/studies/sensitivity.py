@@ -24,7 +24,8 @@ from fxprune.planning.search import Cut
 from fxprune.planning.selectors import Ignore, ignored, named
 from fxprune.pruning.prune import trace
 from fxprune.rewriting.rewrite import UnsolvedError, rewrite
-from fxprune.scoring.context import Loss, missing
+from fxprune.scoring.batches import missing
+from fxprune.scoring.context import Loss
 from fxprune.scoring.score import Criterion, Scores, needs_of, score
 from fxprune.studies.sensitivity_table import Curve, Sensitivity
 from fxprune.verification import check_dense

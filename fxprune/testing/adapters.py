@@ -15,7 +15,7 @@ from fxprune import registry
 from fxprune.adapter import Adapter
 from fxprune.graph.modules import as_inputs, evaluating
 from fxprune.pruning.prune import trace
-from fxprune.scoring.samples import batch_size
+from fxprune.scoring.batches import batch_size
 from fxprune.testing.claims import Claims
 
 SAMPLES = 3

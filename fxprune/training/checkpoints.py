@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from fxprune.errors import SaveError
-from fxprune.training.serialization import lively, plain
+from fxprune.training.serialization import from_plain, to_plain
 
 NAME = re.compile(r"step-(\d{8})")
 
@@ -93,14 +93,14 @@ class Checkpoints:
 
 def _write(state: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
-        torch.save(plain(state), file)
+        torch.save(to_plain(state), file)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = lively(torch.load(path, map_location="cpu", weights_only=True))
+        state: dict[str, Any] = from_plain(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as e:
         raise SaveError(f"{path} is damaged or missing: {type(e).__name__}: {e}; delete its folder") from e
     return state

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fxprune.adapter import find_adapter
 from fxprune.errors import InputsError, PluginError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import ExampleInputs, whole
+from fxprune.graph.modules import ExampleInputs, require_whole
 from fxprune.masking.live import LiveMasks
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
@@ -32,9 +32,9 @@ from fxprune.scoring.score import Criterion, needs_of, score
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import Average
 from fxprune.training.carry_over import Carry
-from fxprune.training.picture import draw
+from fxprune.training.display import draw
 from fxprune.training.scheduler import Flow, Problem, Scheduler, scheduler_of
-from fxprune.training.serialization import lively, plain
+from fxprune.training.serialization import from_plain, to_plain
 
 M = TypeVar("M", bound=nn.Module)
 NAMES = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")  # of the limits that it keeps to
@@ -113,7 +113,7 @@ class Pruner(Generic[M]):
             raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        whole(self.net)
+        require_whole(self.net)
         adapter = seeing(find_adapter(self.net), timesteps)
         self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
         self.loss = loss or adapter.loss_of(self.net, seed)
@@ -277,12 +277,12 @@ class Pruner(Generic[M]):
         """
         batches = [] if self.given else list(self.batches)
         own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
-        state: dict[str, Any] = plain({**own, "scored": self.scored})
+        state: dict[str, Any] = to_plain({**own, "scored": self.scored})
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
-        state = lively(state)
+        state = from_plain(state)
         self.scored = state["scored"]
         self.flow.load_state_dict(state["flow"])
         if not self.given:

@@ -13,21 +13,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 from torch import nn
 
-from fxprune.adapter import Adapter, find_adapter
+from fxprune.adapter import find_adapter
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import deep_copy, whole
+from fxprune.graph.modules import deep_copy, require_whole
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
@@ -35,31 +32,16 @@ from fxprune.pruning.prune import apply, prune_once, seeing, trace
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, is_pruned, report
 from fxprune.rewriting.rewrite import transplant
-from fxprune.scoring.context import Loss
 from fxprune.training.average import Average
 from fxprune.training.checkpoints import Checkpoints
+from fxprune.training.display import bar, draw
 from fxprune.training.distillation import Teacher
-from fxprune.training.options import Objective, Training, set_rate, text
-from fxprune.training.picture import draw
-from fxprune.training.progress import bar
+from fxprune.training.options import Objective, Training, set_rate
 from fxprune.training.pruner import Pruner
 from fxprune.training.scheduler import Scheduler
-from fxprune.training.serialization import plain
+from fxprune.training.serialization import to_plain
+from fxprune.training.setup import accelerate_released, accelerator_for, identity, losses_of, refuse
 from fxprune.training.stream import Stream, rng_state, set_rng_state
-
-TOLD = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")  # of the limits, in a checkpoint
-SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-
-
-@contextlib.contextmanager
-def accelerate_released() -> Iterator[None]:
-    """Afterwards accelerate is as free as before: else the next run in this process could not choose its precision."""
-    alone = not is_initialized()
-    try:
-        yield
-    finally:
-        if alone:
-            AcceleratorState._reset_state()
 
 
 def trained(model: Any, scheduler: Scheduler, training: Training, order: Order) -> Any:
@@ -89,13 +71,13 @@ class Run:
     def __init__(self, model: Any, scheduler: Scheduler, training: Training, order: Order) -> None:
         self.training, self.order, self.scheduler = training, order, scheduler
         if not scheduler.at_once:
-            _refuse(order)
+            refuse(order)
         adapter = seeing(find_adapter(model), order.scoring.timesteps)
         self.given, self.back = adapter.unwrap(model)
-        whole(self.given)
-        self.scoring, self.loss = _losses(adapter, model, order)
-        self.accelerator = _accelerator(training)
-        self.name = _named(self.given, scheduler, training, order)
+        require_whole(self.given)
+        self.scoring, self.loss = losses_of(adapter, model, order)
+        self.accelerator = accelerator_for(training)
+        self.name = identity(self.given, scheduler, training, order)
         self.place = next(self.given.parameters()).device
         self.modes = {name: m.training for name, m in self.given.named_modules()}
         self.net = self.given if order.inplace else deep_copy(self.given)
@@ -203,7 +185,7 @@ class Run:
         while len(self.history) < self.training.total:
             batches = list(itertools.islice(self.stream, self.training.accumulate))
             if self.checkpoints and not len(self.history):
-                plain(batches[-1], "a batch")  # tells now what a checkpoint would refuse later
+                to_plain(batches[-1], "a batch")  # tells now what a checkpoint would refuse later
             loss = self._optimize(batches)
             told = self._told(batches[-1], loss)
             mean = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
@@ -336,49 +318,6 @@ class Run:
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
-
-
-def _accelerator(training: Training) -> Accelerator:
-    own = {"mixed_precision": training.mixed_precision, "log_with": training.log_with, "project_dir": training.log_dir}
-    try:
-        made = Accelerator(**{k: v for k, v in own.items() if v is not None}, **training.accelerate)
-    except ValueError as e:
-        raise InputsError(f"accelerate does not take these options: {e}") from e
-    if (kind := made.distributed_type.value) in SHARDED:
-        raise InputsError(
-            f"masks need whole parameters in each process, and accelerate runs {kind}: configure it for DDP"
-        )
-    return made
-
-
-def _losses(adapter: Adapter, model: Any, order: Order) -> tuple[Loss, Loss]:
-    """The loss that scores channels (the adapter's is a fixed function of the weights), and the one to train with."""
-    scoring = order.scoring.loss or adapter.loss_of(model, order.seed)
-    training = order.scoring.loss or adapter.training_loss(model)
-    if scoring is None or training is None:
-        raise InputsError("steps= trains the model: pass loss=, a callable loss(model, batch) -> scalar tensor")
-    return scoring, training
-
-
-def _refuse(order: Order) -> None:
-    """Refuse what only a cut at once can do."""
-    odd: dict[str, Any] = {"ratios": order.limits.ratios} if order.limits.ratios is not None else {}
-    odd |= {"granularity": order.granularity} if order.granularity != "channel" else {}
-    odd |= {"attention": order.attention} if order.attention == "both" else {}
-    for name, value in odd.items():
-        raise InputsError(
-            f"{name}={value!r} goes with the scheduler one_shot only; leave it out, or prune in one shot and train"
-        )
-
-
-def _named(net: nn.Module, scheduler: Scheduler, training: Training, order: Order) -> dict[str, str]:
-    """What a checkpoint must have been made with."""
-    shapes = sorted((name, tuple(t.shape)) for name, t in net.state_dict().items())
-    model = f"{type(net).__name__} of {len(shapes)} tensors, {zlib.crc32(repr(shapes).encode()):08x}"
-    scoring = {k: getattr(order.scoring, k) for k in ("criterion", "timesteps", "normalize")}
-    limits = {k: getattr(order.limits, k) for k in TOLD}
-    own = {**scoring, **vars(order.budget), **limits, "attention": order.attention, "seed": order.seed}
-    return {"model": model, "scheduler": text(scheduler), **training.told(), **{k: text(v) for k, v in own.items()}}
 
 
 def _plans(net: nn.Module) -> tuple[Plan, ...]:

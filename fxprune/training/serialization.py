@@ -1,7 +1,7 @@
 """State as plain data: tensors, numbers and text in dicts, lists and tuples, which `torch.load` reads without pickle.
 
-plain(state)   arrays become {ARRAY: tensor}, mappings dicts, tensors copies on the CPU
-lively(held)   and back
+to_to_plain(state)    arrays become {ARRAY: tensor}, mappings dicts, tensors copies on the CPU
+from_plain(held)   and back
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fxprune.errors import SaveError
 ARRAY = "fxprune.array"
 
 
-def plain(state: Any, where: str = "state") -> Any:
+def to_plain(state: Any, where: str = "state") -> Any:
     """`state` in a form that `torch.load(weights_only=True)` reads.
 
     Raises:
@@ -31,9 +31,9 @@ def plain(state: Any, where: str = "state") -> Any:
     if isinstance(state, np.generic):
         return state.item()
     if isinstance(state, Mapping):
-        return {k: plain(v, f"{where}[{k!r}]") for k, v in state.items()}
+        return {k: to_plain(v, f"{where}[{k!r}]") for k, v in state.items()}
     if isinstance(state, list) or type(state) is tuple:
-        return type(state)(plain(v, f"{where}[{i}]") for i, v in enumerate(state))
+        return type(state)(to_plain(v, f"{where}[{i}]") for i, v in enumerate(state))
     if state is None or isinstance(state, (bool, int, float, str)):
         return state
     raise SaveError(
@@ -42,10 +42,10 @@ def plain(state: Any, where: str = "state") -> Any:
     )
 
 
-def lively(held: Any) -> Any:
+def from_plain(held: Any) -> Any:
     """What `plain` was given."""
     if isinstance(held, dict):
-        return held[ARRAY].numpy() if held.keys() == {ARRAY} else {k: lively(v) for k, v in held.items()}
+        return held[ARRAY].numpy() if held.keys() == {ARRAY} else {k: from_plain(v) for k, v in held.items()}
     if isinstance(held, (list, tuple)):
-        return type(held)(map(lively, held))
+        return type(held)(map(from_plain, held))
     return held

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import prices as prices_of
-from fxprune.planning.ranking import scarcer, structures
+from fxprune.planning.ranking import marginal_worth, structures
 from fxprune.planning.removals import Removals
 from fxprune.planning.search import meet, queue
 from fxprune.planning.selection import nearest_cut
@@ -296,7 +296,7 @@ def test_the_knapsack_ranks_by_lost_worth_per_cost(graph: fxprune.ChannelGraph, 
     prices = prices_of(CostModel(graph), of)
     uneven = {name: s + i / 4 for i, (name, s) in enumerate(scores.items())}
     dear = {g.name: uneven[g.name] * price for g, price in zip(graph.groups, prices, strict=True)}
-    wanted = fxprune.plan(graph, {name: scarcer(s) for name, s in uneven.items()}, 0.4, of).removed
+    wanted = fxprune.plan(graph, {name: marginal_worth(s) for name, s in uneven.items()}, 0.4, of).removed
     assert fxprune.plan(graph, uneven, 0.4, of).removed != wanted
     assert fxprune.plan(graph, dear, 0.4, of, scope="knapsack").removed == wanted
     assert fxprune.plan(graph, Scores(dear, "dear", additive=True), 0.4, of).removed == wanted
@@ -304,14 +304,14 @@ def test_the_knapsack_ranks_by_lost_worth_per_cost(graph: fxprune.ChannelGraph, 
 
 
 def test_a_channel_is_the_dearer_the_less_its_group_has_left() -> None:
-    assert scarcer(np.array([2.0, 1.0, 0.0, 3.0])) == pytest.approx([2 * 6 / 5, 1.0, 0.0, 3 * 6 / 3])
+    assert marginal_worth(np.array([2.0, 1.0, 0.0, 3.0])) == pytest.approx([2 * 6 / 5, 1.0, 0.0, 3 * 6 / 3])
     for alike in ([-1.0, 3.0], [0.0, 0.0], []):
-        assert scarcer(np.array(alike)).tolist() == alike
+        assert marginal_worth(np.array(alike)).tolist() == alike
 
 
 @given(arrays(float, st.integers(1, 12), elements=st.just(0.0) | st.floats(1e-30, 1e6)))
 def test_scarcity_keeps_the_order_and_bounds_the_worth(own: np.ndarray[Any, Any]) -> None:
-    dearer = scarcer(own)
+    dearer = marginal_worth(own)
     order = np.lexsort((dearer, own))
     assert (np.diff(dearer[order]) >= 0).all()
     assert (dearer >= own * (1 - 1e-9)).all()

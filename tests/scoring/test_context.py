@@ -24,9 +24,9 @@ from fxprune.errors import CriterionError, InputsError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import as_inputs
+from fxprune.scoring.batches import batch_size, take
 from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call, Observer
-from fxprune.scoring.samples import batch_size, take
 from fxprune.scoring.score import score
 from fxprune.verification import permutation, permute_
 

@@ -22,7 +22,7 @@ from training_runs import IMAGES, Net, Stopping, loader, loss, net, noisy, run
 import fxprune
 from fxprune import Distillation, Training
 from fxprune.reporting.history import ROWS, History
-from fxprune.training.serialization import lively, plain
+from fxprune.training.serialization import from_plain, to_plain
 
 
 @pytest.fixture(autouse=True)
@@ -308,7 +308,7 @@ def test_what_a_checkpoint_cannot_hold_is_told_at_the_first_step(tmp_path: Path)
 
 def test_plain_data_comes_back() -> None:
     state = {"a": np.arange(3.0), "b": (1, [torch.ones(2), None, "x"]), 3: np.float64(0.5)}
-    back = lively(plain(state))
+    back = from_plain(to_plain(state))
     assert isinstance(back["a"], np.ndarray)
     assert back["a"].tolist() == [0, 1, 2]
     assert back["b"][0] == 1
@@ -420,6 +420,6 @@ def test_a_long_history_is_thinned_out() -> None:
     assert history[-1].loss is None
     assert history[-1].figures == {"remaining": 3 * ROWS - 1}
     other = History()
-    other.load_state_dict(lively(plain(history.state_dict())))
+    other.load_state_dict(from_plain(to_plain(history.state_dict())))
     assert other[:] == history[:]
     assert np.array_equal(other.means, history.means)

@@ -1,5 +1,7 @@
-"""Batches taken apart into samples: every tensor whose first axis is the batch's is cut along it, and every list of as
-many texts (prompts)."""
+"""Batches: taken apart into samples, run through a model, described in messages.
+
+Every tensor whose first axis is the batch's is cut along it, and every list of as many texts (prompts).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from fxprune.graph.modules import as_inputs
 
 
 def batch_size(batch: Any) -> int:
@@ -40,3 +44,36 @@ def _leaves(batch: Any) -> list[Any]:
 def _plain(batch: Any) -> Any:
     """Mappings that torch's pytrees do not know (a tokenizer's answer) as dicts."""
     return dict(batch) if isinstance(batch, Mapping) and type(batch) is not dict else batch
+
+
+def named(criterion: str, package: str = "") -> str:
+    """A criterion as messages name it."""
+    return f"criterion {criterion!r}{f' of package {package!r}' if package else ''}"
+
+
+def missing(who: str, data: bool, loss: bool) -> str:
+    """The one sentence that asks for data, a loss, or both."""
+    wanted = [
+        text
+        for text, absent in (
+            ("data=, an iterable of batches", data),
+            ("loss=, a callable loss(model, batch) that returns a scalar tensor", loss),
+        )
+        if absent
+    ]
+    return f"{who} looks at the model at work: pass {', and '.join(wanted)}"
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    args, kwargs = as_inputs(batch)
+    return model(*args, **kwargs)
+
+
+def describe(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return f"a dict of {', '.join(map(str, batch))}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {len(batch)}"
+    return f"a {type(batch).__name__}"

@@ -1,15 +1,17 @@
-"""A run as a picture: masks by group, what is left of the cost and what may be, energy, loss."""
+"""A run shown: as one line while it runs, and as a picture of masks, cost, energy and loss."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fxprune.errors import InputsError
 from fxprune.reporting.figures import figure_of
-from fxprune.reporting.history import History
+from fxprune.reporting.history import History, Told
 
 NAMED = 48  # groups; with more of them the rows carry no names
 
@@ -82,3 +84,34 @@ def _loss(history: History, axis: Any, figure: Any) -> None:
     smooth = np.convolve(loss[seen], np.ones(width) / width, "valid")
     axis.plot(steps[seen][width - 1 :], smooth, color="tab:blue")
     axis.set_ylabel("loss")
+
+
+# ---- one line ---------------------------------------------------------------------------------------------------
+
+
+Tell: TypeAlias = Callable[[Told, float], None]
+
+
+@contextlib.contextmanager
+def bar(shown: bool, total: int, taken: int) -> Iterator[Tell]:
+    """Within, a function that shows a step and the loss's running mean; it does nothing if not `shown`."""
+    if not shown:
+        yield lambda told, loss: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=total, completed=taken)
+        yield lambda told, loss: progress.update(task, completed=told.step, description=line(told, loss))
+
+
+def line(told: Told, loss: float) -> str:
+    """The figures that there are.
+
+    >>> line(Told(3, 0.5, {"remaining": 0.75, "undecided": 0.1, "price": 0.25}), 0.5)
+    'loss 0.5, left 75.0%, undecided 10%, price 0.25'
+    """
+    shown = {"remaining": "left {:.1%}", "undecided": "undecided {:.0%}", "price": "price {:.2f}"}
+    parts = [text.format(told.figures[name]) for name, text in shown.items() if name in told.figures]
+    return ", ".join([f"loss {loss:.4g}", *parts])

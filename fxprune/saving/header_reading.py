@@ -1,0 +1,260 @@
+"""`fxprune.json` read: every field is checked before anything is built from it."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fxprune.saving.header import (
+    DTYPES,
+    FORMAT,
+    HEADER,
+    Header,
+    Saved,
+    SavedPipeline,
+    SkipInfo,
+    TensorInfo,
+    is_identifier,
+)
+
+T = TypeVar("T")
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fxprune.errors import PlanError, SaveError
+from fxprune.graph.blocks import inside
+from fxprune.planning.norms import NormChange
+from fxprune.planning.plan import Plan
+from fxprune.reporting.report import Cause
+from fxprune.rewriting.attributes import Change
+from fxprune.rewriting.skip import from_data
+from fxprune.verification import Check
+
+
+class _Bad(ValueError):
+    """A field is not what it must be; restated by `read` with the file's name."""
+
+
+def read(directory: Path) -> Header:
+    """What the `fxprune.json` of a folder says.  Builds nothing, runs nothing.
+
+    Raises:
+        SaveError: where there is none, or it is damaged, or of a newer format.
+    """
+    path = directory / HEADER
+    if not directory.is_dir():
+        raise SaveError(f"there is no folder {directory}")
+    if not path.is_file():
+        raise SaveError(f"{directory} is not a folder that fxprune.save() wrote: it has no {HEADER}")
+    try:
+        return _header(json.loads(path.read_text(encoding="utf-8")))
+    except (_Bad, PlanError) as e:
+        raise SaveError(f"{path} is damaged or foreign: {e}") from e
+    except (ValueError, OverflowError, RecursionError, OSError) as e:
+        raise SaveError(f"{path} cannot be read: {type(e).__name__}: {e}") from e
+
+
+def _header(data: Any) -> Header:
+    version = _get(data, "format", int)
+    if version > FORMAT:
+        raise _Bad(f"it has format {version}, this fxprune reads up to {FORMAT}; update fxprune")
+    kind = _get(data, "kind", str)
+    if kind not in ("model", "pipeline"):
+        raise _Bad(f"kind is {kind!r}, not model or pipeline")
+    return _saved(data) if kind == "model" else _saved_pipeline(data)
+
+
+def _saved(data: dict[str, Any]) -> Saved:
+    cls = _get(data, "class", dict)
+    forward = _get(data, "forward", str)
+    if forward != "module":
+        raise _Bad(f"forward is {forward!r}; this fxprune reads models that keep their own forward only")
+    saved = Saved(
+        module=_get(cls, "module", str),
+        name=_get(cls, "name", str),
+        tensors=_table(data, "tensors", _tensor),
+        tied=_table(data, "tied", _text),
+        adapter=_maybe(data, "adapter", str),
+        config=_maybe(data, "config", dict),
+        plan=None if (plan := _maybe(data, "plan", dict)) is None else _plan(plan, "plan"),
+        earlier=_row(data, "earlier", _plan),
+        changes=_row(data, "changes", _change),
+        skips=_table(data, "skips", _skip) if "skips" in data else {},
+        forward=forward,
+        checks=_row(data, "checks", _check),
+        held=_row(data, "held", _cause),
+        seed=_maybe(data, "seed", int),
+        versions=_table(data, "versions", _text),
+        metrics=_maybe(data, "metrics", dict),
+    )
+    for alias, first in saved.tied.items():
+        if first not in saved.tensors or alias in saved.tensors:
+            raise _Bad(f"{alias!r} is tied to {first!r}, which is no tensor of its own")
+    for path in saved.skips:
+        if any(inside(path, other) for other in saved.skips if other != path):
+            raise _Bad(f"{path!r} is said to be taken out twice")
+    if saved.plan is None and (saved.changes or saved.earlier):
+        raise _Bad("it has changed attributes but no plan")
+    if saved.plan is None and saved.skips:
+        raise _Bad("modules are taken out, but it has no plan")
+    for made in (saved.plan, *saved.earlier):
+        if made is not None and made.model != saved.name.rpartition(".")[2]:
+            raise _Bad(f"the plan is of a {made.model}, the model is a {saved.name}")
+    return saved
+
+
+def _saved_pipeline(data: dict[str, Any]) -> SavedPipeline:
+    cls = _get(data, "class", dict)
+    saved = SavedPipeline(
+        module=_get(cls, "module", str),
+        name=_get(cls, "name", str),
+        components=_row(data, "components", _text),
+        dtypes=_table(data, "dtypes", _dtype),
+        files=_row(data, "files", _text),
+        versions=_table(data, "versions", _text),
+        metrics=_maybe(data, "metrics", dict),
+    )
+    for name in (*saved.components, *saved.dtypes):
+        if not is_identifier(name):
+            raise _Bad(f"{name!r} is no name of a component")
+    return saved
+
+
+def _is(value: Any, kind: type[T]) -> bool:
+    return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+
+
+def _get(data: Any, key: str, kind: type[T]) -> T:
+    if not isinstance(data, dict) or key not in data:
+        raise _Bad(f"{key} is missing")
+    value = data[key]
+    if not _is(value, kind):
+        raise _Bad(f"{key} is a {type(value).__name__}, not a {kind.__name__}")
+    assert isinstance(value, kind)
+    return value
+
+
+def _maybe(data: dict[str, Any], key: str, kind: type[T]) -> T | None:
+    return None if key in data and data[key] is None else _get(data, key, kind)
+
+
+def _table(data: dict[str, Any], key: str, item: Callable[[Any, str], T]) -> dict[str, T]:
+    return {str(k): item(v, f"{key}[{k!r}]") for k, v in _get(data, key, dict).items()}
+
+
+def _row(data: dict[str, Any], key: str, item: Callable[[Any, str], T]) -> tuple[T, ...]:
+    return tuple(item(v, f"{key}[{i}]") for i, v in enumerate(_get(data, key, list)))
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise _Bad(f"{where} is a {type(value).__name__}, not a str")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if not _is(value, int) and not _is(value, float):
+        raise _Bad(f"{where} is a {type(value).__name__}, not a number")
+    return float(value)
+
+
+def _size(value: Any, where: str) -> int:
+    if not _is(value, int) or not 0 <= value < 2**63:
+        raise _Bad(f"{where} is {value!r:.60}, not an integer of at least 0 (and of 63 bits)")
+    return int(value)
+
+
+def _dtype(value: Any, where: str) -> str:
+    if not isinstance(value, str) or value not in DTYPES:
+        raise _Bad(f"{where} is {value!r:.60}, which is no dtype; one of {', '.join(DTYPES)}")
+    return value
+
+
+def _tensor(value: Any, where: str) -> TensorInfo:
+    kind = _get(value, "kind", str)
+    if kind not in ("parameter", "buffer"):
+        raise _Bad(f"{where}.kind is {kind!r}, not parameter or buffer")
+    info = TensorInfo(
+        kind=kind,
+        shape=_row(value, "shape", _size),
+        dtype=_dtype(value.get("dtype"), f"{where}.dtype"),
+        requires_grad=_get(value, "requires_grad", bool),
+        channels_last=_get(value, "channels_last", bool),
+    )
+    differentiable = DTYPES[info.dtype].is_floating_point or DTYPES[info.dtype].is_complex
+    if info.requires_grad and not (kind == "parameter" and differentiable):
+        raise _Bad(f"{where} is a {info.dtype} {kind}, which cannot require a gradient")
+    if info.channels_last and len(info.shape) not in (4, 5):
+        raise _Bad(f"{where} has {len(info.shape)} axes, which have no channels_last")
+    return info
+
+
+def _change(value: Any, where: str) -> Change:
+    """An integer attribute, or a row of integers: nothing else may be set on a module."""
+    name = _get(value, "name", str)
+    if not is_identifier(name.removeprefix("config.")) or name == "training":
+        raise _Bad(f"{where} changes {name!r:.60}, which is no attribute that pruning changes")
+
+    def integers(key: str) -> int | tuple[int, ...]:
+        found = value.get(key)
+        if isinstance(found, list):
+            return tuple(_size(v, f"{where}.{key}") for v in found)
+        return _size(found, f"{where}.{key}")
+
+    change = Change(_get(value, "path", str), name, integers("before"), integers("after"))
+    shapes = [len(v) if isinstance(v, tuple) else None for v in (change.before, change.after)]
+    if shapes[0] != shapes[1]:
+        raise _Bad(f"{where} turns {change.before} into {change.after}")
+    return change
+
+
+def _skip(value: Any, where: str) -> SkipInfo:
+    sizes = _row(value, "sizes", _rule)
+    try:
+        return SkipInfo(from_data(value.get("answer"), len(sizes)), sizes)
+    except (ValueError, RecursionError) as e:
+        raise _Bad(f"{where}: {e}") from e
+
+
+def _rule(value: Any, where: str) -> int:
+    """A size of zeros, or (negative) the share of an input's."""
+    if not _is(value, int) or not -(2**31) < value < 2**31:
+        raise _Bad(f"{where} is {value!r:.60}, not a size of zeros")
+    return int(value)
+
+
+def _check(value: Any, where: str) -> Check:
+    numbers = (
+        _number(value.get(k) if isinstance(value, dict) else None, f"{where}.{k}") for k in ("error", "tolerance")
+    )
+    return Check(_get(value, "name", str), *numbers)
+
+
+def _cause(value: Any, where: str) -> Cause:
+    return Cause(_get(value, "name", str), _get(value, "axes", int), _number(value.get("share"), f"{where}.share"), ())
+
+
+def _plan(data: Any, where: str) -> Plan:
+    """A plan whose every field has its type."""
+    for key in ("model", "fingerprint", "of", "criterion"):
+        _get(data, key, str)
+    for key in ("ratio", "achieved"):
+        _number(data.get(key), f"{where}.{key}")
+    for key in ("removed", "sizes", "norms", "cost"):
+        _get(data, key, dict)
+    plan = Plan.from_json(json.dumps(data))
+    for name, gone in plan.removed.items():
+        n = plan.sizes.get(name, 0)
+        if list(gone) != sorted(set(gone)) or any(not 0 <= c < n for c in gone) or len(gone) >= n > 0:
+            raise _Bad(f"the plan removes channels {list(gone)[:4]}... of group {name!r}, which has {n}")
+    for name, norm in plan.norms.items():
+        _norm(norm, f"{where}.norms[{name!r}]")
+    return plan
+
+
+def _norm(norm: NormChange, where: str) -> None:
+    _size(norm.before, f"{where}.before")
+    _size(norm.after, f"{where}.after")
+    if not isinstance(norm.exact, bool):
+        raise _Bad(f"{where}.exact is not true or false")
