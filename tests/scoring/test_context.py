@@ -237,7 +237,7 @@ def test_processes_score_their_batches_together(tmp_path: Path) -> None:
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     runs = [start(0, 1), start(0, 2), start(1, 2)]
-    alone, first, second = (json.loads(run.communicate(timeout=300)[0].splitlines()[-1]) for run in runs)
+    alone, first, second = (json.loads(run.communicate()[0].splitlines()[-1]) for run in runs)
     for name, groups in alone.items():
         for group, values in groups.items():
             assert first[name][group] == second[name][group]

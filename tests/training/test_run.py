@@ -320,7 +320,9 @@ def test_plain_data_comes_back() -> None:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    """On as many threads as here: with another number, sums are of another order."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return {**os.environ, **threads, "ACCELERATE_USE_CPU": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
