@@ -157,19 +157,6 @@ def test_ignore_and_limits() -> None:
     assert abs(len(local.removed["a.weight:0"]) - len(local.removed["b.weight:0"])) <= 1
 
 
-def test_explain_and_networkx() -> None:
-    graph = fxprune.trace(Small(), X)
-    assert "prunable in a.weight:0" in graph.explain("a")
-    assert "reaches the model's output" in graph.explain("c.weight")
-    assert "cannot change" in graph.explain("a", 1) or "fixed" in graph.explain("a", 1)
-    with pytest.raises(fxprune.PlanError, match="no tensor"):
-        graph.explain("nope")
-    drawn = graph.to_networkx()
-    assert drawn.nodes["a.weight:0"]["channels"] == 16
-    assert "a.bias" in drawn["a.weight:0"]
-    assert "2 groups, 32 channels" in repr(graph)
-
-
 @pytest.mark.parametrize(
     ("attention", "heads", "dim"), [("heads", True, False), ("head_dim", False, True), ("both", True, True)]
 )

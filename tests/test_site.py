@@ -1,7 +1,11 @@
-"""The site, built as `make check` builds it: without a warning, every public name in its place, the packages drawn."""
+"""The site, built as `make check` builds it: without a warning, every public name in its place, the packages drawn.
+
+And in all that is written for readers, what is named is there.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -53,3 +57,38 @@ def test_the_packages_are_drawn_from_their_imports(site: Path) -> None:
     flow = ["graph", "scoring", "planning", "rewriting", "reporting", "pruning", "training", "api", "fxprune", "cli"]
     assert [heights[name] for name in flow] == sorted(heights[name] for name in flow)
     assert not (site / "hooks").exists()
+
+
+TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "examples/plugin/*.md"]
+SOURCES = [
+    "fxprune/**/*.py",
+    "criteria/*.py",
+    "schedulers/*.py",
+    "adapters/*.py",
+    "benchmarks/**/*.py",
+    "examples/**/*.py",
+]
+NAME = re.compile(r"\bfxprune((?:\.[A-Za-z_]\w*)+)")
+FILE = re.compile(
+    r"(?<![\w/.])((?:fxprune|criteria|schedulers|adapters|tests|docs|benchmarks|examples)/[\w/]*(?:\.(?:py|md)\b|/(?![\w<*])))"
+)
+NO_NAMES = {"fxprune.json", "fxprune.array"}  # a file, a key in one
+
+
+@pytest.mark.parametrize("path", sorted(p.relative_to(ROOT).as_posix() for t in TEXTS + SOURCES for p in ROOT.glob(t)))
+def test_what_is_named_is_there(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    named = {found[0] for found in NAME.finditer(text)} - NO_NAMES
+    assert not {name for name in named if not _is_there(name)}
+    if path.endswith(".md"):
+        assert not {found[1] for found in FILE.finditer(text) if not (ROOT / found[1]).exists()}
+
+
+def _is_there(name: str) -> bool:
+    thing, so_far = fxprune, "fxprune"
+    for part in name.split(".")[1:]:
+        so_far += f".{part}"
+        if not hasattr(thing, part) and importlib.util.find_spec(so_far) is None:
+            return False
+        thing = getattr(thing, part) if hasattr(thing, part) else importlib.import_module(so_far)
+    return True
