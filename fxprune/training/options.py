@@ -3,11 +3,11 @@
 The recipe that is used where nothing else is said, by steps t = 0, 1, ... of n:
 
     rate(t) = peak · min(1, (t + 1) / warmup) · (1 + cos(π t / n)) / 2      warmup = n / 10
-    peak    = 0.01 · √(mean of θ² over all matrices and kernels)            a hundredth of the weights' own size
+    peak    = 0.005 · √(mean of θ² over all matrices and kernels)           half a percent of the weights' own size
     loss    = the caller's + D(outputs, outputs of the dense model)         see `Distillation`
 
 Source: Loshchilov and Hutter, SGDR, ICLR 2017 (cosine); Shazeer and Stern, Adafactor, ICML 2018 (steps relative to the
-size of the weights, at most 0.01); Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+size of the weights); Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimi
 PathLike: TypeAlias = "str | os.PathLike[str]"
 AUTO = "auto"
 WARMUP = 0.1  # of all steps
-RELATIVE = 0.01  # of the weights' size, the largest step of a weight
+RELATIVE = 0.005  # of the weights' size, the largest step of a weight
 FALLBACK = 1e-4  # learning rate of weights that are all zero
 # What does not change the result.
 BESIDE = ("checkpoint_dir", "checkpoint_every", "log_with", "log_dir", "picture", "accelerate")
@@ -44,7 +44,7 @@ class Training:
     Attributes:
         steps: while the masks move; for `one_shot`, which cuts first, steps of the small model.
         after: steps of the small model after the hand-off.
-        learning_rate: of AdamW, at its highest; None: a hundredth of the root mean square of the weights.
+        learning_rate: of AdamW, at its highest; None: half a percent of the root mean square of the weights.
         optimizer: another one, made from the parameters: `lambda p: torch.optim.SGD(p, 0.1)`; then `learning_rate`
             counts for nothing.
         warmup: steps in which the learning rate rises to its value; None: a tenth of all.
@@ -132,12 +132,12 @@ class Training:
 
 
 def relative_rate(parameters: Iterable[Tensor]) -> float:
-    """A hundredth of the root mean square of all weights of two axes or more (of all, where there is none).
+    """Half a percent of the root mean square of all weights of two axes or more (of all, where there is none).
 
-    AdamW moves each weight by about its learning rate a step: with this one, by a hundredth of the weights' size.
+    AdamW moves each weight by about its learning rate a step: with this one, by half a percent of the weights' size.
 
     >>> relative_rate([torch.full((4, 4), 0.05), torch.ones(4)])
-    0.0005
+    0.00025
     """
     every = [p.detach() for p in parameters if p.is_floating_point() and p.numel()]
     chosen = [p for p in every if p.dim() > 1] or every

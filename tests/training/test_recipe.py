@@ -31,12 +31,12 @@ def test_a_constant_rate_is_two_arguments_away() -> None:
     assert set(rates(Training(20, warmup=0, anneal=False))) == {1.0}
 
 
-def test_the_rate_is_a_hundredth_of_the_weights_size() -> None:
+def test_the_rate_is_half_a_percent_of_the_weights_size() -> None:
     model = net()
     wide = [p for p in model.parameters() if p.dim() > 1]
     size = torch.cat([p.detach().flatten() for p in wide]).square().mean().sqrt()
     (group,) = Training(1).made(model.parameters()).param_groups
-    assert group["lr"] == pytest.approx(0.01 * float(size), rel=1e-5)
+    assert group["lr"] == pytest.approx(0.005 * float(size), rel=1e-5)
     with torch.no_grad():
         for p in wide:
             p.mul_(3)
@@ -47,7 +47,7 @@ def test_the_rate_is_a_hundredth_of_the_weights_size() -> None:
 
 def test_weights_that_are_all_zero_still_move() -> None:
     assert relative_rate([torch.zeros(4, 4)]) > 0
-    assert relative_rate([torch.full((3,), 0.5)]) == pytest.approx(0.005)
+    assert relative_rate([torch.full((3,), 0.5)]) == pytest.approx(0.0025)
 
 
 @pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"distill": "features"}])
