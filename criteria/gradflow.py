@@ -15,7 +15,7 @@ from fxprune.scoring.hessian import METHODS, Curvature, Method
 
 Form: TypeAlias = Literal["weighed", "literal"]
 FORMS: tuple[Form, ...] = ("weighed", "literal")
-HORIZON = 2.0  # in units of T*; measured on four diffusion models at two ratios (docs/quality.md)
+HORIZON = 1.0  # in units of T*
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class GradFlow:
     flow takes.  Where gᵀHg < 0 the loss curves down along the flow (a saddle) and there is no such step; T* is then
     where its slope has doubled, which is as far as the quadratic model may be trusted on that side.  Either way it is
     the step after which the slope has changed by its own size, and the order of channels has no jump where gᵀHg changes
-    sign.  Where gᵀHg = 0 with H g ≠ 0, T is infinite and the second term decides alone; where H g = 0, the first.  Where
-    g = 0 both are zero, and so are all scores.
+    sign: T* is at most 10 ‖g‖ / ‖H g‖, ten times the step in which the gradient changes by its own length.  Where H g = 0
+    the first term decides alone; where g = 0 both are zero, and so are all scores.
 
     Effects of opposite sign do not cancel: over one channel and a few batches the sign is mostly noise.
 
@@ -79,7 +79,7 @@ class GradFlow:
     >>> graph = analyse(net, ((torch.ones(1, 1),), {}))
     >>> def loss(model, batch):  # L = (a₁² + 2 a₂²) / 2: g = (a₁, 2 a₂), H g = (a₁, 4 a₂), T* = (9 + 4) / (9 + 8)
     ...     return (model[0].weight.square() * torch.tensor([[1.0], [2.0]])).sum() / 2
-    >>> scores = score(graph, net, GradFlow(horizon=1), data=[None], loss=loss)
+    >>> scores = score(graph, net, GradFlow(), data=[None], loss=loss)
     >>> [round(float(v) * 17) for v in scores.values["0.weight:0"]]  # 17 (9 + 13/17 · 9), 17 (2 + 13/17 · 4)
     [270, 86]
     """
@@ -118,15 +118,11 @@ class GradFlow:
     def _weighed(self, ctx: Context, found: Curvature) -> dict[str, Tensor]:
         if math.isinf(self.horizon):
             return _absolute(ctx, found.product)
-        curved = any(bool(h.any()) for h in found.product.values())
-        length = self.horizon * found.step
-        if curved and math.isinf(length):
-            return _absolute(ctx, found.product)
-        if curved and found.along < 0:
+        if found.along < 0:
             ctx.note("the loss curves down along its gradient: T* is where its slope has doubled, not a minimum")
         scores = _absolute(ctx, found.gradient)
-        for name, p in ctx.parameters.items() if curved else ():
-            scores[name].add_((p * found.product[name]).abs_(), alpha=length)
+        for name, p in ctx.parameters.items():
+            scores[name].add_((p * found.product[name]).abs_(), alpha=self.horizon * found.step)
         return scores
 
 

@@ -171,19 +171,19 @@ def _gib(n: float) -> str:
 def _peak(ctx: Rehearsable, batch: Any, twice: bool) -> float:
     """Most bytes alive in one loss and its backward pass, or passes."""
     assert ctx.loss_function is not None
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = pytree.tree_map_only(Tensor, mode.from_tensor, dict(batch) if isinstance(batch, Mapping) else batch)
-        kernel = sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
-        with _stand_ins(ctx.model, mode) as tensors, _Tally(tensors) as tally, kernel, torch.enable_grad():
-            parameters = [p for n, p in ctx.model.named_parameters() if n in ctx.parameters]
-            loss = ctx.loss_function(ctx.model, fake)
-            if not twice:
-                loss.backward()
-                return tally.peak
-            first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-            live = [g for g in first if g is not None and g.requires_grad]
-            held = [torch.empty_like(g) for g in live]
-            torch.autograd.grad(live, parameters, held, allow_unused=True)
+    # The mode is not entered: what no parameter reaches (noise, schedules, a seed made of the images) is computed.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    kernel = sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
+    with _stand_ins(ctx.model, mode) as tensors, _Tally(tensors) as tally, kernel, torch.enable_grad():
+        parameters = [p for n, p in ctx.model.named_parameters() if n in ctx.parameters]
+        loss = ctx.loss_function(ctx.model, batch)
+        if not twice:
+            loss.backward()
+            return tally.peak
+        first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        live = [g for g in first if g is not None and g.requires_grad]
+        held = [torch.empty_like(g) for g in live]
+        torch.autograd.grad(live, parameters, held, allow_unused=True)
     return tally.peak
 
 

@@ -23,6 +23,7 @@ Tensors: TypeAlias = dict[str, Tensor]
 Method: TypeAlias = Literal["auto", "exact", "finite_difference"]
 METHODS: tuple[Method, ...] = ("auto", "exact", "finite_difference")
 AGREE = 0.05  # of ‖H g‖: what separates a finite difference from the truth is far less, a missing part usually more
+FARTHEST = 10.0  # where a gradient step may end, in lengths in which the gradient changes by its own size
 LOST = 32  # roundings of the gradient: a difference no larger than that is noise
 
 
@@ -63,12 +64,11 @@ class Curvature:
 
         The slope after a step T is ‖g‖² − T gᵀHg.  Where the loss curves up it is zero at T*, the step of a line search.
         Where it curves down (a saddle) there is no such step, and at T* the slope has doubled: as far as the quadratic
-        model may be trusted on that side.  Infinite where the loss does not curve along g; zero where g is zero.
+        model may be trusted on that side.  At most FARTHEST · ‖g‖ / ‖H g‖, where the gradient itself has changed by as
+        many times its length; zero where g or H g is.
         """
-        slope = _norm(self.gradient) ** 2
-        if slope == 0:
-            return 0.0
-        return slope / abs(self.along) if self.along else math.inf
+        g, h = _norm(self.gradient), _norm(self.product)
+        return g / max(abs(self.along) / g, h / FARTHEST) if g and h else 0.0
 
     def __str__(self) -> str:
         how = "by a second backward pass" if self.exact else "by a finite difference of gradients"
