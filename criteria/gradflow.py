@@ -34,8 +34,8 @@ class GradFlow:
     flow takes.  Where gᵀHg < 0 the loss curves down along the flow (a saddle) and there is no such step; T* is then
     where its slope has doubled, which is as far as the quadratic model may be trusted on that side.  Either way it is
     the step after which the slope has changed by its own size, and the order of channels has no jump where gᵀHg changes
-    sign: T* is at most 10 ‖g‖ / ‖H g‖, ten times the step in which the gradient changes by its own length.  Where H g = 0
-    the first term decides alone; where g = 0 both are zero, and so are all scores.
+    sign: T* is at most 10 ‖g‖ / ‖H g‖, ten times the step in which the gradient changes by its own length.  Where
+    H g = 0 the first term decides alone; where g = 0 nothing can be told, and that is an error.
 
     Effects of opposite sign do not cancel: over one channel and a few batches the sign is mostly noise.
 
@@ -63,9 +63,9 @@ class GradFlow:
 
     Needs data and a loss.  Shape: a saliency of each parameter's own shape; buffers are not trained and do not count.
     Unit: that of the loss (loss² per weight², that of ‖g‖², for an infinite horizon and the literal form).
-    Errors: InputsError without data or loss; CriterionError where the loss or a derivative is NaN or infinite, for an
-    unknown method or form, for "exact" where an op has no second derivative or a wrong one, for finite differences of
-    half-precision weights, and for "auto" where neither way fits into the memory that is free.
+    Errors: InputsError without data or loss; CriterionError where the loss or a derivative is NaN or infinite, or the
+    gradient zero, for an unknown method or form, for "exact" where an op has no second derivative or a wrong one, for
+    finite differences of half-precision weights, and for "auto" where neither way fits into the memory that is free.
     Source: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (GraSP), ICLR 2020;
     structured and iterated for diffusion models by Wan et al., arXiv 2501.09464 (the literal form); preserving: Lubana
     and Dick, A Gradient Flow Framework for Analyzing Network Pruning, ICLR 2021.  Their sum is this project's.
@@ -107,9 +107,10 @@ class GradFlow:
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
         """Saliency of every parameter."""
         if self.form == "weighed" and self.horizon == 0:
-            return _absolute(ctx, ctx.gradients())
+            return _absolute(ctx, _not_zero(ctx, ctx.gradients()))
         with torch.enable_grad():
             found = ctx.curvature(self.method, self.eps)
+        _not_zero(ctx, found.gradient)
         ctx.note(str(found))
         if self.form == "literal":
             return {name: p * found.product[name] for name, p in ctx.parameters.items()}
@@ -129,3 +130,12 @@ class GradFlow:
 def _absolute(ctx: Context, direction: dict[str, Tensor]) -> dict[str, Tensor]:
     """|θ d|."""
     return {name: (p * direction[name]).abs_() for name, p in ctx.parameters.items()}
+
+
+def _not_zero(ctx: Context, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not any(bool(g.any()) for g in gradient.values()):
+        raise CriterionError(
+            f"{ctx.who}: the gradient of the loss is zero for all parameters, which tells nothing about any channel; "
+            "check data= and loss=, or use criterion='magnitude'"
+        )
+    return gradient

@@ -18,9 +18,9 @@ from fxprune.studies.comparison import Comparison
 
 def compare(
     directory: Folder,
-    criteria: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Criteria, see `fxprune list`.")
-    ] = ",".join(COMPARED),
+    criteria: Annotated[str, typer.Option(metavar="A,B,...", help="Criteria, see `fxprune list`.")] = ",".join(
+        COMPARED
+    ),
     ratios: Annotated[str, typer.Option(metavar="R,R,...", help="Shares of --of to remove.")] = "0.3,0.5",
     seeds: Annotated[int, typer.Option(help="How often, each time with other calibration samples.")] = 1,
     output: Annotated[

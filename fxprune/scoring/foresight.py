@@ -116,7 +116,7 @@ def rehearsed(ctx: Rehearsable) -> Needs | None:
                 peaks.append(_peak(ctx, batch, twice))
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever a loss may do that shapes alone cannot
+        except Exception:  # noqa: BLE001 - whatever a loss may do that shapes alone cannot
             if twice and not peaks:
                 peaks.append(float("inf"))  # the second pass cannot be; the single one may
                 continue

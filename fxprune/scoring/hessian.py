@@ -62,10 +62,10 @@ class Curvature:
     def step(self) -> float:
         """T* = ‖g‖² / |gᵀ H g|: the step after which the loss's slope along the flow has changed by its own size.
 
-        The slope after a step T is ‖g‖² − T gᵀHg.  Where the loss curves up it is zero at T*, the step of a line search.
-        Where it curves down (a saddle) there is no such step, and at T* the slope has doubled: as far as the quadratic
-        model may be trusted on that side.  At most FARTHEST · ‖g‖ / ‖H g‖, where the gradient itself has changed by as
-        many times its length; zero where g or H g is.
+        The slope after a step T is ‖g‖² − T gᵀHg.  Where the loss curves up it is zero at T*, the step of a line
+        search.  Where it curves down (a saddle) there is no such step, and at T* the slope has doubled: as far as the
+        quadratic model may be trusted on that side.  At most FARTHEST · ‖g‖ / ‖H g‖, where the gradient itself has
+        changed by as many times its length; zero where g or H g is.
         """
         g, h = _norm(self.gradient), _norm(self.product)
         return g / max(abs(self.along) / g, h / FARTHEST) if g and h else 0.0

@@ -298,8 +298,8 @@ class Pruner(Generic[M]):
 def _check_needs(criterion: Any, loss: Any) -> None:
     if "loss" in needs_of(criterion) and loss is None:
         raise InputsError(
-            "the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor; or choose one that "
-            f"looks at weights alone: {WEIGHTS}"
+            "the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor; or choose one "
+            f"that looks at weights alone: {WEIGHTS}"
         )
 
 
