@@ -32,6 +32,7 @@ from fxprune.scoring.free_memory import free_memory
 Free = Callable[[torch.device], int | None]
 PASS = 1.5  # activations that an ordinary pass holds, in those of the forward: its own, and gradients on their way
 DOUBLE = 5.0  # that a second backward pass holds: forward, first backward, and what these save
+BESIDE = 1.4  # of what ops make: that and what kernels take while they run, and the allocator between blocks
 SCORES = 2.0  # attention's scores that PyTorch's math kernel keeps a pass, in one set of them
 
 
@@ -121,7 +122,7 @@ def rehearsed(ctx: Rehearsable) -> Needs | None:
                 peaks.append(float("inf"))  # the second pass cannot be; the single one may
                 continue
             return None
-    return _needs(ctx, *peaks)
+    return _needs(ctx, *(BESIDE * peak for peak in peaks))
 
 
 def _needs(ctx: Rehearsable, double: float, single: float) -> Needs:
