@@ -22,7 +22,8 @@ from fxprune.scoring.foresight import Rehearsable, halves, way_that_fits
 Tensors: TypeAlias = dict[str, Tensor]
 Method: TypeAlias = Literal["auto", "exact", "finite_difference"]
 METHODS: tuple[Method, ...] = ("auto", "exact", "finite_difference")
-AGREE = 0.05  # of ‖H g‖: what separates a finite difference from the truth is far less, a missing part usually more
+AGREE = 0.02  # of a parameter's part of ‖H g‖: a finite difference is off by far less, a missing part usually by more
+SLIGHT = 1e-3  # of ‖H g‖: what is less than that in a parameter is not held against its own size
 FARTHEST = 10.0  # where a gradient step may end, in lengths in which the gradient changes by its own size
 LOST = 32  # roundings of the gradient: a difference no larger than that is noise
 
@@ -213,11 +214,12 @@ def _confirm(ctx: Differentiable, made: Curvature, suspect: str, eps: float) -> 
             "precision; use model.float()"
         )
     near = finite_difference(ctx, eps).product
-    off = math.sqrt(sum(float((h - near[n]).double().square().sum()) for n, h in made.product.items()))
-    if off > AGREE * _norm(near):
+    floor = SLIGHT * _norm(near)
+    off = max(_norm({n: h - near[n]}) / max(_norm({n: near[n]}), floor, 1e-300) for n, h in made.product.items())
+    if off > AGREE:
         raise CriterionError(
-            f"{ctx.who}: {suspect} that PyTorch cannot differentiate: the second backward pass is off by "
-            f"{off / max(_norm(near), 1e-300):.0%}; use method='finite_difference'"
+            f"{ctx.who}: {suspect} that PyTorch cannot differentiate: the second backward pass is off by {off:.0%}; "
+            "use method='finite_difference'"
         )
 
 

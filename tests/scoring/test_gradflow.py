@@ -161,7 +161,7 @@ def test_the_order_has_no_jump_where_the_curvature_changes_sign() -> None:
 def test_a_zero_gradient_is_an_error_that_says_so() -> None:
     net, graph = chain()
     for criterion in (GradFlow(), GradFlow("finite_difference"), GradFlow(horizon=0), GradFlowPreserving()):
-        with pytest.raises(CriterionError, match="gradient of the loss is zero .* use criterion='magnitude'"):
+        with pytest.raises(CriterionError, match=r"gradient of the loss is zero .* use criterion='magnitude'"):
             score(graph, net, criterion, data=[0.0], loss=quadratic)
 
 

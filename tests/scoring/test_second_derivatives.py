@@ -163,7 +163,10 @@ def test_a_backward_pass_is_judged_by_its_derivative_not_by_its_name(truth: dict
     ("how", "told"),
     [
         ("plain", "H g by a second backward pass"),
-        ("attribute", "by a finite difference of gradients: Kept is an autograd.Function with a backward pass of its own"),
+        (
+            "attribute",
+            "by a finite difference of gradients: Kept is an autograd.Function with a backward pass of its own",
+        ),
         ("once", "by a finite difference of gradients: Once is marked @once_differentiable"),
         ("reentrant", "by a finite difference of gradients: a checkpoint is reentrant"),
     ],
@@ -177,9 +180,7 @@ def test_scores_and_report_tell_how(how: str, told: str) -> None:
     def trained(model: Any, batch: Any) -> Tensor:
         return loss(model, batch)
 
-    small = fxprune.prune(
-        net, ratio=0.3, example_inputs=X, data=[(X, Y)], loss=trained, verify=False, progress=False
-    )
+    small = fxprune.prune(net, ratio=0.3, example_inputs=X, data=[(X, Y)], loss=trained, verify=False, progress=False)
     assert any(told in note for note in fxprune.report(small).scoring)
     assert told in repr(fxprune.report(small))
 
