@@ -27,6 +27,7 @@ from fxprune.pruning.realize import finished
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.scoring import distributed as ranks
+from fxprune.scoring.batches import fewer
 from fxprune.scoring.saliency import Normalization
 from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, needs_of, score
 from fxprune.scoring.timesteps import Timesteps
@@ -203,7 +204,7 @@ class Pruner(Generic[M]):
                 self.graph,
                 self.net,
                 self.criterion,
-                data=list(self.batches) or None,
+                data=fewer(self.batches, self.flow.sample) or None,
                 loss=self.loss,
                 normalize=self.normalize,
                 seed=self.seed + self.flow.taken,

@@ -100,7 +100,7 @@ def test_without_data_a_plain_module_is_told_what_to_pass() -> None:
         assert re.search(r"pass data=, .* and loss=, .*criterion=\"magnitude\"", str(caught.value)), str(caught.value)
     with pytest.raises(fxprune.InputsError, match=r"pass loss=, .* criterion=\"magnitude\""):
         fxprune.Pruner(net, steps=20, example_inputs=x)
-    with pytest.raises(fxprune.InputsError, match="pass data=, .* and loss="):
+    with pytest.raises(fxprune.InputsError, match=r"pass data=, .* and loss="):
         fxprune.compare(net, example_inputs=x, progress=False)
 
 
