@@ -176,6 +176,7 @@ class Context:
                 "follow (no .item(), .detach() or torch.no_grad() inside)"
             )
         names, tensors = zip(*self.parameters.items(), strict=True)
+        found: tuple[Tensor | None, ...]
         with torch.enable_grad():
             if create_graph:
                 found = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)

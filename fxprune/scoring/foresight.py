@@ -180,12 +180,12 @@ def _peak(ctx: Rehearsable, batch: Any, twice: bool) -> float:
         loss = ctx.loss_function(ctx.model, batch)
         if not twice:
             loss.backward()
-            return tally.peak
-        first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            return float(tally.peak)
+        first: tuple[Tensor | None, ...] = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         live = [g for g in first if g is not None and g.requires_grad]
         held = [torch.empty_like(g) for g in live]
         torch.autograd.grad(live, parameters, held, allow_unused=True)
-    return tally.peak
+    return float(tally.peak)
 
 
 @contextlib.contextmanager
@@ -200,24 +200,25 @@ def _stand_ins(model: nn.Module, mode: FakeTensorMode) -> Iterator[list[Tensor]]
             made[id(t)] = nn.Parameter(fake, required) if isinstance(t, nn.Parameter) else fake
         return made[id(t)]
 
-    tables = [table for m in model.modules() for table in (m._parameters, m._buffers)]
+    tables: list[dict[str, Any]] = [table for m in model.modules() for table in (m._parameters, m._buffers)]
     saved = [dict(table) for table in tables]
     try:
         for table, held in zip(tables, saved, strict=True):
-            table.update({k: None if t is None else stand_in(t) for k, t in held.items()})  # type: ignore[arg-type]
+            table.update({k: None if t is None else stand_in(t) for k, t in held.items()})
         yield list(made.values())
     finally:
         for table, held in zip(tables, saved, strict=True):
             table.clear()
-            table.update(held)  # type: ignore[arg-type]
+            table.update(held)
 
 
-class _Tally(TorchDispatchMode):
+class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that ops make, while they live."""
 
     def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
-        self.now, self.peak = 0.0, 0.0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: float = 0.0
+        self.peak: float = 0.0
         self.known = {t.untyped_storage()._cdata for t in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
