@@ -3,7 +3,7 @@
     python benchmarks/scoring.py            # two tables: time and memory, in multiples of one training step
 
 A step is forward, backward and AdamW on the noise-prediction loss of the batch that is scored; `score` gets the same
-batch and the traced graph.  "Coarse" is a refresh of `Soft(coarse=True)`, which needs half of the batch.  In turns in
+batch and the traced graph.  "Coarse" is a refresh of `Soft(coarse=True)`, which needs a quarter of the batch.  In turns in
 one process, the fastest of `--repeats` counts, on the CPU in processor seconds, which other work on the machine does
 not add to.  Memory is the peak of a process of its own, beside what it held with the model and the graph in place.
 """
@@ -52,7 +52,7 @@ def _work(device: str) -> dict[str, Callable[[], Any]]:
 
     import fxprune
     from fxprune.adapter import find_adapter
-    from fxprune.schedulers.soft import HALF
+    from fxprune.schedulers.soft import QUARTER
     from fxprune.scoring.batches import fewer
 
     model = unet().to(device)
@@ -76,7 +76,7 @@ def _work(device: str) -> dict[str, Callable[[], Any]]:
     def scoring(name: str, where: str, options: dict[str, Any]) -> Callable[[], Any]:
         module, kind = where.split(":")
         criterion = getattr(importlib.import_module(f"fxprune.criteria.{module}"), kind)(**options)
-        data = fewer([batch], HALF if name.endswith("coarse") else 1.0)
+        data = fewer([batch], QUARTER if name.endswith("coarse") else 1.0)
         return lambda: fxprune.score(graph, model, criterion, data=data, loss=loss)
 
     return {"step": step, **{name: scoring(name, *how) for name, how in CRITERIA.items()}}
