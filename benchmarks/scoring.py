@@ -3,7 +3,7 @@
     python benchmarks/scoring.py            # two tables: time and memory, in multiples of one training step
 
 A step is forward, backward and AdamW on the noise-prediction loss of the batch that is scored; `score` gets the same
-batch and the traced graph.  "Coarse" is a refresh of `Soft(coarse=True)`, which needs a quarter of the batch.  In turns in
+batch and the traced graph.  "Coarse" is a refresh of `Soft(coarse=True)`, which needs a quarter of it.  In turns in
 one process, the fastest of `--repeats` counts, on the CPU in processor seconds, which other work on the machine does
 not add to.  Memory is the peak of a process of its own, beside what it held with the model and the graph in place.
 """
