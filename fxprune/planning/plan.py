@@ -14,11 +14,11 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
+from fxprune.planning.names import Names
 from fxprune.planning.norms import NormChange, norm_changes
 from fxprune.planning.plan_json import FORMAT, plan_fields
 from fxprune.planning.removals import Bounds, Removals, clusters, sequences
 from fxprune.planning.search import Cut
-from fxprune.planning.selectors import matches, nearest
 
 OUT = 1e9  # score of a channel that stays: no removal that takes it has a mean below zero
 
@@ -62,6 +62,7 @@ class Plan:
         criterion: what scored the channels.
         traced: the `attention` that the model was traced with, and the graph's `revisions`.
         blocks: names of the residual branches that go whole; `removed` speaks of what is left without them.
+        made_by: group name -> the names of the tensors that make its channels, for `keep`.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Plan:
     criterion: str = ""
     traced: tuple[str, ...] = ("heads",)
     blocks: tuple[str, ...] = ()
+    made_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def cost(self, of: str | None = None) -> float:
         """What is left of a measure ("params", "macs", ...; None: that of the budget).
@@ -193,6 +195,7 @@ class Plan:
             costs={k: (costs.of(k, nothing), costs.of(k, cut.removed)) for k in dict.fromkeys((*COUNTED, of))},
             criterion=criterion,
             traced=(graph.prefer[0] if graph.prefer else "heads", *graph.revisions),
+            made_by=graph.makers,
         )
         return replace(made, norms=norm_changes(graph, made.kept(graph)))
 
@@ -247,15 +250,18 @@ class Draft:
         """Without the channels of some groups, which stay.
 
         Args:
-            name: a group, the tensor or module that it is called after, or a glob of these.
-            channels: which of a group's channels stay for certain; None: all.
+            name: a tensor or module, whose channels stay whatever group they are of; a group; or a glob of these.
+            channels: which channels stay for certain, of the groups that are called so; None: all.
 
         Raises:
-            PlanError: no group is called so, or it has no such channel.
+            PlanError: nothing that makes channels is called so, or a group has no such channel.
         """
-        found = [g for g in self.votes if matches(g, name)]
+        names = Names({g: self.plans[0].made_by.get(g, ()) for g in self.votes})
+        found = names.groups(name)
+        if channels is not None:
+            channels, found = tuple(channels), names.leading(name) or found
         if not found:
-            raise PlanError(f"no group is called {name!r}{nearest(name, self.votes)}")
+            raise PlanError(f"no group is called {name!r}, and nothing that makes channels{names.closest(name)}")
         votes = dict(self.votes)
         for g in found:
             stay = set(range(len(votes[g])) if channels is None else channels)

@@ -120,10 +120,11 @@ class Pruner(Generic[M]):
         self.scope = limits.scope
         if self.scope in ("knapsack", "global"):
             limits = replace(limits, scope=None)  # costs count below; the planner ranks by the other scopes only
-        limits = replace(limits, ignore=(*named(self.net, limits.ignore), *adapter.protect(self.net)))
+        stay = named(self.net, limits.ignore)
+        limits = replace(limits, ignore=(*stay, *adapter.protect(self.net)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
-        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention)
+        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay)
         self.graph: ChannelGraph = made.graph
         self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
