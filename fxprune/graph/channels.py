@@ -308,7 +308,8 @@ class ChannelGraph:
             raise PlanError(f"the traced forward of this {self.model_class} does not use {name!r}")
         known = {place for t in self.tensors for place in (t, *self.within.get(t, ()))}
         raise PlanError(
-            f"this {self.model_class} has no tensor {name!r}{meant(name, known)}; names are those of model.named_parameters()"
+            f"this {self.model_class} has no tensor {name!r}{meant(name, known)}; names are those of "
+            "model.named_parameters()"
         )
 
     def _groups_at(self, labels: Ints) -> str:

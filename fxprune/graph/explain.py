@@ -21,7 +21,7 @@ Freezes: TypeAlias = Sequence[tuple[Ints, Freeze]]
 
 
 def meant(name: str, *known: Iterable[str]) -> str:
-    """The names nearest to an unknown one, of each of several lists, as the end of a sentence; "" where none is near."""
+    """The names nearest to an unknown one, of each of several lists, as the end of a sentence ("" if none is near)."""
     close = [n for names in known for n in difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)]
     told = " or ".join(map(repr, dict.fromkeys(close)))
     return f"; did you mean {told}?" if told else ""

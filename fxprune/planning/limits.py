@@ -85,10 +85,8 @@ class Limits:
 
     def shares(self, graph: ChannelGraph) -> dict[int, float]:
         """Index of a group -> the share of it that is given by name."""
-        names = Names(graph.makers)
-        meant = {pattern: set(names.groups(pattern)) for pattern in self.stated}
-        first = [next((p for p, found in meant.items() if g.name in found), None) for g in graph.groups]
-        return {g: self.stated[p] for g, p in enumerate(first) if p is not None}
+        first = Names(graph.makers).first(self.stated)
+        return {i: self.stated[first[g.name]] for i, g in enumerate(graph.groups) if g.name in first}
 
     def bounds(self, cap: float, shares: Mapping[int, float]) -> Bounds:
         """How far groups may shrink, for one of `caps`."""

@@ -26,7 +26,7 @@ class Names:
     """The names of some groups.
 
     Attributes:
-        made_by: group -> the names of the tensors that make its channels; those that it is called after need not be there.
+        made_by: group -> the names of the tensors that make its channels; that which it is called after may be missing.
     """
 
     made_by: Mapping[str, tuple[str, ...]]
@@ -53,6 +53,14 @@ class Names:
     def leading(self, pattern: str) -> list[str]:
         """The groups that are called after something that a pattern names."""
         return self._in(self.called, pattern)
+
+    def first(self, patterns: Iterable[str]) -> dict[str, str]:
+        """Group -> the pattern that counts: the first that it is called after, else the first that means it."""
+        out: dict[str, str] = {}
+        for means in (self.leading, self.groups):
+            for pattern in patterns:
+                out = {**dict.fromkeys(means(pattern), pattern), **out}
+        return out
 
     def _in(self, table: Mapping[str, set[str]], pattern: str) -> list[str]:
         found = set(table.get(pattern, ()))
@@ -85,7 +93,7 @@ def require_shares(graph: ChannelGraph, stated: Mapping[str, float], ignore: Any
     names, kept = Names(graph.makers), ignored(graph, ignore)
     free = {g.name for g, out in zip(graph.groups, kept, strict=True) if not out}
     places = {place for found in graph.within.values() for place in found}
-    claimed: dict[str, str] = {}
+    first = names.first(stated)
     for pattern, share in stated.items():
         groups = names.groups(pattern)
         if not groups and not any(fnmatch.fnmatchcase(place, pattern) for place in places):
@@ -98,13 +106,12 @@ def require_shares(graph: ChannelGraph, stated: Mapping[str, float], ignore: Any
                 f"ratios={{{pattern!r}: {share}}} asks for channels of {groups[0]!r}, which ignore= (or the model's "
                 "adapter) keeps; leave it out of one of the two"
             )
-        if groups and all(g in claimed and stated[claimed[g]] != share for g in groups):
-            first = claimed[groups[0]]
+        if groups and all(stated[first[g]] != share for g in groups):
+            other = first[groups[0]]
             raise BudgetError(
-                f"ratios={{{pattern!r}: {share}}} has no effect: its channels are those of {groups[0]!r}, of which "
-                f"{first!r}: {stated[first]} speaks first; give both the same share, or put {pattern!r} first"
+                f"ratios={{{pattern!r}: {share}}} has no effect: its channels are those of {groups[0]!r}, which lose "
+                f"{stated[other]} by {other!r}; give both the same share, or leave one out"
             )
-        claimed = {**dict.fromkeys(groups, pattern), **claimed}
 
 
 def _makes_none(graph: ChannelGraph, pattern: str) -> str:

@@ -261,7 +261,8 @@ class Draft:
         if channels is not None:
             channels, found = tuple(channels), names.leading(name) or found
         if not found:
-            raise PlanError(f"no group is called {name!r}, and nothing that makes channels{names.closest(name)}")
+            hint = names.closest(name) or ", and nothing that makes channels"
+            raise PlanError(f"no group is called {name!r}{hint}")
         votes = dict(self.votes)
         for g in found:
             stay = set(range(len(votes[g])) if channels is None else channels)

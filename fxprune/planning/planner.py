@@ -80,8 +80,8 @@ def plan(
         BudgetError: where the budget is out of range or cannot be reached; tells how far one can go. Or a name in
             `ratios` has no effect.
         CriterionError: where scores are missing or not finite.
-        InputsError: where `ignore` names nothing in the model or holds something else than names and types, or `limits` (or `budget`) is given
-            beside a keyword that it holds.
+        InputsError: where `ignore` names nothing in the model or holds something else than names and types, or `limits`
+            (or `budget`) is given beside a keyword that it holds.
     """
     keywords: dict[str, Any] = {"ratios": ratios, "ignore": ignore, "round_to": round_to, "min_width": min_width}
     keywords |= {"max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}

@@ -101,6 +101,6 @@ def require_known(graph: ChannelGraph, ignore: Any) -> None:
     for pattern in (item for item in as_items(ignore) if isinstance(item, str)):
         if pattern not in places and not any(fnmatch.fnmatchcase(place, pattern) for place in places):
             raise InputsError(
-                f"ignore= names {pattern!r}, which is no tensor of this {graph.model_class}, no module with tensors and "
-                f"no group{meant(pattern, places)}"
+                f"ignore= names {pattern!r}, which is no tensor of this {graph.model_class}, no module with tensors "
+                f"and no group{meant(pattern, places)}"
             )
