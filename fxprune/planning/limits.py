@@ -104,23 +104,24 @@ class Limits:
             yield what, replace(self, ratios=None)
 
 
-def split(
-    graph: ChannelGraph, parts: Sequence[Removals], shares: Mapping[int, float]
-) -> tuple[list[Removals], list[Removals]]:
-    """The removals that shares given by name ask for, as nearly as steps allow, and the parts that are free.
+def stated_parts(
+    graph: ChannelGraph, families: Sequence[Sequence[Removals]], shares: Mapping[int, float]
+) -> list[Removals]:
+    """The removals that shares given by name ask for, as nearly as the steps of any family allow; the first of equals.
 
     Groups that move together lose the mean of what is asked of them.
     """
-    stated, free = [], []
-    for seq in parts:
-        asked = [(shares[g], len(graph.groups[g])) for g in touched(seq) if g in shares]
+    best: dict[tuple[int, ...], tuple[float, Removals]] = {}
+    for seq in (seq for parts in families for seq in parts):
+        groups = tuple(touched(seq))
+        asked = [(shares[g], len(graph.groups[g])) for g in groups if g in shares]
         if not asked:
-            free.append(seq)
             continue
         share = np.average([s for s, _ in asked], weights=[n for _, n in asked])
-        after = np.concatenate([[0.0], lost(graph, seq)])
-        stated.append(seq.first(int(np.abs(after - share).argmin())))
-    return [seq for seq in stated if len(seq)], free
+        off = np.abs(np.concatenate([[0.0], lost(graph, seq)]) - share)
+        if groups not in best or off.min() < best[groups][0] - 1e-9:
+            best[groups] = float(off.min()), seq.first(int(off.argmin()))
+    return [seq for _, seq in best.values() if len(seq)]
 
 
 def multiple(round_to: int | str) -> int:
