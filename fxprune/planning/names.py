@@ -83,7 +83,7 @@ def _inverted(names: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
     return out
 
 
-def require_shares(graph: ChannelGraph, stated: Mapping[str, float], ignore: Any) -> None:
+def require_shares(graph: ChannelGraph, stated: Mapping[str, float], ignore: Any = ()) -> None:
     """Check that every name in `ratios=` means something, and that what it asks can be done.
 
     Raises:

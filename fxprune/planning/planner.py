@@ -105,7 +105,7 @@ def planned(
     if limits.stated and granularity == "block":
         raise BudgetError('granularity="block" narrows nothing, so ratios= has no effect; use granularity="both"')
     if graph.whole is None:  # names may be of blocks that are taken out already
-        require_shares(graph, limits.stated, limits.ignore)
+        require_shares(graph, limits.stated)
     limits = replace(limits, scope=scope_of(limits.scope, scores, of))
     asked = budget.share(costs)
     if granularity != "channel":

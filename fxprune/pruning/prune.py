@@ -17,6 +17,7 @@ from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
 from fxprune.planning.limits import Limits
+from fxprune.planning.names import require_shares
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
 from fxprune.planning.selectors import Ignore, named, require_known
@@ -74,6 +75,7 @@ def prune_once(model: M, order: Order) -> M:
         batches, loss = _data_and_loss(adapter, model, needs, order)
     require_known(graph, ignore := named(net, order.limits.ignore))
     limits = replace(order.limits, ignore=(*ignore, *adapter.protect(net)))
+    require_shares(graph, limits.stated, limits.ignore)
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
     def plan_of(graph: ChannelGraph) -> Plan:
