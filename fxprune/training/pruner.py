@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import InputsError, PluginError
+from fxprune.errors import CriterionError, InputsError, PluginError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
 from fxprune.masking.live import LiveMasks
@@ -28,7 +28,7 @@ from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.saliency import Normalization
-from fxprune.scoring.score import Criterion, needs_of, score
+from fxprune.scoring.score import Criterion, Scores, needs_of, score
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import Average
 from fxprune.training.carry_over import Carry
@@ -136,6 +136,7 @@ class Pruner(Generic[M]):
             raise
         self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
         self.given, self.scored = data is not None, ""
+        self.unscored: frozenset[str] | None = None
         self.history = History([g.name for g in self.graph.groups])
 
     # ---- while training -----------------------------------------------------------------------------------------
@@ -153,6 +154,7 @@ class Pruner(Generic[M]):
             loss: its loss, for the history.
 
         Raises:
+            CriterionError: the criterion has no score for a group that it scored before.
             InputsError: the criterion needs a batch, and none was given.
         """
         if isinstance(batch, Tensor) and batch.dim() == 0:
@@ -209,11 +211,24 @@ class Pruner(Generic[M]):
                 seed=self.seed + self.flow.taken,
                 progress=self.progress,
             )
+        self._note_unscored(scores)
         self.scored = scores.criterion
         values, of = scores.values, self.problem.of
         if scope_of(self.scope, scores, of) == "knapsack":
             values = per_cost(self.problem.cost, of, values, scores.unscored)
         return self._agreed(values)
+
+    def _note_unscored(self, scores: Scores) -> None:
+        """A criterion may have nothing to say about some groups, but then from the first time on."""
+        without = frozenset(scores.unscored)
+        lost = without - (without if self.unscored is None else self.unscored)
+        if lost:
+            raise CriterionError(
+                f"{scores.criterion} scored {len(lost)} groups before and has no score for them after step "
+                f"{self.flow.taken}, such as {min(lost)!r}; it must score what it scored at first, masks or not: use "
+                "another criterion, or report this if it is one of fxprune's"
+            )
+        self.unscored = without
 
     def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
         """The mean over processes (which the built-in criteria have taken already), the same bits in each of them."""
@@ -278,13 +293,15 @@ class Pruner(Generic[M]):
         """
         batches = [] if self.given else list(self.batches)
         own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
-        state: dict[str, Any] = to_plain({**own, "scored": self.scored})
+        unscored = None if self.unscored is None else sorted(self.unscored)
+        state: dict[str, Any] = to_plain({**own, "scored": self.scored, "unscored": unscored})
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
         state = from_plain(state)
         self.scored = state["scored"]
+        self.unscored = None if state.get("unscored") is None else frozenset(state["unscored"])
         self.flow.load_state_dict(state["flow"])
         if not self.given:
             self.batches.extend(state["batches"])
