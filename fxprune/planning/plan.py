@@ -338,6 +338,22 @@ class Draft:
         return "\n".join(lines + [f"  ... and {len(cut) - 16} more groups"] * (len(cut) > 16))
 
 
+def followed(graph: ChannelGraph, plan: Plan) -> ChannelGraph:
+    """The graph that a plan was made for, from the graph of a fresh trace: the plan's own steps taken.
+
+    Raises:
+        PlanError: it was made for another one.
+    """
+    if plan.fingerprint == graph.fingerprint or graph.revisions:
+        return graph
+    if graph.prefer and plan.traced[:1] != graph.prefer[:1]:
+        raise PlanError(
+            f"the plan was made with attention={plan.traced[0]!r}, the graph with {graph.prefer[0]!r}; trace with "
+            f"fxprune.trace(model, inputs, attention={plan.traced[0]!r})"
+        )
+    return graph.revised(plan.traced[1:])
+
+
 # ---- blocks ---------------------------------------------------------------------------------------------------------
 
 

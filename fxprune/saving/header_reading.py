@@ -226,7 +226,7 @@ def _check(value: Any, where: str) -> Check:
     numbers = (
         _number(value.get(k) if isinstance(value, dict) else None, f"{where}.{k}") for k in ("error", "tolerance")
     )
-    return Check(_get(value, "name", str), *numbers)
+    return Check(_get(value, "name", str), *numbers, note=_text(value.get("note", ""), f"{where}.note"))
 
 
 def _cause(value: Any, where: str) -> Cause:
