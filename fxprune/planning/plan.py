@@ -16,35 +16,12 @@ from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
 from fxprune.planning.names import Names
 from fxprune.planning.norms import NormChange, norm_changes
+from fxprune.planning.plan_diff import PlanDiff
 from fxprune.planning.plan_json import FORMAT, plan_fields
 from fxprune.planning.removals import Bounds, Removals, clusters, sequences
 from fxprune.planning.search import Cut
 
 OUT = 1e9  # score of a channel that stays: no removal that takes it has a mean below zero
-
-
-@dataclass(frozen=True)
-class PlanDiff:
-    """Channels that only the first or only the second of two plans removes, by group, and what both leave.
-
-    Attributes:
-        costs: measure -> (what the first leaves, what the second leaves).
-    """
-
-    only_first: Mapping[str, tuple[int, ...]]
-    only_second: Mapping[str, tuple[int, ...]]
-    costs: Mapping[str, tuple[float, float]]
-
-    def __bool__(self) -> bool:
-        return bool(self.only_first or self.only_second)
-
-    def __repr__(self) -> str:
-        groups = dict.fromkeys([*self.only_first, *self.only_second])
-        lines = [f"{len(groups)} groups differ"]
-        lines += [f"  {k:9s} {a:,.0f} | {b:,.0f} ({b - a:+,.0f})" for k, (a, b) in self.costs.items()]
-        for g in list(groups)[:16]:
-            lines.append(f"  {g}: {len(self.only_first.get(g, ()))} | {len(self.only_second.get(g, ()))} go here only")
-        return "\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -82,6 +83,11 @@ class Report:
     history: History | None = None
     picture: str = ""
 
+    @property
+    def total(self) -> Plan:
+        """What was asked and what went in all, over `earlier` and `plan`; what went last where there is one plan."""
+        return in_all((*self.earlier, self.plan))
+
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
         old = {(c.path, c.name): c for c in before.changes}
@@ -90,11 +96,26 @@ class Report:
         return replace(self, changes=tuple(both), earlier=(*before.earlier, before.plan))
 
     def __repr__(self) -> str:
-        lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines = [f"{_line(self.total)} in all, by {len(self.earlier) + 1} plans; the last:"] if self.earlier else []
+        lines += [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
         return "\n".join(lines)
+
+
+def in_all(plans: Sequence[Plan]) -> Plan:
+    """The last of several plans, with the costs of all: from before the first, as far as that counted them."""
+    first, last = plans[0], plans[-1]
+    costs = {k: (first.costs.get(k, both)[0], both[1]) for k, both in last.costs.items()}
+    asked = 1 - math.prod(1 - p.ratio for p in plans if p.of == last.of)
+    before, after = costs.get(last.of, (0.0, 0.0))
+    achieved = 1 - after / before if before and len(plans) > 1 else last.achieved
+    return replace(last, ratio=asked if len(plans) > 1 else last.ratio, achieved=achieved, costs=costs)
+
+
+def _line(plan: Plan) -> str:
+    return f"{plan.model}: {plan.achieved:.1%} of {plan.of} went (asked {plan.ratio:.1%})"
 
 
 def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:
