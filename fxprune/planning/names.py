@@ -118,7 +118,8 @@ def _makes_none(graph: ChannelGraph, pattern: str) -> str:
     """Why what a pattern names makes no channels that could go, and what to name instead."""
     named = [t for t, found in graph.within.items() if any(fnmatch.fnmatchcase(p, pattern) for p in found)]
     read = [g.name for g in graph.groups if any(s.tensor in named for s in g.slices)]
-    used = [t for t in named if t in graph.tensors]
+    live = {graph.traced.tensors.get(n.name) for n in graph.traced.graph.nodes if n.op == "placeholder" and n.users}
+    used = [t for t in named if t in live]
     if not used:
         return "which the traced forward does not use"
     instead = f"; what it reads are the channels of {read[0]!r}, to be named instead" if read else ""
