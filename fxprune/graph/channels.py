@@ -18,7 +18,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from fxprune.errors import PlanError
 from fxprune.graph.blocks import Block, cut_of, find_blocks, gone, modules_of
@@ -126,7 +126,7 @@ class ChannelGraph:
         for g in self.groups:
             if g.name == name:
                 return g
-        raise PlanError(f"no group is called {name!r}{meant(name, [g.name for g in self.groups])}; see graph.groups")
+        raise PlanError(f"no group is called {name!r}; see graph.groups{meant(name, [g.name for g in self.groups])}")
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -145,7 +145,7 @@ class ChannelGraph:
         known = {b.name: b for b in self.blocks}
         if unknown := [n for n in names if n not in known]:
             raise PlanError(
-                f"this {self.model_class} has no block {unknown[0]!r}{meant(unknown[0], known)}; see graph.blocks"
+                f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks{meant(unknown[0], known)}"
             )
         return self._reduced([known[n] for n in dict.fromkeys(names)])
 
@@ -291,11 +291,11 @@ class ChannelGraph:
         called, _, axis = name.rpartition(":")
         if axis.partition("#")[0].isdigit() and any(g.name == name for g in self.groups):
             name = called
-        within = [t for t, places in self.within.items() if name in places]
+        canonical = {n: t for t, found in self.within.items() for n, kind in found.items() if kind is Tensor}
         for tensor in (name, f"{name}.weight"):
-            found = [t for t in within if tensor in self.within[t]]
-            if tensor in self.tensors or (found and found[0] in self.tensors):
-                return tensor if tensor in self.tensors else found[0]
+            if (found := canonical.get(tensor, tensor)) in self.tensors:
+                return found
+        within = [t for t, places in self.within.items() if name in places]
         read = [t for t in within if t in self.tensors]
         if len(read) == 1:
             return read[0]
@@ -308,8 +308,8 @@ class ChannelGraph:
             raise PlanError(f"the traced forward of this {self.model_class} does not use {name!r}")
         known = {place for t in self.tensors for place in (t, *self.within.get(t, ()))}
         raise PlanError(
-            f"this {self.model_class} has no tensor {name!r}{meant(name, known)}; names are those of "
-            "model.named_parameters()"
+            f"this {self.model_class} has no tensor {name!r}; names are those of model.named_parameters()"
+            f"{meant(name, known)}"
         )
 
     def _groups_at(self, labels: Ints) -> str:

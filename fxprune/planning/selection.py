@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -74,7 +74,7 @@ def _families(costs: Costs, values: Mapping[str, Floats], limits: Limits, of: st
     graph, ratio = costs.graph, asked or 0.0
     every = {norm.node for norm in graph.facts.norm_groups}
 
-    def attempt(cap: float, regroup: Container[str] = (), path: Path | None = None) -> Met:
+    def attempt(cap: float, regroup: Collection[str] = (), path: Path | None = None) -> Met:
         stated, free, order = _ordered(graph, values, limits, cap, regroup, path)
         if asked is None:
             free, order = [], []
@@ -128,7 +128,7 @@ def _ordered(
     values: Mapping[str, Floats],
     limits: Limits,
     cap: float,
-    regroup: Container[str] = (),
+    regroup: Collection[str] = (),
     path: Path | None = None,
 ) -> tuple[list[Removals], list[Removals], list[Floats]]:
     """The removals that are stated, the parts that are free, and the keys by which these are tried."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,13 +104,17 @@ class Report:
 
 
 def in_all(plans: Sequence[Plan]) -> Plan:
-    """The last of several plans, with the costs of all: from before the first, as far as that counted them."""
+    """The last of several plans, with the costs of all: from before the first, as far as that counted them.
+
+    What was asked in all is what the last plan asked of what there was before it.
+    """
     first, last = plans[0], plans[-1]
     costs = {k: (first.costs.get(k, both)[0], both[1]) for k, both in last.costs.items()}
-    asked = 1 - math.prod(1 - p.ratio for p in plans if p.of == last.of)
     before, after = costs.get(last.of, (0.0, 0.0))
-    achieved = 1 - after / before if before and len(plans) > 1 else last.achieved
-    return replace(last, ratio=asked if len(plans) > 1 else last.ratio, achieved=achieved, costs=costs)
+    if len(plans) == 1 or not before:
+        return last
+    asked = 1 - last.costs[last.of][0] / before * (1 - last.ratio)
+    return replace(last, ratio=asked, achieved=1 - after / before, costs=costs)
 
 
 def _line(plan: Plan) -> str:

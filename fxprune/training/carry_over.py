@@ -154,7 +154,7 @@ def _sizes(value: Any) -> list[int]:
 
 def _refuse_joint(optimizer: torch.optim.Optimizer) -> None:
     for p, state in optimizer.state.items():
-        if isinstance(p, Tensor) and max(_sizes(state), default=0) > p.numel():
+        if max(_sizes(state), default=0) > p.numel():
             raise InputsError(
                 f"{type(optimizer).__name__} keeps one state for several parameters together, which cannot be cut; "
                 "make a new one of the small model's parameters()"

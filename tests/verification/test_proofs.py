@@ -177,7 +177,7 @@ def test_verify_and_rewrite_take_the_steps_that_a_plan_took() -> None:
 
 
 def test_a_plan_for_other_units_of_attention_says_how_to_trace() -> None:
-    net = nn.Sequential(nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 4, 32, batch_first=True))
+    net = nn.Sequential(nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), nn.Linear(16, 3))
     x = torch.randn(2, 5, 6)
     small = fxprune.prune(net, "magnitude", 0.3, example_inputs=x, attention="head_dim", progress=False)
     with pytest.raises(fxprune.PlanError, match=r"attention='head_dim'\)"):
