@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
@@ -176,12 +177,26 @@ def test_verify_and_rewrite_take_the_steps_that_a_plan_took() -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), small.parameters(), strict=True))
 
 
+class Heads(nn.Module):
+    """Four heads of eight dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.out = nn.Linear(6, 16), nn.Linear(16, 96), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = (t.unflatten(-1, (4, 8)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 def test_a_plan_for_other_units_of_attention_says_how_to_trace() -> None:
-    net = nn.Sequential(nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), nn.Linear(16, 3))
-    x = torch.randn(2, 5, 6)
+    net, x = Heads(), torch.randn(2, 5, 6)
     small = fxprune.prune(net, "magnitude", 0.3, example_inputs=x, attention="head_dim", progress=False)
+    plan = fxprune.report(small).plan
     with pytest.raises(fxprune.PlanError, match=r"attention='head_dim'\)"):
-        fxprune.verify(net, small, fxprune.trace(net, x), fxprune.report(small).plan)
+        fxprune.verify(net, small, fxprune.trace(net, x), plan)
+    assert all(c.ok for c in fxprune.verify(net, small, fxprune.trace(net, x, attention="head_dim"), plan))
 
 
 def test_a_check_prints_its_note() -> None:
