@@ -92,7 +92,8 @@ def prune(
         scope: see `plan`.
         granularity: "channel", "block" (residual branches go whole), or "both"; see `plan`.
         normalize: see `score`.
-        inplace: change `model` itself.
+        inplace: change `model` itself. Its parameters are new ones afterwards: an optimizer made before holds the old
+            ones and would train nothing (a warning says so); make a new one.
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
         strict: raise rather than run the rewritten graph as the forward.
         samples: calibration samples where the adapter makes the data.

@@ -15,7 +15,7 @@ from fxprune.cli.folder import Folder, open_folder
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Group
 from fxprune.pruning.prune import trace
-from fxprune.reporting.report import causes
+from fxprune.reporting.report import causes, in_all
 from fxprune.saving.header import HEADER, Header, Saved
 from fxprune.saving.header_reading import read
 
@@ -59,7 +59,7 @@ def _print_saved(saved: Header, directory: Path) -> None:
     elif saved.plan is None:
         out.print("not pruned")
     else:
-        print_plan(saved.plan)
+        print_plan(in_all((*saved.earlier, saved.plan)))
 
 
 def _print_graph(graph: ChannelGraph, most: int | None) -> None:

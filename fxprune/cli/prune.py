@@ -180,7 +180,7 @@ def _images(model: Any, folder: Path | None, size: int, training: Any) -> Any:
 def _print_pruned(small: Any) -> None:
 
     made = report(find_adapter(small).unwrap(small)[0])
-    print_plan(made.plan)
+    print_plan(made.total)
     for check in made.checks:
         out.print(escape(str(check)), highlight=False)
     if made.timing:

@@ -14,37 +14,14 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
+from fxprune.planning.names import Names
 from fxprune.planning.norms import NormChange, norm_changes
+from fxprune.planning.plan_diff import PlanDiff
 from fxprune.planning.plan_json import FORMAT, plan_fields
 from fxprune.planning.removals import Bounds, Removals, clusters, sequences
 from fxprune.planning.search import Cut
-from fxprune.planning.selectors import matches, nearest
 
 OUT = 1e9  # score of a channel that stays: no removal that takes it has a mean below zero
-
-
-@dataclass(frozen=True)
-class PlanDiff:
-    """Channels that only the first or only the second of two plans removes, by group, and what both leave.
-
-    Attributes:
-        costs: measure -> (what the first leaves, what the second leaves).
-    """
-
-    only_first: Mapping[str, tuple[int, ...]]
-    only_second: Mapping[str, tuple[int, ...]]
-    costs: Mapping[str, tuple[float, float]]
-
-    def __bool__(self) -> bool:
-        return bool(self.only_first or self.only_second)
-
-    def __repr__(self) -> str:
-        groups = dict.fromkeys([*self.only_first, *self.only_second])
-        lines = [f"{len(groups)} groups differ"]
-        lines += [f"  {k:9s} {a:,.0f} | {b:,.0f} ({b - a:+,.0f})" for k, (a, b) in self.costs.items()]
-        for g in list(groups)[:16]:
-            lines.append(f"  {g}: {len(self.only_first.get(g, ()))} | {len(self.only_second.get(g, ()))} go here only")
-        return "\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16))
 
 
 @dataclass(frozen=True)
@@ -62,6 +39,7 @@ class Plan:
         criterion: what scored the channels.
         traced: the `attention` that the model was traced with, and the graph's `revisions`.
         blocks: names of the residual branches that go whole; `removed` speaks of what is left without them.
+        made_by: group name -> the names of the tensors that make its channels, for `keep`.
     """
 
     model: str
@@ -76,6 +54,7 @@ class Plan:
     criterion: str = ""
     traced: tuple[str, ...] = ("heads",)
     blocks: tuple[str, ...] = ()
+    made_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def cost(self, of: str | None = None) -> float:
         """What is left of a measure ("params", "macs", ...; None: that of the budget).
@@ -196,6 +175,7 @@ class Plan:
             costs={k: (costs.of(k, nothing), costs.of(k, cut.removed)) for k in dict.fromkeys((*COUNTED, of))},
             criterion=criterion,
             traced=(graph.prefer[0] if graph.prefer else "heads", *graph.revisions),
+            made_by=graph.makers,
         )
         return replace(made, norms=norm_changes(graph, made.kept(graph)))
 
@@ -250,15 +230,19 @@ class Draft:
         """Without the channels of some groups, which stay.
 
         Args:
-            name: a group, the tensor or module that it is called after, or a glob of these.
-            channels: which of a group's channels stay for certain; None: all.
+            name: a tensor or module, whose channels stay whatever group they are of; a group; or a glob of these.
+            channels: which channels stay for certain, of the groups that are called so; None: all.
 
         Raises:
-            PlanError: no group is called so, or it has no such channel.
+            PlanError: nothing that makes channels is called so, or a group has no such channel.
         """
-        found = [g for g in self.votes if matches(g, name)]
+        names = Names({g: self.plans[0].made_by.get(g, ()) for g in self.votes})
+        found = names.groups(name)
+        if channels is not None:
+            channels, found = tuple(channels), names.leading(name) or found
         if not found:
-            raise PlanError(f"no group is called {name!r}{nearest(name, self.votes)}")
+            hint = names.closest(name) or ", and nothing that makes channels"
+            raise PlanError(f"no group is called {name!r}{hint}")
         votes = dict(self.votes)
         for g in found:
             stay = set(range(len(votes[g])) if channels is None else channels)
@@ -334,6 +318,22 @@ class Draft:
         ]
         lines += [f"  {g}: {k} of {n}" for g, k, n in cut[:16]]
         return "\n".join(lines + [f"  ... and {len(cut) - 16} more groups"] * (len(cut) > 16))
+
+
+def followed(graph: ChannelGraph, plan: Plan) -> ChannelGraph:
+    """The graph that a plan was made for, from the graph of a fresh trace: the plan's own steps taken.
+
+    Raises:
+        PlanError: it was made for another one.
+    """
+    if plan.fingerprint == graph.fingerprint or graph.revisions:
+        return graph
+    if graph.prefer and plan.traced[:1] != graph.prefer[:1]:
+        raise PlanError(
+            f"the plan was made with attention={plan.traced[0]!r}, the graph with {graph.prefer[0]!r}; trace with "
+            f"fxprune.trace(model, inputs, attention={plan.traced[0]!r})"
+        )
+    return graph.revised(plan.traced[1:])
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
 from fxprune.planning.limits import Limits
+from fxprune.planning.names import require_shares
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
-from fxprune.planning.selectors import named
+from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
 from fxprune.reporting.report import report
@@ -72,7 +73,9 @@ def prune_once(model: M, order: Order) -> M:
         graph = trace(net, order.example_inputs, attention=order.attention)
     with clock("score"):
         batches, loss = _data_and_loss(adapter, model, needs, order)
-    limits = replace(order.limits, ignore=(*named(net, order.limits.ignore), *adapter.protect(net)))
+    require_known(graph, ignore := named(net, order.limits.ignore))
+    limits = replace(order.limits, ignore=(*ignore, *adapter.protect(net)))
+    require_shares(graph, limits.stated, limits.ignore)
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
     notes: list[str] = []
@@ -149,9 +152,19 @@ def apply(
     return applied
 
 
-def settled(net: nn.Module, budget: Budget, limits: Limits, example: ExampleInputs | None, attention: str) -> Realized:
-    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach."""
+def settled(
+    net: nn.Module, budget: Budget, limits: Limits, example: ExampleInputs | None, attention: str, known: Ignore = ()
+) -> Realized:
+    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach.
+
+    Args:
+        known: what must be there of `limits.ignore`: an adapter protects names that a model need not have.
+
+    Raises:
+        InputsError: something in `known` is not.
+    """
     graph = trace(net, example, attention=attention)
+    require_known(graph, known)
 
     def plan_of(graph: ChannelGraph) -> Plan:
         return planned(graph, score(graph, net, "magnitude"), budget, limits)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,7 @@ from fxprune.graph.modules import evaluating
 from fxprune.graph.trace import place_of
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.plan import Plan
+from fxprune.pruning.optimizers import warn_holders
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.verification import Check, check_dense, same_batches
@@ -68,7 +71,7 @@ def realize(
         if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
             raise
         return made
-    original, trouble, literals = graph, "", graph.literals
+    original, trouble, literals, reachable = graph, "", graph.literals, None
     for _ in range(REPLANS):
         try:
             return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
@@ -87,15 +90,35 @@ def realize(
                 break
         try:
             plan = planned(graph)
-        except BudgetError:
+        except BudgetError as e:
+            reachable = e.reachable
             break
     if graph.traced.noted:
         raise RewriteError(
             f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
         )
     if strict:
-        raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
-    return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+        raise RewriteError(
+            f"{trouble}; without strict=True the rewritten graph becomes the model's forward{_offer(reachable)}"
+        )
+    made = _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+    _tell(made, reachable)
+    return made
+
+
+def _tell(made: Realized, reachable: float | None) -> None:
+    """Warn that the graph has become the forward: such a model cannot be saved whole."""
+    warnings.warn(
+        f"the rewritten graph becomes the forward of this {made.graph.model_class}: {made.reason}. The model runs and "
+        "trains, but neither fxprune.save nor torch.save can write it whole (its state_dict can be)"
+        f"{_offer(reachable) or '; ignore= what is in the way keeps the own forward'}; strict=True refuses this",
+        stacklevel=5,
+    )
+
+
+def _offer(reachable: float | None) -> str:
+    """How far the module's own forward follows, where that is known."""
+    return f"; its own forward follows up to about ratio={math.floor(reachable * 100) / 100:.2f}" if reachable else ""
 
 
 def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
@@ -125,9 +148,11 @@ def _beyond(
     trouble = f"the forward of {graph.model_class} computes with sizes that couple axes and cannot follow {how_far}"
     try:
         plan = planned(graph)
-        return _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
+        made = _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
     except (BudgetError, RewriteError, VerifyError):
         return None
+    _tell(made, missed.reachable)
+    return made
 
 
 def _attempt(
@@ -178,7 +203,9 @@ def reported(
     if made.plan.of == "latency" and made.check is not None:
         with clock("confirm"):
             timing = _timed(net, made)
+    replaced = list(net.parameters()) if inplace else []
     small = transplant(net, made.done.model) if inplace else made.done.model
+    warn_holders(replaced)
     checks = () if made.check is None else (made.check,)
     told = Report(
         made.plan,

@@ -21,7 +21,7 @@ from fxprune.graph.labels import Axis, Bools
 from fxprune.graph.modules import deep_copy
 from fxprune.graph.program import group_counts
 from fxprune.graph.provenance import Attr
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import Plan, followed
 from fxprune.rewriting.attributes import Change, set_attribute, sync_layers
 from fxprune.rewriting.blocks import take_out
 from fxprune.rewriting.graph_forward import use_graph
@@ -57,6 +57,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
         PlanError: where plan, graph and model do not belong together.
         UnsolvedError: where the module's own forward cannot follow the plan; names the attribute.
     """
+    graph = followed(graph, plan)
     keep = plan.kept(graph)
     _belongs(model, graph)
     whole, graph = graph, graph.without(plan.blocks)

@@ -223,10 +223,10 @@ def _rule(value: Any, where: str) -> int:
 
 
 def _check(value: Any, where: str) -> Check:
-    numbers = (
-        _number(value.get(k) if isinstance(value, dict) else None, f"{where}.{k}") for k in ("error", "tolerance")
-    )
-    return Check(_get(value, "name", str), *numbers)
+    held = value if isinstance(value, dict) else {}
+    error, tolerance = (_number(held.get(k), f"{where}.{k}") for k in ("error", "tolerance"))
+    note = _text(held.get("note", ""), f"{where}.note")
+    return Check(_get(value, "name", str), error, tolerance, note)
 
 
 def _cause(value: Any, where: str) -> Cause:

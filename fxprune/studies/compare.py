@@ -113,8 +113,9 @@ def compare(
         unseen = drawn.held_out()
         if how is None or unseen is None:
             raise InputsError(missing("comparing criteria", unseen is None, how is None))
-        limits = Limits(ignore=(*named(net, ignore), *adapter.protect(net)))
-        graph = settled(net, Budget(min(ratios), of), limits, example_inputs, attention).graph
+        stay = named(net, ignore)
+        limits = Limits(ignore=(*stay, *adapter.protect(net)))
+        graph = settled(net, Budget(min(ratios), of), limits, example_inputs, attention, stay).graph
         trial = _Trial(net, graph, of, limits, how, unseen)
         dense = trial.loss(net)
         for label, seed, left in _track(todo, progress):

@@ -21,7 +21,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.ranking import lost, size, touched
 from fxprune.planning.removals import Bounds, Removals, sequences
 from fxprune.planning.search import Cut
-from fxprune.planning.selectors import Ignore, ignored, named
+from fxprune.planning.selectors import Ignore, ignored, named, require_known
 from fxprune.pruning.prune import trace
 from fxprune.rewriting.rewrite import UnsolvedError, rewrite
 from fxprune.scoring.batches import missing
@@ -88,6 +88,7 @@ def sensitivity(
     adapter = find_adapter(model)
     net = adapter.unwrap(model)[0]
     graph = trace(net, example_inputs, attention=attention)
+    require_known(graph, stay := named(net, ignore))
     if data is None and (metric is None or "data" in needs_of(criterion)):
         data = adapter.calibration(model, samples, seed, progress)
     batches = None if data is None else list(data)
@@ -100,7 +101,7 @@ def sensitivity(
             )
         metric = _MeanLoss(loss, batches, seed)
     scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
-    allowed = [not out for out in ignored(graph, (*named(net, ignore), *adapter.protect(net)))]
+    allowed = [not out for out in ignored(graph, (*stay, *adapter.protect(net)))]
     parts = _parts(graph, scores.values, allowed)
     base = _measure(metric, net)
     if not np.isfinite(base):
