@@ -14,6 +14,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
+from fxprune.planning.costs.macs import uncounted
 from fxprune.planning.norms import NormChange, norm_changes
 from fxprune.planning.plan_json import FORMAT, plan_fields
 from fxprune.planning.removals import Bounds, Removals, clusters, sequences
@@ -62,6 +63,7 @@ class Plan:
         criterion: what scored the channels.
         traced: the `attention` that the model was traced with, and the graph's `revisions`.
         blocks: names of the residual branches that go whole; `removed` speaks of what is left without them.
+        uncounted: ops that read parameters and are not in `costs["macs"]`, because nobody has told what they compute.
     """
 
     model: str
@@ -76,6 +78,7 @@ class Plan:
     criterion: str = ""
     traced: tuple[str, ...] = ("heads",)
     blocks: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     def cost(self, of: str | None = None) -> float:
         """What is left of a measure ("params", "macs", ...; None: that of the budget).
@@ -193,6 +196,7 @@ class Plan:
             costs={k: (costs.of(k, nothing), costs.of(k, cut.removed)) for k in dict.fromkeys((*COUNTED, of))},
             criterion=criterion,
             traced=(graph.prefer[0] if graph.prefer else "heads", *graph.revisions),
+            uncounted=uncounted(graph),
         )
         return replace(made, norms=norm_changes(graph, made.kept(graph)))
 
@@ -201,6 +205,8 @@ class Plan:
             f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
         ]
         lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.costs.items()]
+        if self.uncounted:
+            lines.append(f"  not counted in macs: {', '.join(self.uncounted)}")
         if self.blocks:
             more = f", and {len(self.blocks) - 8} more" if len(self.blocks) > 8 else ""
             lines.append(f"  blocks: {', '.join(self.blocks[:8])}{more}")

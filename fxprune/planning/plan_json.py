@@ -38,6 +38,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     data["costs"] = {str(k): (float(v[0]), float(v[1])) for k, v in data.pop("cost").items()}
     data["traced"] = tuple(str(step) for step in data.get("traced", ("heads",)))
     data["blocks"] = _names(data.get("blocks", []))
+    data["uncounted"] = _names(data.get("uncounted", []))
     return data
 
 

@@ -11,6 +11,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.blocks import plan_depth
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
+from fxprune.planning.costs.counted import require_cost
 from fxprune.planning.costs.polynomials import Floats
 from fxprune.planning.latency import Left, latency_of
 from fxprune.planning.limits import NONE, Limits
@@ -96,6 +97,8 @@ def planned(
     """`plan`, its arguments gathered."""
     of, costs = budget.of, CostModel(graph)
     limits = replace(limits, scope=scope_of(limits.scope, scores, of))
+    if budget.ratio is not None or budget.target is not None:
+        require_cost(costs, of)
     asked = budget.share(costs)
     if granularity != "channel":
 
