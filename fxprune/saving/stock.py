@@ -24,6 +24,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, SaveError
 from fxprune.graph.modules import comes_from
 from fxprune.rewriting.attributes import Change
+from fxprune.saving.files import read_object, require_data
 from fxprune.saving.header import DTYPES, Saved, is_identifier
 
 ALIGNMENT = 64  # bytes, of torch's own tensors on the CPU
@@ -204,7 +205,7 @@ def require_stock(pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
 
 def name_components(directory: Path, pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
     """Let a folder's `model_index.json` name the class that reads pruned components, and those that are absent."""
-    index = _read_json(directory / INDEX)
+    index = read_object(directory / INDEX)
     expected, _ = pipeline._get_signature_keys(pipeline)
     index |= {name: [None, None] for name in sorted(expected) if getattr(pipeline, name, None) is None}
     index |= dict.fromkeys(pruned, PRUNED)
@@ -221,7 +222,7 @@ def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         SaveError: where it is damaged, or names code that is not of diffusers or transformers.
     """
-    index = _read_json(directory / INDEX)
+    index = read_object(directory / INDEX)
     pipelines = importlib.import_module("diffusers.pipelines") if _diffusers() else None
     code = next((p for p in directory.rglob("*.py")), None)
     if code is not None:
@@ -283,9 +284,10 @@ def read_folder(directory: Path) -> Any:
     Raises:
         SaveError: where the folder is neither, or damaged.
     """
+    require_data(directory)
     if (directory / INDEX).is_file():
         return read_pipeline(directory, {}, {}, safe=None)
-    name = _read_json(directory / CONFIG).get("_class_name")
+    name = read_object(directory / CONFIG).get("_class_name")
     diffusers = _diffusers()
     found = getattr(diffusers, name, None) if isinstance(name, str) and is_identifier(name) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
@@ -311,13 +313,3 @@ def _align(module: nn.Module) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise SaveError(f"{path} cannot be read: {type(e).__name__}: {e}") from e
-    if not isinstance(data, dict):
-        raise SaveError(f"{path} is damaged: it holds a {type(data).__name__}, not an object")
-    return data

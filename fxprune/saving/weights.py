@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from fxprune.errors import SaveError
+from fxprune.saving.files import read_bytes
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -81,7 +82,7 @@ def files(folder: Path) -> Mapping[str, set[str] | None]:
     if (folder / WEIGHTS).exists():
         raise SaveError(f"{folder} holds both {WEIGHTS} and {INDEX}: it is no folder that fxprune.save() wrote")
     try:
-        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        where = json.loads(read_bytes(path).decode("utf-8"))["weight_map"]
         pairs = [(str(name), str(file)) for name, file in where.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e
