@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.errors import BudgetError, PlanError
+from fxprune.errors import BudgetError, PlanError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.planning.cost_model import CostModel
@@ -45,7 +45,7 @@ class PlanDiff:
         lines += [f"  {k:9s} {a:,.0f} | {b:,.0f} ({b - a:+,.0f})" for k, (a, b) in self.costs.items()]
         for g in list(groups)[:16]:
             lines.append(f"  {g}: {len(self.only_first.get(g, ()))} | {len(self.only_second.get(g, ()))} go here only")
-        return "\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16))
+        return printable("\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16)))
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Plan:
             lines.append(
                 f"  regrouped norms: {', '.join(self.regrouped[:6])}{' ...' if len(self.regrouped) > 6 else ''}"
             )
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ class Draft:
             f"Draft for {self.plans[0].model}: up to {sum(k for _, k, _ in cut)} channels go; .on(graph) settles it"
         ]
         lines += [f"  {g}: {k} of {n}" for g, k, n in cut[:16]]
-        return "\n".join(lines + [f"  ... and {len(cut) - 16} more groups"] * (len(cut) > 16))
+        return printable("\n".join(lines + [f"  ... and {len(cut) - 16} more groups"] * (len(cut) > 16)))
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------

@@ -10,9 +10,7 @@ from fxprune.errors import PlanError
 from fxprune.planning.norms import NormChange
 
 FORMAT = 1
-FIELDS = frozenset(
-    "model fingerprint removed sizes norms ratio of achieved cost criterion traced blocks uncounted".split()
-)
+_FIELDS = """model fingerprint removed sizes norms ratio of achieved cost criterion traced blocks uncounted"""
 
 
 def plan_fields(text: str) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def plan_fields(text: str) -> dict[str, Any]:
 def _fields(data: dict[str, Any]) -> dict[str, Any]:
     if int(data.pop("format")) > FORMAT:
         raise PlanError("the plan is of a newer format; update fxprune")
-    if unknown := data.keys() - FIELDS:
+    if unknown := data.keys() - set(_FIELDS.split()):
         raise TypeError(f"it has a field {min(unknown)!r:.60}, which plans have not")
     data["sizes"] = {str(k): _count(v) for k, v in data["sizes"].items()}
     data["removed"] = {str(k): tuple(_count(c) for c in v) for k, v in data["removed"].items()}

@@ -100,9 +100,10 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _home(directory: Path) -> Path:
-    """Where links may lead: the folder; or, in a hub's cache, that of the model, whose files lie beside its snapshots."""
+    """Where links may lead: the folder; or, in a hub's cache, that of the model, with the files beside its snapshots."""
     real = directory.resolve()
-    return real.parent.parent if real.parent.name == "snapshots" and (real.parent.parent / "blobs").is_dir() else real
+    cached = real.parent.name == "snapshots" and (real.parent.parent / "blobs").is_dir()
+    return real.parent.parent if cached else real
 
 
 def _require_inside(path: Path, inside: Path) -> None:

@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fxprune.errors import SaveError
+from fxprune.errors import SaveError, printable
 from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
@@ -89,9 +89,8 @@ class Saved:
     def __repr__(self) -> str:
         wrote = ", ".join(f"{k} {v}" for k, v in self.versions.items())
         plan = "not pruned" if self.plan is None else repr(self.plan)
-        return (
-            f"saved {self.name}: {len(self.tensors)} tensors, {len(self.changes)} changed attributes ({wrote})\n{plan}"
-        )
+        told = f"saved {self.name}: {len(self.tensors)} tensors, {len(self.changes)} changed attributes ({wrote})"
+        return printable(f"{told}\n{plan}")
 
 
 @dataclass(frozen=True)

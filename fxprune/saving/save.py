@@ -237,7 +237,7 @@ def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") ->
 def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     if not isinstance(saved, Saved):
         raise SaveError(f"{path} holds a pipeline where a model should be")
-    net = _stock_of(saved, model)
+    net = _stock_of(saved, path, model)
     fit(net, saved)
     fill(net, saved, path)
     checksums.require(path, saved.checksums)
@@ -260,7 +260,7 @@ def _load_pipeline(saved: SavedPipeline, path: Path) -> Any:
     return pipeline
 
 
-def _stock_of(saved: Saved, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+def _stock_of(saved: Saved, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     """An unpruned module of the saved class, ours to change."""
     if model is None:
         if saved.config is None:
@@ -268,7 +268,7 @@ def _stock_of(saved: Saved, model: nn.Module | Callable[[], nn.Module] | None) -
                 f"no {saved.name} can be built from what the folder says: pass an unpruned one, "
                 f"fxprune.load(DIR, model={saved.name}(...))"
             )
-        return stock.build(saved)
+        return stock.build(saved, weights.size(path))
     net = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
     if not isinstance(net, nn.Module):
         raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")

@@ -91,7 +91,7 @@ class Scores:
         if self.unscored:
             more = f" and {len(self.unscored) - 3} more" if len(self.unscored) > 3 else ""
             lines.append(f"  last, for want of a score: {', '.join(self.unscored[:3])}{more}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def to_json(self) -> str:
         """The scores as JSON text; `from_json` gives equal scores."""
