@@ -100,7 +100,7 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _home(directory: Path) -> Path:
-    """Where links may lead: the folder; or, in a hub's cache, that of the model, with the files beside its snapshots."""
+    """Where links may lead: the folder; or, in a hub's cache, that of the model, whose files lie beside."""
     real = directory.resolve()
     cached = real.parent.name == "snapshots" and (real.parent.parent / "blobs").is_dir()
     return real.parent.parent if cached else real

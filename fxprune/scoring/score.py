@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from fxprune import registry
-from fxprune.errors import CriterionError, FxPruneError, InputsError
+from fxprune.errors import CriterionError, FxPruneError, InputsError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import comes_from, require_whole, seed_torch
 from fxprune.scoring.batches import missing, named
