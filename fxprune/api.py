@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from fxprune.adapter import find_adapter
+from fxprune.arguments import Kind, takes
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
 from fxprune.planning.budget import Budget
@@ -25,8 +26,10 @@ from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler, scheduler_of
 
 M = TypeVar("M")
+TRAINING = Kind("an fxprune.Training, or None", lambda v: v is None or isinstance(v, Training))
 
 
+@takes(training=TRAINING)
 def prune(
     model: M,
     criterion: str | type[Any] | Criterion = "gradflow",
@@ -152,6 +155,7 @@ def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Traini
     return made
 
 
+@takes()
 def calibration(
     model: Any,
     samples: int = 8,

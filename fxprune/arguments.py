@@ -1,6 +1,6 @@
 """What arguments may be: one table by name, read before any work.
 
-    @checked(graph=ChannelGraph)          the arguments of a function: these kinds, and for other names those of `COMMON`
+    @takes(graph=ChannelGraph)            the arguments of a function: of these kinds, and others of those in `COMMON`
     require_fields(self, after=COUNT)     the fields of a dataclass, in its `__post_init__`
 
 A class stands for its instances.  Ranges that hang on other values are checked where these are known.
@@ -12,7 +12,8 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeAlias, TypeVar
@@ -59,9 +60,7 @@ def number(told: str, low: float = -math.inf, high: float = math.inf, open_low: 
 
 def whole(told: str, low: int, high: int = 2**31) -> Kind:
     """Integers from `low` to `high`."""
-    return Kind(
-        told, lambda v: isinstance(v, Integral) and not isinstance(v, (bool, Tensor)) and low <= int(v) <= high
-    )
+    return Kind(told, lambda v: isinstance(v, Integral) and not isinstance(v, (bool, Tensor)) and low <= int(v) <= high)
 
 
 def one_of(*kinds: type, told: str) -> Kind:
@@ -88,6 +87,13 @@ def _is_batches(value: Any) -> bool:
     return isinstance(value, Iterable) or hasattr(value, "__getitem__")
 
 
+def _all(values: Any, fits: Callable[[Any], bool]) -> bool:
+    """Whether values that can be read again are all of a kind."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or not isinstance(values, Iterable):
+        return False
+    return all(map(fits, values))
+
+
 def _are_names(value: Any) -> bool:
     return isinstance(value, (str, type)) or callable(value) or isinstance(value, Iterable)
 
@@ -99,6 +105,7 @@ def _are_shares(value: Any) -> bool:
 FLAG = Kind("True or False", lambda v: isinstance(v, bool) or type(v).__name__ in ("bool_", "bool"))
 TEXT = one_of(str, told="text")
 COUNT = whole("a whole number of at least 1", 1)
+INTEGER = whole("a whole number", -(2**31))
 FROM_ZERO = whole("a whole number of at least 0", 0)
 POSITIVE = number("a number above 0", 0, open_low=True)
 NOT_NEGATIVE = number("a number of at least 0", 0)
@@ -109,14 +116,25 @@ FUNCTION = Kind("something that can be called", callable)
 MODULE = one_of(nn.Module, told="an nn.Module")
 MAPPING = one_of(Mapping, told="a dict")
 BATCHES = Kind("batches, in a list, a DataLoader or another iterable", _is_batches)
+RATIOS = Kind("a list of shares in (0, 1), such as (0.3, 0.5)", lambda v: _all(v, SHARE.fits))
+INDICES = Kind("a list of channels' numbers", lambda v: _all(v, FROM_ZERO.fits))
+SEVERAL = Kind("a list of names", lambda v: _all(v, TEXT.fits), PlanError)
+TENSORS = Kind(
+    "a list of tensors",
+    lambda v: isinstance(v, Iterable) and (not hasattr(v, "__len__") or _all(v, lambda t: isinstance(t, Tensor))),
+)
 SHARES = Kind("a dict of group name -> share of its channels, or a table of fxprune.sensitivity", _are_shares)
 NAMES = Kind("names, globs, module types such as nn.Conv2d, or callables (tensor name, module) -> bool", _are_names)
 
+_PLAIN = (type(None), str, bytes, Real, list, dict, tuple, set, type, Tensor)
+MODEL = Kind("an nn.Module, or a pipeline around one", lambda v: not isinstance(v, _PLAIN))
+
 COMMON: Mapping[str, Kind] = {
+    "model": MODEL,
     "ratio": SHARE.or_none,
     "target": POSITIVE.or_none.raising(BudgetError),
     "max_ratio": replace(SHARE, told="a number in (0, 1]").or_none,
-    "min_width": COUNT.raising(BudgetError),
+    "min_width": INTEGER.raising(BudgetError),
     "ratios": SHARES.or_none.raising(BudgetError),
     "ignore": NAMES,
     "exact_norms": FLAG,
@@ -132,6 +150,8 @@ COMMON: Mapping[str, Kind] = {
     "seed": whole("a whole number in [0, 2**62)", 0, 2**62),
     "seeds": whole("a whole number from 1 to 1,000,000", 1, 10**6),
     "steps": COUNT.or_none,
+    "reduce": TEXT.or_none,
+    "normalize": TEXT.or_none,
     "inplace": FLAG,
     "verify": FLAG,
     "strict": FLAG,
@@ -146,7 +166,7 @@ COMMON: Mapping[str, Kind] = {
 }
 
 
-def checked(*, error: type[FxPruneError] | None = None, **kinds: AKind) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def takes(*, error: type[FxPruneError] | None = None, **kinds: AKind) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A function whose arguments are of their kinds before it runs.
 
     Args:
@@ -186,6 +206,19 @@ def require_fields(made: Any, **kinds: AKind) -> None:
             require(type(made).__name__, field.name, getattr(made, field.name), _kind(kind))
 
 
+@contextmanager
+def read_from(name: str, value: Any, what: str) -> Iterator[None]:
+    """Within, an argument is read that holds what something else wrote.
+
+    Raises:
+        InputsError: it holds something else.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        raise InputsError(f"{name}={_shown(value)} is not {what}: {type(e).__name__}: {e!s:.200}") from e
+
+
 def require(where: str, name: str, value: Any, kind: Kind, error: type[FxPruneError] | None = None) -> None:
     """Check one argument.
 
@@ -197,7 +230,8 @@ def require(where: str, name: str, value: Any, kind: Kind, error: type[FxPruneEr
     except Exception:  # noqa: BLE001 - an odd object may raise anything where it is looked at
         fits = False
     if not fits:
-        raise (error or kind.error)(f"{where}({name}={_shown(value)}) is a {type(value).__name__}: pass {kind.told}")
+        what = f"{name} must be {kind.told}; this is of type {type(value).__name__}"
+        raise (error or kind.error)(f"{where}({name}={_shown(value)}): {what}")
 
 
 def _kind(kind: Kind | type) -> Kind:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import MODULE, takes
 from fxprune.errors import VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import deep_copy
@@ -117,6 +118,7 @@ def check_permutation(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> C
     return Check("permutation", relative_error(outputs(permuted, graph.traced.example), reference), tolerance(model))
 
 
+@takes(model=MODULE, small=MODULE, graph=ChannelGraph, plan=Plan)
 def verify(
     model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, *, seed: int = 0
 ) -> tuple[Check, Check]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.arguments import COUNT, INDICES, TEXT, Kind, number, require, takes
 from fxprune.errors import BudgetError, PlanError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
@@ -21,6 +22,8 @@ from fxprune.planning.removals import Bounds, Removals, clusters, sequences
 from fxprune.planning.search import Cut
 from fxprune.planning.selectors import matches, nearest
 
+Plan_ = Kind("an fxprune.Plan", lambda v: isinstance(v, Plan))
+EDITABLE = Kind("an fxprune.Plan or Draft", lambda v: isinstance(v, (Plan, Draft)), PlanError)
 OUT = 1e9  # score of a channel that stays: no removal that takes it has a mean below zero
 
 
@@ -86,6 +89,7 @@ class Plan:
         Raises:
             BudgetError: where the plan does not count it.
         """
+        require("Plan.cost", "of", of, TEXT.or_none, BudgetError)
         if (of := of or self.of) not in self.costs:
             raise BudgetError(f"this plan does not count {of!r}; it counts {', '.join(self.costs) or 'nothing'}")
         return self.costs[of][1]
@@ -100,6 +104,7 @@ class Plan:
         """Group norms whose groups did not keep their own members."""
         return tuple(n for n, c in self.norms.items() if not c.exact)
 
+    @takes(graph=ChannelGraph, error=PlanError)
     def check(self, graph: ChannelGraph) -> None:
         """Raise `PlanError` unless the plan was made for this graph."""
         if self.fingerprint != graph.fingerprint:
@@ -140,6 +145,7 @@ class Plan:
         """A draft of the channels that both remove; `.on(graph)` makes it a plan."""
         return Draft.of(self) & other
 
+    @takes(other=Plan_, error=PlanError)
     def diff(self, other: Plan) -> PlanDiff:
         """What another plan of the same graph does differently.
 
@@ -154,6 +160,7 @@ class Plan:
             costs={k: (self.costs[k][1], other.costs[k][1]) for k in self.costs if k in other.costs},
         )
 
+    @takes(other=Plan_, error=PlanError)
     def same_graph(self, other: Plan) -> None:
         """Raise `PlanError` unless both plans are of one graph."""
         if self.fingerprint != other.fingerprint:
@@ -178,6 +185,7 @@ class Plan:
         Raises:
             PlanError: where the text is not a plan, or of a newer format.
         """
+        require("Plan.from_json", "text", text, TEXT, PlanError)
         return cls(**plan_fields(text))
 
     @classmethod
@@ -241,6 +249,7 @@ class Draft:
     @classmethod
     def of(cls, plan: Plan | Draft) -> Draft:
         """A plan as a draft."""
+        require("Draft", "other", plan, EDITABLE)
         if isinstance(plan, Draft):
             return plan
         votes = {name: [0] * n for name, n in plan.sizes.items()}
@@ -249,6 +258,7 @@ class Draft:
                 votes[name][c] = 1
         return cls((plan,), {name: tuple(v) for name, v in votes.items()})
 
+    @takes(name=TEXT, channels=INDICES.or_none, error=PlanError)
     def keep(self, name: str, channels: Iterable[int] | None = None) -> Draft:
         """Without the channels of some groups, which stay.
 
@@ -284,6 +294,9 @@ class Draft:
         votes = {g: tuple(map(both, v, other.votes[g])) for g, v in self.votes.items()}
         return Draft((*self.plans, *other.plans), votes)
 
+    @takes(
+        graph=ChannelGraph, round_to=COUNT, max_ratio=number("a number in (0, 1]", 0, 1, open_low=True), error=PlanError
+    )
     def on(self, graph: ChannelGraph, *, round_to: int = 1, min_width: int = 1, max_ratio: float = 1.0) -> Plan:
         """The plan that lets as many of the draft's channels go as the constraints of the graph allow, and no other.
 
@@ -310,8 +323,11 @@ class Draft:
         made = self._plan(graph, taken, np.array(planned, np.int64).reshape(-1, 2))
         return with_blocks(whole, made, self.plans[0].blocks)
 
+    @takes(group=TEXT, error=PlanError)
     def channels(self, group: str) -> tuple[int, ...]:
         """The channels of a group that may go."""
+        if group not in self.votes:
+            raise PlanError(f"no group is called {group!r}{nearest(group, self.votes)}")
         return tuple(c for c, n in enumerate(self.votes[group]) if n)
 
     def _is_planned(self, graph: ChannelGraph, members: Sequence[int]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from fxprune.arguments import Kind, takes
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.blocks import plan_depth
@@ -23,10 +24,12 @@ from fxprune.planning.selection import checked, selected
 from fxprune.planning.selectors import Ignore
 from fxprune.scoring.score import Scores
 
+SCORES = Kind("fxprune.Scores, or a dict of group name -> scores", lambda v: isinstance(v, (Scores, Mapping)))
 NEAR, TRIES = 0.01, 6  # how near to the asked ratio a measured plan is, and how often it is planned
 FAR = 0.02  # what a plan may miss where the limits allow no more
 
 
+@takes(graph=ChannelGraph, scores=SCORES)
 def plan(
     graph: ChannelGraph,
     scores: Scores | Mapping[str, Floats],

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from fxprune.adapter import Adapter, find_adapter
+from fxprune.arguments import MODULE, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
@@ -31,6 +32,7 @@ M = TypeVar("M")
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
 
+@takes(model=MODULE)
 def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, attention: str = "heads") -> ChannelGraph:
     """Capture a model and find its channels.
 
@@ -108,6 +110,7 @@ def _prune_both(model: M, order: Order) -> M:
     return prune_once(once, replace(order, budget=Budget(rest, of), attention="head_dim", granularity="channel"))
 
 
+@takes()
 def apply(
     model: M,
     plan: Plan,

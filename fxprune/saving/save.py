@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
 from fxprune.reporting.report import Report, attach
 from fxprune.saving import checksums, stock, weights
@@ -33,11 +34,13 @@ from fxprune.saving.restore import all_tensors, fill, fit, same_integers
 
 PathLike = str | os.PathLike[str]
 SHARD = "10GB"
+STOCK = Kind("an unpruned module, or a callable that makes one", callable, SaveError).or_none
 
 
 # ---- save ----------------------------------------------------------------------------------------
 
 
+@takes(model=MODEL.raising(SaveError))
 def save(
     model: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
 ) -> Path:
@@ -67,7 +70,7 @@ def save(
         True
     """
     if not isinstance(model, nn.Module) and not stock.is_pipeline(model):
-        raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline")
+        raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline as model")
     limit = weights.size_of(max_shard_size)
     with replacing(directory) as folder:
         if isinstance(model, nn.Module):
@@ -83,6 +86,7 @@ def save(
     return Path(directory)
 
 
+@takes(pipeline=MODEL.raising(SaveError))
 def save_pipeline(
     pipeline: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
 ) -> Path:
@@ -171,6 +175,7 @@ def _dtype_of(name: str, module: nn.Module) -> str | None:
 # ---- load ----------------------------------------------------------------------------------------
 
 
+@takes(model=STOCK)
 def load(
     directory: PathLike,
     model: nn.Module | Callable[[], nn.Module] | None = None,
@@ -222,6 +227,7 @@ def _loaded(path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> An
     return _load_pipeline(saved, path)
 
 
+@takes()
 def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") -> Any:
     """`load`, for a diffusers pipeline only.
 

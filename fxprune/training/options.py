@@ -11,12 +11,39 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import (
+    FLAG,
+    FUNCTION,
+    INTEGER,
+    MAPPING,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    TEXT,
+    AKind,
+    number,
+    one_of,
+    require_fields,
+)
 from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
 from fxprune.training.distillation import Distillation, Teacher
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 PathLike: TypeAlias = "str | os.PathLike[str]"
+KINDS: dict[str, AKind] = {
+    **dict.fromkeys(("steps", "accumulate", "remember", "checkpoint_every"), INTEGER),
+    **dict.fromkeys(("after", "warmup"), INTEGER),
+    **dict.fromkeys(("checkpoint_dir", "log_dir", "picture"), PATH.or_none.raising(InputsError)),
+    "learning_rate": NOT_NEGATIVE,
+    "optimizer": FUNCTION.or_none,
+    "anneal": FLAG,
+    "clip": POSITIVE.or_none,
+    "mixed_precision": TEXT.or_none,
+    "ema_decay": number("a number in [0, 1)", 0, 1 - 1e-12).or_none,
+    "distill": one_of(Distillation, type(None), told="an fxprune.Distillation, or None"),
+    "accelerate": MAPPING,
+}
 # What does not change the result.
 BESIDE = ("checkpoint_dir", "checkpoint_every", "log_with", "log_dir", "picture", "accelerate")
 
@@ -72,6 +99,7 @@ class Training:
     accelerate: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_fields(self, **KINDS)
         for name in ("steps", "accumulate", "remember", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputsError(f"{name}={getattr(self, name)} must be at least 1")
