@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from fxprune.adapter import find_adapter
@@ -133,6 +134,11 @@ def prune(
         seed=seed,
         progress=progress,
     ).asked
+    with torch.inference_mode(False):  # what is made there nobody could train
+        return _pruned(model, order, scheduler, steps, training)
+
+
+def _pruned(model: M, order: Order, scheduler: str | Scheduler, steps: int | None, training: Training | None) -> M:
     if steps is not None or training is not None:
         return _trained(model, scheduler_of(scheduler), steps, training, order)
     if not scheduler_of(scheduler).at_once:

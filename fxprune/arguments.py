@@ -52,7 +52,7 @@ def number(told: str, low: float = -math.inf, high: float = math.inf, open_low: 
     """Finite numbers from `low` (or above it) to `high`."""
 
     def fits(value: Any) -> bool:
-        plain = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        plain = isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
         return plain and low <= value <= high and not (open_low and value == low)
 
     return Kind(told, fits)
@@ -60,7 +60,7 @@ def number(told: str, low: float = -math.inf, high: float = math.inf, open_low: 
 
 def whole(told: str, low: int, high: int = 2**31) -> Kind:
     """Integers from `low` to `high`."""
-    return Kind(told, lambda v: isinstance(v, Integral) and not isinstance(v, (bool, Tensor)) and low <= int(v) <= high)
+    return Kind(told, lambda v: isinstance(v, Integral) and type(v) is not bool and low <= int(v) <= high)
 
 
 def one_of(*kinds: type, told: str) -> Kind:
@@ -110,7 +110,7 @@ FROM_ZERO = whole("a whole number of at least 0", 0)
 POSITIVE = number("a number above 0", 0, open_low=True)
 NOT_NEGATIVE = number("a number of at least 0", 0)
 NUMBER = number("a finite number")
-SHARE = Kind("a number in [0, 1), such as 0.4", lambda v: isinstance(v, Real) and not isinstance(v, bool), BudgetError)
+SHARE = Kind("a number in [0, 1), such as 0.4", lambda v: isinstance(v, Real) and type(v) is not bool, BudgetError)
 PATH = Kind("a path: text that is not empty, or a pathlib.Path", _is_path, SaveError)
 FUNCTION = Kind("something that can be called", callable)
 MODULE = one_of(nn.Module, told="an nn.Module")

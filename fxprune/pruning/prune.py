@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fxprune.adapter import Adapter, find_adapter
@@ -143,9 +144,10 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     net, back = find_adapter(model).unwrap(model)
-    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
-    plan.check(graph)
-    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+    with torch.inference_mode(False):  # what is made there nobody could train
+        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+        plan.check(graph)
+        applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 

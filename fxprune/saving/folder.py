@@ -76,6 +76,8 @@ def replacing(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         SaveError: see `claim`; or the disk refuses.
     """
+    from safetensors import SafetensorError
+
     path = claim(directory)
     token = uuid.uuid4().hex[:DIGITS]
     new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
@@ -85,7 +87,7 @@ def replacing(directory: str | os.PathLike[str]) -> Iterator[Path]:
         flush(new)
         _swap(path, new, old)
         flush_entry(path)
-    except OSError as e:
+    except (OSError, SafetensorError) as e:
         raise SaveError(f"{path} cannot be written: {type(e).__name__}: {e}; what was there is as it was") from e
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -76,11 +76,11 @@ def _hub_offline() -> Iterator[None]:
 # ---- no more than it weighs --------------------------------------------------------------------------------------
 
 
-class _Meter(TorchDispatchMode):
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what one thread registers and computes, and stops it."""
 
     def __init__(self, names: int, elements: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names, self.modules = 2 * names + NAMES, MODULES * (2 * names + NAMES)
         self.elements = ELEMENTS + TIMES * elements
         self.thread = threading.get_ident()

@@ -171,7 +171,7 @@ def coupling(*names: str) -> Callable[[Rule], Rule]:
         PluginError: where a name is not of the form `namespace::op`.
     """
     for name in names:
-        if not isinstance(name, str) or name.count("::") != 1:
+        if type(name) is not str or name.count("::") != 1:
             raise PluginError(f'coupling() wants names like "mylib::my_op", got {name!r:.60}')
 
     def register(rule: Rule) -> Rule:

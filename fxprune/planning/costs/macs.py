@@ -90,7 +90,7 @@ def _told(node: fx.Node) -> float:
             node.target(*values[0], **values[1])
     except Exception:  # noqa: BLE001 - an op may want real values; then nothing is known of it
         return 0.0
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def _is_opaque(node: fx.Node, read: frozenset[fx.Node]) -> bool:
