@@ -23,8 +23,8 @@ import fxprune
 from fxprune import SaveError
 from fxprune.reporting.report import Report, attach
 from fxprune.rewriting.attributes import Change
-from fxprune.saving import stock
 from fxprune.saving import folder as saving_folder
+from fxprune.saving import stock
 from fxprune.saving.save import load, save
 
 FILES = ["README.md", "fxprune.json", "model.safetensors"]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.arguments import MODULE, takes
@@ -54,8 +55,15 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
     require_whole(model)
-    inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
+    given = find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs
+    # what was made in inference mode torch.export cannot follow
+    args, kwargs = pytree.tree_map(lambda x: x.clone() if _is_inference(x) else x, as_inputs(given))
+    inputs = (args, kwargs)
     return analyse(model, inputs, PREFER[attention])
+
+
+def _is_inference(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_inference()
 
 
 def prune_once(model: M, order: Order) -> M:
