@@ -48,19 +48,23 @@ class Kind:
 AKind: TypeAlias = "Kind | type | None"
 
 
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is a number of that kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def number(told: str, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> Kind:
     """Finite numbers from `low` (or above it) to `high`."""
 
     def fits(value: Any) -> bool:
-        plain = isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
-        return plain and low <= value <= high and not (open_low and value == low)
+        return _is(value, Real) and math.isfinite(value) and low <= value <= high and not (open_low and value == low)
 
     return Kind(told, fits)
 
 
 def whole(told: str, low: int, high: int = 2**31) -> Kind:
     """Integers from `low` to `high`."""
-    return Kind(told, lambda v: isinstance(v, Integral) and type(v) is not bool and low <= int(v) <= high)
+    return Kind(told, lambda v: _is(v, Integral) and low <= int(v) <= high)
 
 
 def one_of(*kinds: type, told: str) -> Kind:
@@ -110,7 +114,7 @@ FROM_ZERO = whole("a whole number of at least 0", 0)
 POSITIVE = number("a number above 0", 0, open_low=True)
 NOT_NEGATIVE = number("a number of at least 0", 0)
 NUMBER = number("a finite number")
-SHARE = Kind("a number in [0, 1), such as 0.4", lambda v: isinstance(v, Real) and type(v) is not bool, BudgetError)
+SHARE = Kind("a number in [0, 1), such as 0.4", lambda v: _is(v, Real), BudgetError)
 PATH = Kind("a path: text that is not empty, or a pathlib.Path", _is_path, SaveError)
 FUNCTION = Kind("something that can be called", callable)
 MODULE = one_of(nn.Module, told="an nn.Module")
