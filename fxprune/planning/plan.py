@@ -305,7 +305,9 @@ class Draft:
 
         Args:
             graph: from `fxprune.trace`, of the model or of another checkpoint.
-            round_to, min_width, max_ratio: as in `fxprune.plan`, for what is not as planned.
+            round_to: as in `fxprune.plan`, for what is not as planned.
+            min_width: likewise.
+            max_ratio: likewise.
 
         Raises:
             PlanError: the plans were made for another graph.
