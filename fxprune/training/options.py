@@ -26,13 +26,12 @@ from fxprune.arguments import (
     FUNCTION,
     INTEGER,
     MAPPING,
-    NOT_NEGATIVE,
+    NUMBER,
     PATH,
     POSITIVE,
     TEXT,
     AKind,
     number,
-    one_of,
     require_fields,
 )
 from fxprune.errors import InputsError
@@ -41,26 +40,23 @@ from fxprune.training.distillation import Distillation, Teacher
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 PathLike: TypeAlias = "str | os.PathLike[str]"
-<<<<<<< HEAD
 KINDS: dict[str, AKind] = {
     **dict.fromkeys(("steps", "accumulate", "remember", "checkpoint_every"), INTEGER),
-    **dict.fromkeys(("after", "warmup"), INTEGER),
+    "after": INTEGER,
+    "warmup": INTEGER.or_none,
     **dict.fromkeys(("checkpoint_dir", "log_dir", "picture"), PATH.or_none.raising(InputsError)),
-    "learning_rate": NOT_NEGATIVE,
+    "learning_rate": NUMBER.or_none,
     "optimizer": FUNCTION.or_none,
     "anneal": FLAG,
     "clip": POSITIVE.or_none,
     "mixed_precision": TEXT.or_none,
     "ema_decay": number("a number in [0, 1)", 0, 1 - 1e-12).or_none,
-    "distill": one_of(Distillation, type(None), told="an fxprune.Distillation, or None"),
     "accelerate": MAPPING,
 }
-=======
 AUTO = "auto"
 WARMUP = 0.1  # of all steps
 RELATIVE = 0.005  # of the weights' size, the largest step of a weight
 FALLBACK = 1e-4  # learning rate of weights that are all zero
->>>>>>> main
 # What does not change the result.
 BESIDE = ("checkpoint_dir", "checkpoint_every", "log_with", "log_dir", "picture", "accelerate")
 
