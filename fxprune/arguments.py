@@ -136,7 +136,7 @@ MODEL = Kind("an nn.Module, or a pipeline around one", lambda v: not isinstance(
 COMMON: Mapping[str, Kind] = {
     "model": MODEL,
     "ratio": SHARE.or_none,
-    "target": POSITIVE.or_none.raising(BudgetError),
+    "target": NUMBER.or_none.raising(BudgetError),
     "max_ratio": replace(SHARE, told="a number in (0, 1]").or_none,
     "min_width": INTEGER.raising(BudgetError),
     "ratios": SHARES.or_none.raising(BudgetError),
