@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import MODULE, takes
 from fxprune.errors import VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import Inputs, deep_copy
@@ -220,6 +221,7 @@ def check_permutation(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> C
     return _Comparison("permutation", model, own, permuted, graph.traced.example).check(fill)
 
 
+@takes(model=MODULE, small=MODULE, graph=ChannelGraph, plan=Plan)
 def verify(
     model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, *, seed: int = 0
 ) -> tuple[Check, Check]:

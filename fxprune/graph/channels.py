@@ -20,6 +20,7 @@ import networkx as nx
 import numpy as np
 from torch import Tensor, fx
 
+from fxprune.arguments import INTEGER, SEVERAL, TEXT, takes
 from fxprune.errors import PlanError
 from fxprune.graph.blocks import Block, cut_of, find_blocks, gone, modules_of
 from fxprune.graph.equations import AxisOf, Equation, render
@@ -117,6 +118,7 @@ class ChannelGraph:
         made = made_axes(self.traced, self.env, self.facts, self.tensors, self.space.size)
         return makers_of(self.groups, self.within, made)
 
+    @takes(name=TEXT.raising(PlanError))
     def group(self, name: str) -> Group:
         """The group of that name.
 
@@ -134,6 +136,7 @@ class ChannelGraph:
         found = find_blocks(self.traced, self.shapes, self.parameters)
         return tuple(b for b in found if b.name not in self.fixed)
 
+    @takes(names=SEVERAL)
     def without(self, names: Sequence[str]) -> ChannelGraph:
         """The same graph with some of its blocks taken out, all else labelled as before.
 
@@ -206,6 +209,7 @@ class ChannelGraph:
         """The same graph without what the module's own Python needs: its plans fit the rewritten graph alone."""
         return self._resolved_anew(self.bare.copy(), len(self.bare.freezes), self.fine, UNCOUPLED)
 
+    @takes(revisions=SEVERAL)
     def revised(self, revisions: Iterable[str]) -> ChannelGraph:
         """The graph that the same steps lead to from here: `revisions` of another trace.
 
@@ -262,6 +266,7 @@ class ChannelGraph:
                 out.append(Held(name, d, n, reason.cause, reason.why, op, _source(node)))
         return out
 
+    @takes(name=TEXT.raising(PlanError), axis=INTEGER.raising(PlanError))
     def explain(self, name: str, axis: int = 0) -> str:
         """Why an axis of a tensor cannot be pruned, or with what it goes: the shortest path of couplings.
 

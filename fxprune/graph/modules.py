@@ -18,7 +18,22 @@ Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def require_whole(model: nn.Module) -> None:
-    """Raise `InputsError` where a model's parameters are sharded (FSDP's DTensors): no process has them whole."""
+    """Raise `InputsError` where a model is not one of Python's own, with parameters that are all here.
+
+    Sharded parameters (FSDP's DTensors) no process has whole, and those made in inference mode cannot be cut.
+    """
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputsError(f"this {kind} is compiled by torch.jit, which keeps its Python to itself: prune the original")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise InputsError(f"this model is wrapped in {kind}: prune what is inside, model.module, and wrap the result")
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
+        raise InputsError(f"this {kind} is a program that torch.export made, without modes: prune the original module")
+    if any(p.is_inference() for p in itertools.chain(model.parameters(), model.buffers())):
+        raise InputsError(
+            f"the tensors of this {kind} were made inside torch.inference_mode(), so that nothing can follow them: "
+            "make or load the model outside (torch.no_grad() is fine)"
+        )
     if any(type(p).__name__ == "DTensor" for p in model.parameters()):
         raise InputsError(
             f"the parameters of this {type(model).__name__} are sharded (FSDP): prune the whole model, before "
@@ -98,11 +113,29 @@ def lineage(model: nn.Module) -> dict[str, dict[str, type]]:
 def deep_copy(model: nn.Module, instead: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()) -> nn.Module:
     """A copy of a model with some tensors replaced.
 
-    Tensors that a module keeps from a forward with gradients (old weight norms do) are copied detached.
+    Tensors that a module keeps from a forward with gradients (old weight norms do, and hooks) are copied detached.
+
+    Raises:
+        InputsError: it holds what cannot be copied.
     """
-    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
+    kept = [t for m in model.modules() for t in _tensors_in(vars(m))]
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
-    return copy.deepcopy(model, memo | {id(old): new for old, new in instead})
+    try:
+        return copy.deepcopy(model, memo | {id(old): new for old, new in instead})
+    except (RuntimeError, TypeError, NotImplementedError) as e:
+        raise InputsError(
+            f"this {type(model).__name__} cannot be copied ({type(e).__name__}: {e!s:.200}): take off the "
+            "attribute, or the hook's store, that holds what copy.deepcopy refuses"
+        ) from e
+
+
+def _tensors_in(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
+    """Tensors in nested dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and isinstance(value, (dict, list, tuple)):
+        for held in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(held, depth - 1)
 
 
 def cuda_devices(model: nn.Module) -> list[int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fxprune.arguments import require_fields
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.names import Names
@@ -49,6 +50,7 @@ class Limits:
     scope: str | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self)
         as_items(self.ignore)
         multiple(self.round_to)
         if not 0 < (1 if self.max_ratio is None else self.max_ratio) <= 1:

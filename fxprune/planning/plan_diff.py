@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fxprune.errors import printable
+
 
 @dataclass(frozen=True)
 class PlanDiff:
@@ -27,4 +29,4 @@ class PlanDiff:
         lines += [f"  {k:9s} {a:,.0f} | {b:,.0f} ({b - a:+,.0f})" for k, (a, b) in self.costs.items()]
         for g in list(groups)[:16]:
             lines.append(f"  {g}: {len(self.only_first.get(g, ()))} | {len(self.only_second.get(g, ()))} go here only")
-        return "\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16))
+        return printable("\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16)))

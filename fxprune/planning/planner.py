@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from fxprune.arguments import Kind, takes
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.blocks import plan_depth
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
+from fxprune.planning.costs.counted import require_cost
 from fxprune.planning.costs.polynomials import Floats
 from fxprune.planning.latency import Left, latency_of
 from fxprune.planning.limits import NONE, Limits
@@ -23,10 +25,12 @@ from fxprune.planning.selection import checked, selected
 from fxprune.planning.selectors import Ignore, require_known
 from fxprune.scoring.score import Scores
 
+SCORES = Kind("fxprune.Scores, or a dict of group name -> scores", lambda v: isinstance(v, (Scores, Mapping)))
 NEAR, TRIES = 0.01, 6  # how near to the asked ratio a measured plan is, and how often it is planned
 FAR = 0.02  # what a plan may miss where the limits allow no more
 
 
+@takes(graph=ChannelGraph, scores=SCORES)
 def plan(
     graph: ChannelGraph,
     scores: Scores | Mapping[str, Floats],
@@ -107,6 +111,8 @@ def planned(
     if graph.whole is None:  # names may be of blocks that are taken out already
         require_shares(graph, limits.stated)
     limits = replace(limits, scope=scope_of(limits.scope, scores, of))
+    if budget.ratio is not None or budget.target is not None:
+        require_cost(costs, of)
     asked = budget.share(costs)
     if granularity != "channel":
 

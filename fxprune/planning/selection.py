@@ -59,7 +59,10 @@ def checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Floa
         )
     out = {}
     for g in graph.groups:
-        v = np.asarray(values.get(g.name, ()), float)
+        try:
+            v = np.asarray(values.get(g.name, ()), float)
+        except (TypeError, ValueError) as e:
+            raise CriterionError(f"scores of group {g.name!r} are no numbers: {e}") from e
         if v.shape != (len(g),) or not np.isfinite(v).all():
             raise CriterionError(
                 f"scores of group {g.name!r} are {'not finite' if v.shape == (len(g),) else f'of shape {v.shape}'}; "

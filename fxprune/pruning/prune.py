@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.adapter import Adapter, find_adapter
+from fxprune.arguments import MODULE, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
@@ -32,6 +35,7 @@ M = TypeVar("M")
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
 
+@takes(model=MODULE)
 def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, attention: str = "heads") -> ChannelGraph:
     """Capture a model and find its channels.
 
@@ -52,8 +56,15 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
     require_whole(model)
-    inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
+    given = find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs
+    # what was made in inference mode torch.export cannot follow
+    args, kwargs = pytree.tree_map(lambda x: x.clone() if _is_inference(x) else x, as_inputs(given))
+    inputs = (args, kwargs)
     return analyse(model, inputs, PREFER[attention])
+
+
+def _is_inference(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_inference()
 
 
 def prune_once(model: M, order: Order) -> M:
@@ -114,6 +125,7 @@ def _prune_both(model: M, order: Order) -> M:
     return prune_once(once, replace(order, budget=Budget(rest, of), attention="head_dim", granularity="channel"))
 
 
+@takes()
 def apply(
     model: M,
     plan: Plan,
@@ -146,9 +158,10 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     net, back = find_adapter(model).unwrap(model)
-    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
-    plan.check(graph)
-    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+    with torch.inference_mode(False):  # what is made there nobody could train
+        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+        plan.check(graph)
+        applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 

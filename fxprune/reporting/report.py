@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Held
 from fxprune.planning.plan import Plan
@@ -103,7 +103,7 @@ class Report:
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def in_all(plans: Sequence[Plan]) -> Plan:

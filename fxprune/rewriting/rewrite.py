@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fxprune.arguments import MODULE, TEXT, takes
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import Equation, Unsolved, solve
@@ -46,6 +47,7 @@ class UnsolvedError(RewriteError):
         self.equation = equation
 
 
+@takes(model=MODULE, graph=ChannelGraph, plan=Plan, forward=TEXT)
 def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str = "module") -> Rewritten:
     """Apply a plan to the model it was made for, or to another checkpoint of the same architecture; that one stays.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import MAPPING, MODULE, TENSORS, takes
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.plan import Plan
@@ -33,6 +34,7 @@ class Carry:
     graph: ChannelGraph
     plan: Plan
 
+    @takes(optimizer=torch.optim.Optimizer)
     def optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Let an optimizer of the model go on with the small one, in place: its state is cut like the parameters.
 
@@ -57,6 +59,7 @@ class Carry:
             )
         return optimizer
 
+    @takes(averaged=TENSORS)
     def tensors(self, averaged: Iterable[Tensor]) -> list[Tensor]:
         """Tensors in the order and shape of `model.parameters()`, such as diffusers' `EMAModel.shadow_params`, cut.
 
@@ -68,10 +71,12 @@ class Carry:
             raise InputsError("these are not tensors of the model's parameters, one each, in their order")
         return [self._cut(name, t) for (name, _), t in zip(named, given, strict=True)]
 
+    @takes(averaged=MAPPING)
     def named(self, averaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by the name of a parameter or buffer of the model, cut."""
         return {name: self._cut(name, t) for name, t in averaged.items()}
 
+    @takes(averaged=MODULE)
     def module(self, averaged: nn.Module) -> nn.Module:
         """An averaged copy of the model, such as `AveragedModel.module`, pruned by the same plan."""
         forward = "graph" if "forward" in vars(self.small) else "module"

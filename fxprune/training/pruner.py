@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
+from fxprune.arguments import COUNT, MAPPING, MODULE, read_from, takes
 from fxprune.errors import CriterionError, InputsError, PluginError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
@@ -84,6 +85,7 @@ class Pruner(Generic[M]):
         InputsError, PluginError, TraceError: for bad input.
     """
 
+    @takes(model=MODULE, steps=COUNT, remember=COUNT)
     def __init__(
         self,
         model: M,
@@ -125,6 +127,10 @@ class Pruner(Generic[M]):
         limits = replace(limits, ignore=(*stay, *adapter.protect(self.net)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
+        self.batches: deque[Any] = deque(() if data is None else data, maxlen=remember if data is None else None)
+        self.given, self.scored = data is not None, ""
+        self.notes: tuple[str, ...] = ()
+        self.unscored: frozenset[str] | None = None
         made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay)
         self.graph: ChannelGraph = made.graph
         self.masks = LiveMasks(self.net, self.graph)
@@ -135,10 +141,6 @@ class Pruner(Generic[M]):
         except Exception:
             self.masks.detach()
             raise
-        self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
-        self.given, self.scored = data is not None, ""
-        self.notes: tuple[str, ...] = ()
-        self.unscored: frozenset[str] | None = None
         self.history = History([g.name for g in self.graph.groups])
 
     # ---- while training -----------------------------------------------------------------------------------------
@@ -177,6 +179,7 @@ class Pruner(Generic[M]):
         full[self.problem.components] = self.flow.mask
         return full
 
+    @takes()
     def picture(self, path: str | Path) -> Path:
         """Draw the run so far into a file (PNG, SVG, PDF): masks by group, budget, energy and loss.
 
@@ -300,15 +303,17 @@ class Pruner(Generic[M]):
         state: dict[str, Any] = to_plain({**own, **told})
         return state
 
+    @takes(state=MAPPING)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
-        state = from_plain(state)
-        self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
-        self.unscored = None if state.get("unscored") is None else frozenset(state["unscored"])
-        self.flow.load_state_dict(state["flow"])
-        if not self.given:
-            self.batches.extend(state["batches"])
-        self.history.load_state_dict(state["history"])
+        with read_from("state", state, "the state of a pruner made by the same arguments"):
+            state = from_plain(state)
+            self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
+            self.unscored = None if state.get("unscored") is None else frozenset(state["unscored"])
+            self.flow.load_state_dict(state["flow"])
+            if not self.given:
+                self.batches.extend(state["batches"])
+            self.history.load_state_dict(state["history"])
         self.masks.set(self.mask)
 
     def _held_tensors(self) -> list[str]:
