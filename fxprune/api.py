@@ -10,6 +10,7 @@ from torch import nn
 from fxprune.adapter import find_adapter
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
+from fxprune.graph.outputs import Wanted
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.planning.options import gathered
@@ -36,6 +37,7 @@ def prune(
     target: float | None = None,
     ratios: Mapping[str, float] | Curves | None = None,
     example_inputs: ExampleInputs | None = None,
+    outputs: Wanted | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
     timesteps: str | Timesteps | None = None,
@@ -72,6 +74,7 @@ def prune(
         target: see `plan`.
         ratios: see `plan`.
         example_inputs: see `trace`.
+        outputs: which outputs of the model count; see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself). With `steps`, the batches to train with: a list, a DataLoader, or another iterable.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
@@ -122,6 +125,7 @@ def prune(
         gathered(Limits, limits, keywords),
         Scoring(criterion, normalize, data, loss, timesteps, samples),
         example_inputs=example_inputs,
+        outputs=outputs,
         attention=attention,
         granularity=granularity,
         inplace=inplace,

@@ -6,19 +6,23 @@ permutation certificate   permuting a group's channels, in every slice, leaves t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import VerifyError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.modes import copied, larger
 from fxprune.graph.modules import deep_copy
+from fxprune.graph.outputs import Outputs
+from fxprune.graph.untouched import same_buffers
 from fxprune.masking.comparison import outputs, relative_error, tolerance
 from fxprune.masking.masked_run import run_masked
+from fxprune.masking.settled import Settled
 from fxprune.planning.plan import Plan
 
 
@@ -44,27 +48,55 @@ def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: P
     Raises:
         VerifyError: where the dense model does not run.
     """
-    reference = run_masked(graph, model, graph.traced.example, plan.kept(graph), plan.norms, plan.blocks)
+    return _masked_is_dense(model, small, graph, plan, "")
+
+
+def check_training(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...]:
+    """The same in train mode, where the model computes something else there: dropout drops nothing, and draws give one
+    constant, in both.  Where train mode was not traced, the dense model has to run wherever the original does.
+
+    Raises:
+        VerifyError: where the dense model does not run.
+    """
+    if graph.unseen:
+        _trains_alike(model, small, graph)
+    return tuple(_masked_is_dense(model, small, view, plan, " in train mode") for view in graph.modes[1:])
+
+
+def _masked_is_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, mode: str) -> Check:
+    traced = graph.traced
+    name, near = f"masked = dense{mode}", tolerance(model, traced)
+    with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(model):
+        reference = run_masked(graph, model, copied(traced.example), plan.kept(graph), plan.norms, plan.blocks)
     try:
-        got = outputs(small, graph.traced.example)
+        got = outputs(small, traced)
     except Exception as e:
-        raise VerifyError(f"the pruned {type(small).__name__} does not run: {type(e).__name__}: {e}") from e
-    if len(got) != len(reference):
-        return Check("masked = dense", float("inf"), tolerance(model))
-    return Check("masked = dense", relative_error(got, reference), tolerance(model))
+        raise VerifyError(f"the pruned {type(small).__name__} does not run{mode}: {type(e).__name__}: {e}") from e
+    return Check(name, relative_error(got, reference) if len(got) == len(reference) else float("inf"), near)
+
+
+def _trains_alike(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> None:
+    view = replace(graph.traced, in_training=True, returned=Outputs())
+    for inputs in (view.example, larger(view.example)):
+        try:
+            outputs(model, view, inputs)
+        except Exception:  # noqa: BLE001 - it trains on other inputs: nothing can be said
+            continue
+        try:
+            outputs(small, view, inputs)
+        except Exception as e:
+            raise VerifyError(
+                f"the pruned {type(small).__name__} does not run in train mode: {type(e).__name__}: {e}; train mode "
+                f"could not be traced ({graph.unseen}): keep what it reads with ignore="
+            ) from e
+        return
 
 
 def same_batches(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> bool:
     """Whether the dense model takes a larger batch, with outputs of the same shapes, wherever the original does."""
-    tensors = [x for x in pytree.tree_leaves(graph.traced.example) if isinstance(x, torch.Tensor) and x.dim()]
-    batch = tensors[0].shape[0] if tensors else 0
-
-    def larger(x: Any) -> Any:
-        return torch.cat([x, x[:1]]) if isinstance(x, torch.Tensor) and x.dim() and x.shape[0] == batch else x
-
     def shapes(net: nn.Module) -> list[Any] | None:
         try:
-            return [getattr(x, "shape", None) for x in outputs(net, pytree.tree_map(larger, graph.traced.example))]
+            return [getattr(x, "shape", None) for x in outputs(net, graph.traced, larger(graph.traced.example))]
         except Exception:  # noqa: BLE001 - any failure is the answer
             return None
 
@@ -112,20 +144,23 @@ def permute_(model: nn.Module, graph: ChannelGraph, orders: dict[int, np.ndarray
 
 def check_permutation(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> Check:
     """The permutation certificate: needs no data, catches a missed coupling, a wrong offset, a wrong head split."""
-    reference = outputs(model, graph.traced.example)
     permuted = permute_(deep_copy(model), graph, permutation(graph, seed))
-    return Check("permutation", relative_error(outputs(permuted, graph.traced.example), reference), tolerance(model))
+    modes = [view.traced for view in graph.modes]
+    errors = [relative_error(outputs(permuted, mode), outputs(model, mode)) for mode in modes]
+    return Check("permutation", max(errors), max(tolerance(model, mode) for mode in modes))
 
 
 def verify(
     model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, *, seed: int = 0
-) -> tuple[Check, Check]:
-    """Both proofs: the permutation certificate of the graph, and masked = dense for the plan.
+) -> tuple[Check, ...]:
+    """Both proofs: the permutation certificate of the graph, and masked = dense for the plan; the latter in train mode
+    too, where the model computes something else there.
 
     Raises:
         VerifyError: where one of them fails.
     """
-    checks = (check_permutation(model, graph, seed), check_dense(model, small, graph, plan))
+    checks: tuple[Check, ...] = (check_permutation(model, graph, seed), check_dense(model, small, graph, plan))
+    checks += check_training(model, small, graph, plan)
     for check in checks:
         if not check.ok:
             raise VerifyError(f"{check} for {type(model).__name__}; please report this model")

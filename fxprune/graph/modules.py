@@ -75,6 +75,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+@contextlib.contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in train mode, as its own `train()` sets it; afterwards every module is as it was."""
+    was = [(m, m.training) for m in model.modules()]
+    try:
+        model.train()
+        yield
+    finally:
+        for m, mode in was:
+            m.training = mode
+
+
 def tensor_names(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter and buffer -> its canonical (first) name; tied tensors share one."""
     first: dict[int, str] = {}

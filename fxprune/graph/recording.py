@@ -21,6 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune.graph.outputs import Outputs
 from fxprune.graph.provenance import Attr, Call, Recorder, Size, TracedInt, plain
 from fxprune.graph.values import Noting, Values
 
@@ -139,7 +140,7 @@ _GATES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_
 
 
 @contextlib.contextmanager
-def _open_functional() -> Iterator[None]:
+def open_functional() -> Iterator[None]:
     """Within, torch.nn.functional's Python functions run their bodies under the mode, instead of one opaque call."""
     import torch.nn.functional as functional
 
@@ -156,14 +157,14 @@ def _open_functional() -> Iterator[None]:
 class Recorded(nn.Module):
     """`model` under a `RecordingMode`: what is exported in place of the model itself."""
 
-    def __init__(self, model: nn.Module, recorder: Recorder, values: Values | None = None) -> None:
+    def __init__(self, model: nn.Module, recorder: Recorder, values: Values | None, returned: Outputs) -> None:
         super().__init__()
         self.model = model
-        self.__dict__.update(recorder=recorder, values=values)
+        self.__dict__.update(recorder=recorder, values=values, returned=returned)
 
     def noting(self, *args: Any, **kwargs: Any) -> None:
         """Run the model as it is, and note what its Python reads."""
-        with torch.no_grad(), _open_functional(), Noting(self.__dict__["values"]):
+        with torch.no_grad(), open_functional(), Noting(self.__dict__["values"]):
             self.model(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -176,8 +177,8 @@ class Recorded(nn.Module):
                 x._fxprune_origin = ("input", k)  # type: ignore[attr-defined]
         recorder.active = True
         try:
-            with _open_functional(), RecordingMode(recorder, self.__dict__["values"]):
-                return self.model(*args, **kwargs)
+            with open_functional(), RecordingMode(recorder, self.__dict__["values"]):
+                return self.__dict__["returned"](self.model(*args, **kwargs))
         finally:
             recorder.active = False
             recorder.calls = {k: Call(c.name, *_strip((c.args, dict(c.kwargs)))) for k, c in recorder.calls.items()}

@@ -18,7 +18,7 @@ from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
-from fxprune.verification import Check, check_dense, same_batches
+from fxprune.verification import Check, check_dense, check_training, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
@@ -46,7 +46,7 @@ class Realized:
     graph: ChannelGraph
     plan: Plan
     done: Rewritten
-    check: Check | None
+    checks: tuple[Check, ...]
     reason: str = ""
 
 
@@ -133,20 +133,26 @@ def _beyond(
 def _attempt(
     net: nn.Module, graph: ChannelGraph, plan: Plan, clock: Clock, verify: bool, forward: str, trouble: str
 ) -> Realized:
+    if forward == "graph" and not graph.traced.returned.whole:
+        raise RewriteError(
+            f"{trouble}; the rewritten graph cannot be the forward, since it gives only the outputs that count, as "
+            "plain tensors: keep that part with ignore=, or return all outputs in tuples, lists and dicts"
+        )
     with clock("rewrite"):
         done = rewrite(net, graph, plan, forward=forward)
     if not verify:
-        return Realized(graph, plan, done, None, trouble)
+        return Realized(graph, plan, done, (), trouble)
     with clock("verify"):
-        check = check_dense(net, done.model, graph, plan)
-    if not check.ok:
-        raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
+        checks = (check_dense(net, done.model, graph, plan), *check_training(net, done.model, graph, plan))
+    for check in checks:
+        if not check.ok:
+            raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
     if forward == "graph" and not same_batches(net, done.model, graph):
         raise RewriteError(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Realized(graph, plan, done, check, trouble)
+    return Realized(graph, plan, done, checks, trouble)
 
 
 def finished(
@@ -173,21 +179,23 @@ def finished(
 def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None) -> nn.Module:
     """The dense model, with its report."""
     timing = None
-    if made.plan.of == "latency" and made.check is not None:
+    if made.plan.of == "latency" and made.checks:
         with clock("confirm"):
             timing = _timed(net, made)
     small = transplant(net, made.done.model) if inplace else made.done.model
-    checks = () if made.check is None else (made.check,)
     told = Report(
         made.plan,
         made.done.changes,
-        checks,
+        made.checks,
         made.done.forward,
         made.reason,
         causes(made.graph),
         dict(clock.seconds),
         seed=seed,
         timing=timing,
+        unread=made.graph.unread,
+        unseen=made.graph.unseen,
+        outputs=str(made.graph.traced.returned),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small

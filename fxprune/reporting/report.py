@@ -65,6 +65,9 @@ class Report:
         seconds: step -> seconds.
         seed: what everything drawn at random came from.
         timing: dense and pruned model timed against each other, where the budget was a latency.
+        unread: parameters that neither eval nor train mode read on the example inputs; they are whole.
+        unseen: why train mode could not be looked at, where it could not.
+        outputs: which outputs were released, and which compared, where not all of them count.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
             drawn.  Both are not saved with the model.
     """
@@ -79,6 +82,9 @@ class Report:
     earlier: tuple[Plan, ...] = ()
     seed: int | None = None
     timing: Timing | None = None
+    unread: tuple[str, ...] = ()
+    unseen: str = ""
+    outputs: str = ""
     history: History | None = None
     picture: str = ""
 
@@ -93,8 +99,17 @@ class Report:
         lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
+        lines += [f"  outputs: {self.outputs}"] if self.outputs else []
+        lines += [f"  train mode was not checked: {self.unseen}"] if self.unseen else []
+        lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
         return "\n".join(lines)
+
+
+def shortened(names: Sequence[str], most: int = 6) -> str:
+    """Names in a row, the first of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:
