@@ -16,6 +16,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import InputsError, PluginError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
+from fxprune.graph.outputs import Wanted
 from fxprune.masking.live import LiveMasks
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
@@ -65,6 +66,7 @@ class Pruner(Generic[M]):
         loss: `loss(model, batch) -> scalar` for the criterion, whatever your loop trains with; None: the adapter's.
         timesteps: which times of a diffusion process the adapter's loss sees; see `fxprune.prune`.
         example_inputs: see `fxprune.trace`.
+        outputs: see `fxprune.trace`.
         attention: see `fxprune.trace`.
         remember: how many batches to keep for scoring.
         normalize: see `fxprune.score`.
@@ -96,6 +98,7 @@ class Pruner(Generic[M]):
         loss: Callable[[nn.Module, Any], Any] | None = None,
         timesteps: str | Timesteps | None = None,
         example_inputs: ExampleInputs | None = None,
+        outputs: Wanted | None = None,
         attention: str = "heads",
         remember: int = 4,
         normalize: Normalization | None = None,
@@ -123,7 +126,7 @@ class Pruner(Generic[M]):
         limits = replace(limits, ignore=(*named(self.net, limits.ignore), *adapter.protect(self.net)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
-        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention)
+        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, outputs)
         self.graph: ChannelGraph = made.graph
         self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
