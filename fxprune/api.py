@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from fxprune.adapter import find_adapter
@@ -135,7 +136,8 @@ def prune(
         progress=progress,
     ).asked
     if steps is not None or training is not None:
-        return _trained(model, scheduler_of(scheduler), steps, training, order)
+        with torch.inference_mode(False):
+            return _trained(model, scheduler_of(scheduler), steps, training, order)
     if not scheduler_of(scheduler).at_once:
         raise InputsError(
             f"scheduler={scheduler!r} prunes while the model trains: pass steps=, such as 2000, and data="

@@ -48,6 +48,11 @@ def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: P
     Raises:
         VerifyError: where the dense model does not run.
     """
+    if meta := next((n for n, p in model.named_parameters() if p.is_meta), ""):
+        raise VerifyError(
+            f"nothing can be compared: {meta} of this {type(model).__name__} is on the meta device and has no values; "
+            "load the weights first, or pass verify=False"
+        )
     return _masked_is_dense(model, small, graph, plan, "")
 
 

@@ -12,13 +12,15 @@ from torch import fx, nn
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import AxisOf, Equation, call_equations, couple, is_factor, locate, render
 from fxprune.graph.labels import Bools, Freeze, LabelSpace, resolve
-from fxprune.graph.modes import differs, larger
+from fxprune.graph.modes import Watch, differs, larger
 from fxprune.graph.modules import Inputs, lineage, tensor_names
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.provenance import Attr, Expr, Size, leaves
 from fxprune.graph.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
 from fxprune.graph.temperature import query_rows
-from fxprune.graph.trace import Traced, capture, capture_training, mode_of
+from fxprune.graph.trace import Traced, capture, capture_training, mode_of, work_of
+
+LIGHT = 2e9  # multiplications up to which a forward costs less than a run on tensors without values
 
 
 def _label_tensors(
@@ -60,8 +62,10 @@ def analyse(
     returned: Outputs | None = None,
 ) -> ChannelGraph:
     """Capture a model, in train mode too where it differs, and find its channels (see `fxprune.trace`)."""
-    traced = capture(model, inputs, returned)
-    trained, unseen = _in_training(model, inputs, traced)
+    watch = Watch()
+    with watch():
+        traced = capture(model, inputs, returned)
+    trained, unseen = _in_training(model, inputs, traced, watch)
     modes = [t for t in (traced, trained) if t is not None]
     named = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     space, facts = LabelSpace(), Facts()
@@ -115,12 +119,12 @@ def analyse(
     )
 
 
-def _in_training(model: nn.Module, inputs: Inputs, traced: Traced) -> tuple[Traced | None, str]:
+def _in_training(model: nn.Module, inputs: Inputs, traced: Traced, watch: Watch) -> tuple[Traced | None, str]:
     """The model in train mode, where it computes something else there; or why that could not be seen."""
     trouble = ""
     for given in (inputs, larger(inputs)):
         try:
-            if not differs(model, given):
+            if not differs(model, given, watch, work_of(traced) < LIGHT):
                 return None, ""
             return capture_training(model, given, traced), ""
         except Exception as e:  # noqa: BLE001 - train mode may need what the inputs do not hold: told in the report

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 
 _INSIDES = ("torch.export", "torch._export", "torch.fx", "torch._functorch", "torch._subclasses", "torch._dynamo")
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = (str(Path(torch.__file__).parent), sysconfig.get_path("stdlib"), str(Path(__file__).parent))
+_SITE = sysconfig.get_path("purelib")  # lies in the standard library's folder, and is none of it
 
 
 class _Others:
@@ -53,8 +55,14 @@ def quiet() -> Iterator[None]:
 
 
 def _tell(heard: list[warnings.WarningMessage]) -> None:
-    """Give the warnings that come from outside torch, each once."""
-    own = {(str(w.message), w.category, w.filename, w.lineno) for w in heard if not w.filename.startswith(_TORCH)}
+    """Give the warnings that come from outside torch and Python, each once."""
+    own = {(str(w.message), w.category, w.filename, w.lineno) for w in heard if _foreign(w.filename)}
     for message, category, filename, line in sorted(own, key=lambda x: (x[2], x[3], x[0])):
         if not category.__module__.startswith("torch"):
             warnings.warn_explicit(message, category, filename, line)
+
+
+def _foreign(filename: str) -> bool:
+    own, stdlib, ours = _TORCH
+    site = filename.startswith(_SITE)
+    return not filename.startswith((own, ours)) and (site or not filename.startswith(stdlib))

@@ -8,6 +8,7 @@ provenance (see `fxprune.graph.provenance`).
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -256,3 +257,19 @@ def place_of(traced: Traced) -> tuple[torch.device, torch.dtype]:
         sizes[v.dtype] = sizes.get(v.dtype, 0) + v.numel()
     device = weights[0].device if weights else torch.device("cpu")
     return device, max(sizes, key=lambda t: sizes[t], default=torch.get_default_dtype())
+
+
+def work_of(traced: Traced) -> float:
+    """About how many multiplications a forward takes: those with a weight, and one an element of every value."""
+    total = 0.0
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, torch.Tensor):
+            shapes = (n.meta["val"].shape for n in node.all_input_nodes if n.name in traced.tensors)
+            total += _numel(value.shape) * max((_numel(s[1:]) for s in shapes), default=1)
+    return total
+
+
+def _numel(shape: Any) -> int:
+    """Elements, where sizes that depend on data count as one."""
+    return math.prod(s if isinstance(s, int) else 1 for s in shape)

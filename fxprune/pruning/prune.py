@@ -13,7 +13,8 @@ from fxprune.adapter import Adapter, find_adapter
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
+from fxprune.graph.modes import copied
+from fxprune.graph.modules import ExampleInputs, as_inputs, require_own, require_whole
 from fxprune.graph.outputs import Outputs, Wanted
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
@@ -63,12 +64,14 @@ def trace(
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
     require_whole(model)
+    require_own(model)
     adapter = find_adapter(model)
     inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
     with torch.inference_mode(False):
-        return analyse(model, inputs, PREFER[attention], Outputs(outputs, adapter.released(model)))
+        return analyse(model, copied(inputs), PREFER[attention], Outputs(outputs, adapter.released(model)))
 
 
+@torch.inference_mode(False)
 def prune_once(model: M, order: Order) -> M:
     """The smaller model (or pipeline) that an order asks for, without training."""
     scoring = order.scoring
@@ -122,6 +125,7 @@ def _prune_both(model: M, order: Order) -> M:
     return prune_once(once, replace(order, budget=Budget(rest, of), attention="head_dim", granularity="channel"))
 
 
+@torch.inference_mode(False)
 def apply(
     model: M,
     plan: Plan,

@@ -167,6 +167,7 @@ def _dtype_of(name: str, module: nn.Module) -> str | None:
 # ---- load ----------------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)  # what is made there could not train
 def load(
     directory: PathLike,
     model: nn.Module | Callable[[], nn.Module] | None = None,
@@ -199,6 +200,7 @@ def load(
     return _load_model(saved, path, model).to(device)
 
 
+@torch.inference_mode(False)
 def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") -> Any:
     """`load`, for a diffusers pipeline only.
 

@@ -227,6 +227,7 @@ class Pruner(Generic[M]):
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def finish(
         self,
         optimizer: torch.optim.Optimizer | None = None,
