@@ -22,7 +22,7 @@ SAMPLES = 16_000  # one second of sound
 SECOND_INPUTS = {"input_ids": "text_config", "pixel_values": "vision_config", "input_features": "audio_config"}
 
 
-CACHES = ("past_key_values", "cache_params", "mems")
+CACHES = ("cache", "past_key_values", "cache_params", "mems")
 
 
 class TransformersAdapter(Adapter):
@@ -61,9 +61,11 @@ class TransformersAdapter(Adapter):
             )
         return {**inputs, **({"use_cache": False} if "use_cache" in takes else {})}
 
-    def released(self, model: nn.Module) -> tuple[str, ...]:
+    def released(self, model: nn.Module) -> tuple[str | type, ...]:
         """The caches of decoders."""
-        return CACHES
+        from transformers.cache_utils import Cache
+
+        return (Cache, *CACHES)
 
     def loss_of(self, given: Any, seed: int = 0) -> Loss:
         """`model(**batch).loss`."""

@@ -16,11 +16,12 @@ from torch import nn
 
 from fxprune.errors import VerifyError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modes import copied, larger
+from fxprune.graph.modes import larger
 from fxprune.graph.modules import deep_copy
 from fxprune.graph.outputs import Outputs
+from fxprune.graph.packing import copied
 from fxprune.graph.untouched import same_buffers
-from fxprune.masking.comparison import outputs, relative_error, tolerance
+from fxprune.masking.comparison import counted, relative_error, tolerance
 from fxprune.masking.masked_run import run_masked
 from fxprune.masking.settled import Settled
 from fxprune.planning.plan import Plan
@@ -74,7 +75,7 @@ def _masked_is_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, pl
     with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(model):
         reference = run_masked(graph, model, copied(traced.example), plan.kept(graph), plan.norms, plan.blocks)
     try:
-        got = outputs(small, traced)
+        got = counted(small, traced)
     except Exception as e:
         raise VerifyError(f"the pruned {type(small).__name__} does not run{mode}: {type(e).__name__}: {e}") from e
     return Check(name, relative_error(got, reference) if len(got) == len(reference) else float("inf"), near)
@@ -84,11 +85,11 @@ def _trains_alike(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> No
     view = replace(graph.traced, in_training=True, returned=Outputs())
     for inputs in (view.example, larger(view.example)):
         try:
-            outputs(model, view, inputs)
+            counted(model, view, inputs)
         except Exception:  # noqa: BLE001 - it trains on other inputs: nothing can be said
             continue
         try:
-            outputs(small, view, inputs)
+            counted(small, view, inputs)
         except Exception as e:
             raise VerifyError(
                 f"the pruned {type(small).__name__} does not run in train mode: {type(e).__name__}: {e}; train mode "
@@ -101,7 +102,7 @@ def same_batches(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> boo
     """Whether the dense model takes a larger batch, with outputs of the same shapes, wherever the original does."""
     def shapes(net: nn.Module) -> list[Any] | None:
         try:
-            return [getattr(x, "shape", None) for x in outputs(net, graph.traced, larger(graph.traced.example))]
+            return [getattr(x, "shape", None) for x in counted(net, graph.traced, larger(graph.traced.example))]
         except Exception:  # noqa: BLE001 - any failure is the answer
             return None
 
@@ -151,7 +152,7 @@ def check_permutation(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> C
     """The permutation certificate: needs no data, catches a missed coupling, a wrong offset, a wrong head split."""
     permuted = permute_(deep_copy(model), graph, permutation(graph, seed))
     modes = [view.traced for view in graph.modes]
-    errors = [relative_error(outputs(permuted, mode), outputs(model, mode)) for mode in modes]
+    errors = [relative_error(counted(permuted, mode), counted(model, mode)) for mode in modes]
     return Check("permutation", max(errors), max(tolerance(model, mode) for mode in modes))
 
 

@@ -7,7 +7,6 @@ a class has a `train` of its own.  What dropout and the like do by themselves is
 from __future__ import annotations
 
 import contextlib
-import copy
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.modules import Inputs, evaluating, same_draws, training
+from fxprune.graph.packing import called, copied, unpacked
 from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import open_functional
 from fxprune.graph.untouched import same_buffers, untouched
@@ -154,25 +154,11 @@ def _fake_run(model: nn.Module, inputs: Inputs) -> Any:
     state = {n: fake(t) for n, t in [*model.named_parameters(), *model.named_buffers()]}
     args, kwargs = pytree.tree_map(fake, inputs)
     with fakes:
-        return torch.func.functional_call(model, state, args, kwargs)
+        return torch.func.functional_call(model, state, *unpacked((args, kwargs)))
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:
-    return model(*inputs[0], **inputs[1])
-
-
-def copied(inputs: Inputs) -> Inputs:
-    """The inputs again: tensors cloned, and objects that hold some (a cache), which a forward may change."""
-
-    def copy_of(x: Any) -> Any:
-        if isinstance(x, torch.Tensor):
-            return x.clone()
-        with contextlib.suppress(Exception):
-            return copy.deepcopy(x)
-        return x
-
-    again: Inputs = pytree.tree_map(copy_of, inputs)
-    return again
+    return called(model, inputs)
 
 
 def batch_of(inputs: Inputs) -> int:

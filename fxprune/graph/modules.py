@@ -30,7 +30,7 @@ def require_own(model: nn.Module) -> None:
     """Raise `InputsError` for what stands around or in place of a module: it holds no Python that could follow."""
     name = type(model).__name__
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise InputsError("this model is wrapped in DistributedDataParallel: prune model.module, and wrap the small one")
+        raise InputsError("it is wrapped in DistributedDataParallel: prune model.module, and wrap the small one")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputsError(f"this {name} is TorchScript, whose code is fixed: prune the module that it was made from")
     try:

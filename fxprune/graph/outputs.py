@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import InputsError
 
 Wanted: TypeAlias = "str | Sequence[str] | Callable[[Any], Any]"
-_PLAIN = (torch.Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool)
+PLAIN = (torch.Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @dataclass
@@ -27,13 +27,13 @@ class Outputs:
     Attributes:
         wanted: names (a key, an attribute, the number of an item; dotted where they are nested), or a function of the
             return value; None: all.
-        released: names of outputs that only the model itself reads (a cache, say), wherever they stand.
+        released: names or classes of outputs that only the model itself reads (a cache, say), wherever they stand.
         whole: whether the last return value was looked at as it is: nothing opened, nothing left out.
         names: of the last return value's tensors: those that count; `left` are those released.
     """
 
     wanted: Wanted | None = None
-    released: tuple[str, ...] = ()
+    released: tuple[str | type, ...] = ()
     whole: bool = True
     names: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
@@ -67,7 +67,13 @@ class Outputs:
         return _Training(released=self.released, eval_mode=self)
 
     def __str__(self) -> str:
-        return f"{', '.join(self.left)} released, {', '.join(self.names) or 'nothing'} compared" if self.left else ""
+        return f"{shortened(self.left)} released, {shortened(self.names) or 'nothing'} compared" if self.left else ""
+
+
+def shortened(names: Sequence[str], most: int = 4) -> str:
+    """Names in a row, the first of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @dataclass
@@ -80,11 +86,12 @@ class _Training(Outputs):
         return opened
 
 
-def _opened(value: Any, released: Sequence[str], above: set[int]) -> Any:
+def _opened(value: Any, released: Sequence[str | type], above: set[int]) -> Any:
     """A return value whose leaves torch can carry: plain objects become dicts of what they hold of tensors."""
-    if isinstance(value, _PLAIN) or value is None:
+    if isinstance(value, PLAIN) or value is None:
         return value
-    if id(value) in above or isinstance(value, (nn.Module, type)) or callable(value):
+    kinds = (nn.Module, type, *(r for r in released if isinstance(r, type)))
+    if id(value) in above or isinstance(value, kinds) or callable(value):
         return None
     above = above | {id(value)}
     if pytree.tree_structure(value).type is not None and not pytree.tree_structure(value).is_leaf():
@@ -93,7 +100,7 @@ def _opened(value: Any, released: Sequence[str], above: set[int]) -> Any:
     return {k: v for k, v in held.items() if _tensors(v)} or None
 
 
-def _container(value: Any, released: Sequence[str], above: set[int]) -> Any:
+def _container(value: Any, released: Sequence[str | type], above: set[int]) -> Any:
     if isinstance(value, Mapping) and any(k in released for k in value):
         value = {k: v for k, v in value.items() if k not in released}
     return pytree.tree_map(
@@ -108,6 +115,11 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [x for x in pytree.tree_leaves(value) if isinstance(x, torch.Tensor)]
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """The tensors that a value holds, in containers and plain objects; each once."""
+    return list({id(x): x for x in _tensors(_opened(value, (), set()))}.values())
 
 
 def _named(value: Any) -> dict[str, torch.Tensor]:

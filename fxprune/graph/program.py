@@ -19,6 +19,7 @@ from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import origin_of
 from fxprune.graph.labels import Bools
+from fxprune.graph.packing import packed
 from fxprune.graph.provenance import Expr, Size, leaves
 from fxprune.graph.regions import computed
 from fxprune.graph.rules.op import op_name, shape_of
@@ -120,7 +121,7 @@ class Program:
     out_spec: Any
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        flat, spec = pytree.tree_flatten((args, kwargs))
+        flat, spec = pytree.tree_flatten(packed((args, kwargs)))
         if len(flat) != len(self.inputs):
             raise InputsError(
                 f"this pruned {type(model).__name__} runs its traced graph, which takes {len(self.inputs)} inputs "

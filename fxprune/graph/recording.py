@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.outputs import Outputs
+from fxprune.graph.packing import called
 from fxprune.graph.provenance import Attr, Call, Recorder, Size, TracedInt, plain
 from fxprune.graph.values import Noting, Values
 
@@ -165,7 +166,7 @@ class Recorded(nn.Module):
     def noting(self, *args: Any, **kwargs: Any) -> None:
         """Run the model as it is, and note what its Python reads."""
         with torch.no_grad(), open_functional(), Noting(self.__dict__["values"]):
-            self.model(*args, **kwargs)
+            called(self.model, (args, kwargs))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         recorder: Recorder = self.__dict__["recorder"]
@@ -178,7 +179,7 @@ class Recorded(nn.Module):
         recorder.active = True
         try:
             with open_functional(), RecordingMode(recorder, self.__dict__["values"]):
-                return self.__dict__["returned"](self.model(*args, **kwargs))
+                return self.__dict__["returned"](called(self.model, (args, kwargs)))
         finally:
             recorder.active = False
             recorder.calls = {k: Call(c.name, *_strip((c.args, dict(c.kwargs)))) for k, c in recorder.calls.items()}

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import InputsError, TraceError
 from fxprune.graph.modules import Inputs, evaluating, same_draws, tensor_names, training
 from fxprune.graph.outputs import Outputs
+from fxprune.graph.packing import called, copied
 from fxprune.graph.provenance import Recorder, TracedInt
 from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import MARK, Recorded, bypassed, traced_attributes
@@ -75,7 +76,7 @@ class _Returning(nn.Module):
         self.__dict__["returned"] = returned
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__["returned"](self.model(*args, **kwargs))
+        return self.__dict__["returned"](called(self.model, (args, kwargs)))
 
 
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
@@ -110,7 +111,7 @@ def _example_runs(model: nn.Module, inputs: Inputs) -> None:
         return
     try:
         with torch.no_grad(), same_buffers(model):
-            model(*inputs[0], **inputs[1])
+            called(model, copied(inputs))
     except Exception as e:
         raise InputsError(
             f"the model does not run on the example inputs: {type(e).__name__}: {e} (at {_source_line(e)}); "

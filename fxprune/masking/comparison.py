@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.modes import copied
 from fxprune.graph.modules import Inputs, evaluating, same_draws, training
+from fxprune.graph.packing import called, copied
 from fxprune.graph.regions import autocast_of
 from fxprune.graph.trace import Traced
 from fxprune.graph.untouched import same_buffers, untouched
@@ -43,15 +43,21 @@ def relative_error(a: Sequence[Any], b: Sequence[Any]) -> float:
     return worst
 
 
-def outputs(model: nn.Module, traced: Traced, inputs: Inputs | None = None) -> list[Any]:
+def outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
+    """Flat outputs of a model in eval mode."""
+    with torch.no_grad(), evaluating(model), same_draws():
+        return pytree.tree_leaves(called(model, copied(inputs)))
+
+
+def counted(model: nn.Module, traced: Traced, inputs: Inputs | None = None) -> list[Any]:
     """Flat outputs of a model, those that count, in the mode of its trace; the model stays as it was.
 
     Args:
         inputs: None: the example inputs.
     """
-    args, kwargs = copied(traced.example if inputs is None else inputs)
+    given = copied(traced.example if inputs is None else inputs)
     with mode_scope(model, traced), torch.no_grad(), same_draws():
-        return pytree.tree_leaves(traced.returned(model(*args, **kwargs)))
+        return pytree.tree_leaves(traced.returned(called(model, given)))
 
 
 @contextlib.contextmanager

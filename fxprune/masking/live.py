@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modes import copied
 from fxprune.graph.modules import require_whole
+from fxprune.graph.packing import copied
 from fxprune.graph.untouched import same_buffers
-from fxprune.masking.comparison import outputs, relative_error, tolerance
+from fxprune.masking.comparison import counted, relative_error, tolerance
 from fxprune.masking.interception import KEY, HeldSites, MaskedAxis, MaskedCall, Site, Switch, masked_class
 from fxprune.masking.masked_run import run_masked
 from fxprune.masking.settled import Settled
@@ -151,7 +151,7 @@ class LiveMasks:
             want = run_masked(view, self.model, copied(traced.example), keep)
         self.set(keep)
         try:
-            got = outputs(self.model, traced)
+            got = counted(self.model, traced)
         except Exception:  # noqa: BLE001 - whatever it meets, these groups cannot be masked here
             return False
         finally:

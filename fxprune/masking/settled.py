@@ -1,7 +1,7 @@
 """Forwards in train mode made comparable: what is drawn at random is one constant, whatever the shape.
 
-Dropout keeps everything, a draw gives a half everywhere, and batch norms use the averages that they hold: statistics of
-two samples would blow up the noise of a float.  All of this is a channel's own affair, so a missed coupling still shows.
+Dropout keeps everything, a draw gives a half everywhere, and batch norms use the averages that they hold: statistics
+of two samples would blow up the noise of a float.  All of this is a channel's own affair, so a missed coupling still shows.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from fxprune.adapter import Adapter, find_adapter
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modes import copied
 from fxprune.graph.modules import ExampleInputs, as_inputs, require_own, require_whole
 from fxprune.graph.outputs import Outputs, Wanted
+from fxprune.graph.packing import copied, packed
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
@@ -68,7 +68,7 @@ def trace(
     adapter = find_adapter(model)
     inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
     with torch.inference_mode(False):
-        return analyse(model, copied(inputs), PREFER[attention], Outputs(outputs, adapter.released(model)))
+        return analyse(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
 
 
 @torch.inference_mode(False)

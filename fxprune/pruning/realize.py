@@ -13,6 +13,7 @@ from torch import nn
 from fxprune.errors import BudgetError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import evaluating
+from fxprune.graph.packing import unpacked
 from fxprune.graph.trace import place_of
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.plan import Plan
@@ -203,7 +204,7 @@ def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: 
 
 def _timed(net: nn.Module, made: Realized) -> Timing:
     """Both models, in turns, on the example inputs."""
-    args, kwargs = made.graph.traced.example
+    args, kwargs = unpacked(made.graph.traced.example)
     device = place_of(made.graph.traced)[0]
     with evaluating(net), evaluating(made.done.model):
         turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)

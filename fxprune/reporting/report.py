@@ -13,6 +13,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import PlanError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Held
+from fxprune.graph.outputs import shortened
 from fxprune.planning.plan import Plan
 from fxprune.reporting.history import History
 from fxprune.rewriting.attributes import Change
@@ -104,12 +105,6 @@ class Report:
         lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
         return "\n".join(lines)
-
-
-def shortened(names: Sequence[str], most: int = 6) -> str:
-    """Names in a row, the first of many."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:
