@@ -25,6 +25,7 @@ from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import open_functional
 from fxprune.graph.untouched import same_buffers, untouched
 
+_OWN = ("torch.", "fxprune.graph.")
 Call: TypeAlias = "tuple[Any, ...]"
 Run: TypeAlias = "Callable[[nn.Module, Inputs], Any]"
 Scope: TypeAlias = "Callable[[nn.Module], contextlib.AbstractContextManager[None]]"
@@ -46,7 +47,7 @@ class Watch:
         thread = threading.get_ident()
 
         def get(module: nn.Module) -> bool:
-            foreign = not str(sys._getframe(1).f_globals.get("__name__", "")).startswith("torch.")
+            foreign = not str(sys._getframe(1).f_globals.get("__name__", "")).startswith(_OWN)
             self.read |= foreign and threading.get_ident() == thread
             return bool(module.__dict__.get("training", True))
 

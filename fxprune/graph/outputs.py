@@ -122,14 +122,23 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return list({id(x): x for x in _tensors(_opened(value, (), set()))}.values())
 
 
-def _named(value: Any) -> dict[str, torch.Tensor]:
+def _named(value: Any, path: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
     """Every tensor of a return value by its dotted name; a tensor alone is called "output"."""
-    pairs, _ = pytree.tree_flatten_with_path(value)
-    return {".".join(map(_key, path)) or "output": x for path, x in pairs if isinstance(x, torch.Tensor)}
+    if isinstance(value, torch.Tensor):
+        return {".".join(path) or "output": value}
+    return {name: x for key, child in _children(value) for name, x in _named(child, (*path, key)).items()}
 
 
-def _key(step: Any) -> str:
-    return str(getattr(step, "key", getattr(step, "idx", getattr(step, "name", step))))
+def _children(value: Any) -> list[tuple[str, Any]]:
+    """What a container holds, by key, field or number."""
+    if isinstance(value, Mapping):
+        return [(str(k), v) for k, v in value.items()]
+    if hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, (tuple, list)):
+        return [(str(k), v) for k, v in enumerate(value)]
+    items = [] if pytree.tree_is_leaf(value) else pytree.tree_leaves(value, is_leaf=lambda x: x is not value)
+    return [(str(k), v) for k, v in enumerate(items)]
 
 
 def _at(value: Any, name: str) -> Any:
@@ -141,15 +150,10 @@ def _at(value: Any, name: str) -> Any:
     names = list(_named(value))
     found = value
     for part in name.split("."):
-        items = {_key(path[0]): x for path, x in _children(found)}
+        items = dict(_children(found))
         if part not in items:
             raise InputsError(
                 f"outputs={name!r} names no output of the model; it returns {', '.join(names) or 'no tensor'}"
             )
         found = items[part]
     return found
-
-
-def _children(value: Any) -> list[tuple[Any, Any]]:
-    pairs, _ = pytree.tree_flatten_with_path(value, is_leaf=lambda x: x is not value)
-    return [(path, x) for path, x in pairs if path]
