@@ -129,7 +129,7 @@ def capture(model: nn.Module, inputs: Inputs, returned: Outputs | None = None) -
         TraceError: where `torch.export` cannot capture the model; names the source line it stopped at.
         InputsError: where the model itself does not run on these inputs, or has no such outputs.
     """
-    with evaluating(model), untouched(model):
+    with evaluating(model), untouched(model), torch.no_grad():
         return _captured(model, inputs, Outputs() if returned is None else returned, _Numbers())
 
 
