@@ -33,6 +33,7 @@ def _origin(x: torch.Tensor) -> tuple[str, Any] | None:
     return getattr(x, "_fxprune_origin", None)
 
 
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _ARITHMETIC = {
     *(f"{kind}{op}" for kind in ("", "r", "i") for op in ("add", "sub", "mul", "div", "truediv", "pow")),
     *("subtract", "multiply", "divide", "true_divide", "float_power", "tensor", "as_tensor", "scalar_tensor"),
@@ -52,6 +53,8 @@ class RecordingMode(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name == "__get__" and args and isinstance(args[0], torch.Tensor):
+            if func == _DATA:  # export takes what `.data` gives for a constant; this is the same view, and known to it
+                return args[0].detach()
             out = func(*args, **kwargs)
             if type(out) is torch.Size:
                 return self._sizes(args[0], out)
