@@ -100,6 +100,7 @@ def _trains_alike(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> No
 
 def same_batches(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> bool:
     """Whether the dense model takes a larger batch, with outputs of the same shapes, wherever the original does."""
+
     def shapes(net: nn.Module) -> list[Any] | None:
         try:
             return [getattr(x, "shape", None) for x in counted(net, graph.traced, larger(graph.traced.example))]
@@ -156,9 +157,7 @@ def check_permutation(model: nn.Module, graph: ChannelGraph, seed: int = 0) -> C
     return Check("permutation", max(errors), max(tolerance(model, mode) for mode in modes))
 
 
-def verify(
-    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, *, seed: int = 0
-) -> tuple[Check, ...]:
+def verify(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, *, seed: int = 0) -> tuple[Check, ...]:
     """Both proofs: the permutation certificate of the graph, and masked = dense for the plan; the latter in train mode
     too, where the model computes something else there.
 

@@ -54,11 +54,11 @@ class Watch:
         def put(module: nn.Module, mode: bool) -> None:
             module.__dict__["training"] = mode
 
-        nn.Module.training = property(get, put)  # type: ignore[assignment, method-assign]
+        nn.Module.training = property(get, put)  # type: ignore[assignment]
         try:
             yield
         finally:
-            del nn.Module.training  # type: ignore[misc]
+            del nn.Module.training
 
 
 class _Calls(TorchFunctionMode):

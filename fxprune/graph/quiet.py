@@ -46,7 +46,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("always")
             for x in loud:
                 x.disabled = True
-            with contextlib.redirect_stderr(_Others(sys.stderr)):  # type: ignore[type-var]
+            with contextlib.redirect_stderr(_Others(sys.stderr)):
                 yield
     finally:
         for x in loud:

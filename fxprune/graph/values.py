@@ -43,7 +43,8 @@ class Values:
     def _itemise(self, name: str) -> None:
         """Tensors without values make a list item by item: a list that was noted is given out so."""
         if name == "item" and self.given < len(self.notes) and self.notes[self.given][0] == "tolist":
-            self.notes[self.given : self.given + 1] = [("item", v) for v in pytree.tree_leaves(self.notes[self.given][1])]
+            items = pytree.tree_leaves(self.notes[self.given][1])
+            self.notes[self.given : self.given + 1] = [("item", v) for v in items]
 
     def answer(self, name: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
         """Whether a call is answered from the notes, and its answer; masks in `args` become positions."""

@@ -1,7 +1,8 @@
 """Forwards in train mode made comparable: what is drawn at random is one constant, whatever the shape.
 
-Dropout keeps everything, a draw gives a half everywhere, and batch norms use the averages that they hold: statistics
-of two samples would blow up the noise of a float.  All of this is a channel's own affair, so a missed coupling still shows.
+Dropout keeps everything, a draw gives a half everywhere, and batch norms use the averages that they hold, since
+statistics of two samples would blow up the noise of a float.  All of this is a channel's own affair, so a missed
+coupling still shows.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ _RATES = {"dropout", "dropout_p"}
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm"}
 
 
-class Settled(TorchDispatchMode):
+class Settled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within, forwards in train mode are deterministic functions that two shapes of a model can be compared on."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
