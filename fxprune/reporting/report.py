@@ -65,12 +65,13 @@ class Report:
         held: why the rest could not be pruned.
         seconds: step -> seconds.
         seed: what everything drawn at random came from.
+        scoring: what the criterion tells about how it computed its scores.
         timing: dense and pruned model timed against each other, where the budget was a latency.
         unread: parameters that neither eval nor train mode read on the example inputs; they are whole.
         unseen: why train mode could not be looked at, where it could not.
         outputs: which outputs were released, and which compared, where not all of them count.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
-            drawn.  Both are not saved with the model.
+            drawn.  Neither these nor `scoring` are saved with the model.
     """
 
     plan: Plan
@@ -88,6 +89,7 @@ class Report:
     outputs: str = ""
     history: History | None = None
     picture: str = ""
+    scoring: tuple[str, ...] = ()
 
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
@@ -98,6 +100,7 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
         lines += [f"  outputs: {self.outputs}"] if self.outputs else []
