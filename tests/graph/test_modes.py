@@ -132,7 +132,7 @@ def test_a_batch_of_one_trains_beside_a_second_sample() -> None:
 def test_a_missed_coupling_of_train_mode_fails_the_proof() -> None:
     model, x = Deep(), images()
     graph = fxprune.trace(model, x)
-    plan = fxprune.plan(graph, fxprune.score(graph, model), 0.4)
+    plan = fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.4)
     small = fxprune.rewrite(model, graph, plan).model
     checks = check_training(model, small, graph, plan)
     assert [c.ok for c in checks] == [True]
@@ -156,7 +156,7 @@ def test_soft_masks_see_it_before_the_training(cls: type[nn.Module]) -> None:
 def test_a_graph_as_the_forward_has_both_modes() -> None:
     model, x = Deep(), images()
     graph = fxprune.trace(model, x)
-    plan = fxprune.plan(graph, fxprune.score(graph, model), 0.4)
+    plan = fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.4)
     small = fxprune.rewrite(model, graph, plan, forward="graph").model
     assert isinstance(small.eval()(x), Tensor)
     assert len(small.train()(x)) == 2

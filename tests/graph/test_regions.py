@@ -65,7 +65,7 @@ def test_autocast_inside_a_forward(cast: bool) -> None:
 def test_a_graph_forward_casts_as_the_module_did(cast: bool) -> None:
     model, x = Cast(cast), torch.randn(4, 16)
     graph = fxprune.trace(model, x)
-    plan = fxprune.plan(graph, fxprune.score(graph, model), 0.4)
+    plan = fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.4)
     mine, graphs = (fxprune.rewrite(model, graph, plan, forward=f).model for f in ("module", "graph"))
     assert graphs(x).dtype == mine(x).dtype
     assert torch.equal(graphs(x), mine(x))
@@ -74,7 +74,7 @@ def test_a_graph_forward_casts_as_the_module_did(cast: bool) -> None:
 def test_a_missed_channel_shows_through_the_wider_tolerance_of_bfloat16() -> None:
     model, x = Cast(True), torch.randn(4, 16)
     graph = fxprune.trace(model, x)
-    plan = fxprune.plan(graph, fxprune.score(graph, model), 0.4)
+    plan = fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.4)
     small = fxprune.rewrite(model, graph, plan).model
     with torch.no_grad():
         small.b.weight.copy_(small.b.weight.roll(1, 1))
@@ -94,7 +94,7 @@ def test_what_is_pruned_inside_inference_mode_can_train() -> None:
         given = torch.randn(4, 16)
         small = pruned(model, given)
         graph = fxprune.trace(model, given)
-        own = fxprune.rewrite(model, graph, fxprune.plan(graph, fxprune.score(graph, model), 0.4)).model
+        own = fxprune.rewrite(model, graph, fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.4)).model
         again = fxprune.apply(model, fxprune.report(small).plan, example_inputs=given)
     for net in (small, own, again):
         net(x).sum().backward()
