@@ -15,13 +15,14 @@ from torch import nn
 from fxprune.errors import BudgetError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import evaluating
+from fxprune.graph.packing import unpacked
 from fxprune.graph.trace import place_of
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.plan import Plan
 from fxprune.pruning.optimizers import warn_holders
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
-from fxprune.verification import Check, check_dense, same_batches
+from fxprune.verification import Check, check_dense, check_training, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
@@ -49,7 +50,7 @@ class Realized:
     graph: ChannelGraph
     plan: Plan
     done: Rewritten
-    check: Check | None
+    checks: tuple[Check, ...]
     reason: str = ""
 
 
@@ -158,20 +159,26 @@ def _beyond(
 def _attempt(
     net: nn.Module, graph: ChannelGraph, plan: Plan, clock: Clock, verify: bool, forward: str, trouble: str
 ) -> Realized:
+    if forward == "graph" and not graph.traced.returned.whole:
+        raise RewriteError(
+            f"{trouble}; the rewritten graph cannot be the forward, since it gives only the outputs that count, as "
+            "plain tensors: keep that part with ignore=, or return all outputs in tuples, lists and dicts"
+        )
     with clock("rewrite"):
         done = rewrite(net, graph, plan, forward=forward)
     if not verify:
-        return Realized(graph, plan, done, None, trouble)
+        return Realized(graph, plan, done, (), trouble)
     with clock("verify"):
-        check = check_dense(net, done.model, graph, plan)
-    if not check.ok:
-        raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
+        checks = (check_dense(net, done.model, graph, plan), *check_training(net, done.model, graph, plan))
+    for check in checks:
+        if not check.ok:
+            raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
     if forward == "graph" and not same_batches(net, done.model, graph):
         raise RewriteError(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Realized(graph, plan, done, check, trouble)
+    return Realized(graph, plan, done, checks, trouble)
 
 
 def finished(
@@ -200,23 +207,25 @@ def reported(
 ) -> nn.Module:
     """The dense model, with its report; `notes` tell how the scores came about."""
     timing = None
-    if made.plan.of == "latency" and made.check is not None:
+    if made.plan.of == "latency" and made.checks:
         with clock("confirm"):
             timing = _timed(net, made)
     replaced = list(net.parameters()) if inplace else []
     small = transplant(net, made.done.model) if inplace else made.done.model
     warn_holders(replaced)
-    checks = () if made.check is None else (made.check,)
     told = Report(
         made.plan,
         made.done.changes,
-        checks,
+        made.checks,
         made.done.forward,
         made.reason,
         causes(made.graph),
         dict(clock.seconds),
         seed=seed,
         timing=timing,
+        unread=made.graph.unread,
+        unseen=made.graph.unseen,
+        outputs=str(made.graph.traced.returned),
         scoring=tuple(dict.fromkeys(notes)),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
@@ -225,7 +234,7 @@ def reported(
 
 def _timed(net: nn.Module, made: Realized) -> Timing:
     """Both models, in turns, on the example inputs."""
-    args, kwargs = made.graph.traced.example
+    args, kwargs = unpacked(made.graph.traced.example)
     device = place_of(made.graph.traced)[0]
     with evaluating(net), evaluating(made.done.model):
         turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)

@@ -13,6 +13,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import PlanError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Held
+from fxprune.graph.outputs import shortened
 from fxprune.planning.plan import Plan
 from fxprune.reporting.history import History
 from fxprune.rewriting.attributes import Change
@@ -66,6 +67,9 @@ class Report:
         seed: what everything drawn at random came from.
         scoring: what the criterion tells about how it computed its scores.
         timing: dense and pruned model timed against each other, where the budget was a latency.
+        unread: parameters that neither eval nor train mode read on the example inputs; they are whole.
+        unseen: why train mode could not be looked at, where it could not.
+        outputs: which outputs were released, and which compared, where not all of them count.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
             drawn.  Neither these nor `scoring` are saved with the model.
     """
@@ -80,6 +84,9 @@ class Report:
     earlier: tuple[Plan, ...] = ()
     seed: int | None = None
     timing: Timing | None = None
+    unread: tuple[str, ...] = ()
+    unseen: str = ""
+    outputs: str = ""
     history: History | None = None
     picture: str = ""
     scoring: tuple[str, ...] = ()
@@ -102,6 +109,9 @@ class Report:
         lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
+        lines += [f"  outputs: {self.outputs}"] if self.outputs else []
+        lines += [f"  train mode was not checked: {self.unseen}"] if self.unseen else []
+        lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
         return printable("\n".join(lines))
 

@@ -45,6 +45,7 @@ class Facts:
         attended: attentions with an implicit scale.
         statistics: nodes that take a mean, a variance or a norm over live axes.
         multiples: axes whose length has to stay a multiple of a number, for a kernel's sake.
+        settled: whether the nodes looked at are of train mode, where the proofs settle what is drawn at random.
     """
 
     reads: dict[str, list[tuple[fx.Node, int]]] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class Facts:
     attended: list[Attended] = field(default_factory=list)
     statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
     multiples: list[tuple[Ints, int]] = field(default_factory=list)
+    settled: bool = False
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
