@@ -1,0 +1,124 @@
+"""The held-out loss right after the cut, before any training, by criterion: `python benchmarks/quality/untrained.py`.
+
+    --tasks digits,ddpm,ldm,dit,classifier   --ratios 0.4,0.6   --seeds 0,1,2   --samples 8   --criteria ...
+
+"gradflow" is what `fxprune.prune(pipeline, ratio=...)` gives with nothing else said: scored with samples that the pipeline
+draws itself and the loss of its family, channels ranked per cost; the first one of a network is cut by that very call.
+The other criteria see the same samples and are ranked alike.  The classifier is scored with two batches of training
+images.  Rows are appended to `--out` (JSON lines); `subjects.py` says what the figures are measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import data
+import torch
+from subjects import TASKS, Subject, subject
+from torch import nn
+
+import fxprune
+from fxprune.criteria.gradflow import GradFlow
+
+Rows = list[dict[str, Any]]
+CRITERIA: dict[str, Any] = {
+    "gradflow": GradFlow(),
+    "taylor": "taylor",
+    "magnitude": "magnitude",
+    "random": "random",
+    "gradflow_preserving": "gradflow_preserving",
+    "gradflow 2": GradFlow(horizon=2.0),
+    "diff_pruning": "diff_pruning",
+}
+OUT = Path(__file__).with_name("untrained.jsonl")
+
+
+def rows(chosen: argparse.Namespace, task: str) -> Iterator[dict[str, Any]]:
+    """The dense figure, then one row for every seed, ratio and criterion."""
+    it = subject(task, chosen.data)
+    graph = fxprune.trace(it.net, it.example)
+    same = {"task": task, "samples": chosen.samples, "data": it.source}
+    dense = it.figures(it.net)
+    yield {**same, "criterion": "dense", **dense}
+    checked = task == "classifier"  # it has no data of its own
+    for seed in chosen.seeds:
+        batches, loss = it.calibration(chosen.samples, seed)
+        known: dict[Any, Any] = {}
+        for name, ratio in itertools.product(chosen.criteria, chosen.ratios):
+            start = time.perf_counter()
+            scores = fxprune.score(graph, it.net, CRITERIA[name], data=batches, loss=loss, seed=seed, reuse=known)
+            seconds = time.perf_counter() - start
+            small = fxprune.rewrite(it.net, graph, fxprune.plan(graph, scores, ratio)).model
+            if name == "gradflow" and not checked:
+                _require_same(small, by_default(it, ratio, seed, chosen.samples))
+                checked = True
+            yield {**same, "seed": seed, "ratio": ratio, "criterion": name, **it.figures(small), "scoring": seconds}
+
+
+def by_default(it: Subject, ratio: float, seed: int, samples: int) -> nn.Module:
+    """The network that the call with nothing else said gives."""
+    small = fxprune.prune(it.given, ratio=ratio, seed=seed, samples=samples, verify=False, progress=False)
+    return small if isinstance(small, nn.Module) else small.unet
+
+
+def _require_same(small: nn.Module, default: nn.Module) -> None:
+    ours, theirs = ({n: tuple(t.shape) for n, t in net.state_dict().items()} for net in (small, default))
+    if ours != theirs:
+        raise SystemExit(f"prune(pipeline, ratio=...) cuts otherwise: {sorted(set(ours.items()) ^ set(theirs.items()))}")
+
+
+def table(found: Rows) -> str:
+    """One line for every task and ratio, one column for every criterion, its seeds in order; the lowest mean is marked."""
+    names = [n for n in CRITERIA if any(r["criterion"] == n for r in found)]
+    lines = [f"| network, share | dense | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for task, ratio in dict.fromkeys((r["task"], r["ratio"]) for r in found if "ratio" in r):
+        own = {n: [r for r in found if (r["task"], r.get("ratio"), r["criterion"]) == (task, ratio, n)] for n in names}
+        dense = next(r for r in found if r["task"] == task and r["criterion"] == "dense")
+        least = min((_mean(of) for of in own.values() if of), default=0.0)
+        cells = [_cell(of, bool(of) and _mean(of) == least) for of in own.values()]
+        lines.append(f"| {task}, {ratio:.0%} | {_figure(dense)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(of: Rows) -> float:
+    return sum(float(r["loss"]) for r in of) / len(of)
+
+
+def _figure(row: dict[str, Any]) -> str:
+    return f"{row['loss']:.4f}" + (f" ({row['accuracy']:.3f})" if "accuracy" in row else "")
+
+
+def _cell(of: Rows, least: bool) -> str:
+    every = list(dict.fromkeys(_figure(r) for r in sorted(of, key=lambda r: int(r["seed"]))))
+    told = " / ".join(every) or "–"
+    return f"**{told}**" if least else told
+
+
+def main() -> None:
+    """Measure, append to --out as it goes, and print the table of all rows there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default=",".join(TASKS), type=lambda x: x.split(","))
+    parser.add_argument("--criteria", default=",".join(CRITERIA), type=lambda x: x.split(","), help="of CRITERIA")
+    parser.add_argument("--ratios", default="0.4,0.6", type=lambda x: [float(r) for r in x.split(",")])
+    parser.add_argument("--seeds", default="0,1,2", type=lambda x: [int(s) for s in x.split(",")])
+    parser.add_argument("--samples", type=int, default=8, help="that the network draws to be scored on")
+    parser.add_argument("--data", type=Path, default=data.PREPARED, help="the file that data.py wrote")
+    parser.add_argument("--out", type=Path, default=OUT)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    for task in chosen.tasks:
+        for row in rows(chosen, task):
+            print(json.dumps(row), flush=True)
+            with chosen.out.open("a") as f:
+                f.write(json.dumps(row) + "\n")
+    print(table([json.loads(line) for line in chosen.out.read_text().splitlines()]))
+
+
+if __name__ == "__main__":
+    main()
