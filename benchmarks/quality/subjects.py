@@ -1,8 +1,8 @@
-"""The trained networks of `untrained.py` and `recipes.py`, with what it takes to prune them and to tell how good they are.
+"""The trained networks of `untrained.py` and `recipes.py`: what prunes and trains them, and how good they are.
 
-The digits DDPM, the emoji DDPM, LDM and DiT, and a ResNet-18 that names the digits.  The emoji networks see the images of
-the file that data.py wrote, where it is there; else images that the dense network drew itself: then figures of the same
-network can be compared, and levels say nothing.
+The digits DDPM, the emoji DDPM, LDM and DiT, and a ResNet-18 that names the digits.  The emoji networks see the images
+of the file that data.py wrote, where it is there; else images that the dense network drew itself: then figures of the
+same network can be compared, and levels say nothing.
 """
 
 from __future__ import annotations

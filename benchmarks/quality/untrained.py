@@ -2,10 +2,11 @@
 
     --tasks digits,ddpm,ldm,dit,classifier   --ratios 0.4,0.6   --seeds 0,1,2   --samples 8   --criteria ...
 
-"gradflow" is what `fxprune.prune(pipeline, ratio=...)` gives with nothing else said: scored with samples that the pipeline
-draws itself and the loss of its family, channels ranked per cost; the first one of a network is cut by that very call.
-The other criteria see the same samples and are ranked alike.  The classifier is scored with two batches of training
-images.  Rows are appended to `--out` (JSON lines); `subjects.py` says what the figures are measured on.
+"gradflow" is what `fxprune.prune(pipeline, ratio=...)` gives with nothing else said: scored with samples that the
+pipeline draws itself and the loss of its family, channels ranked per cost; the first cut of a network must be that of
+this very call.  The other criteria see the same samples and are ranked alike.  The classifier is scored with two
+batches of training images.  Rows are appended to `--out` (JSON lines); `subjects.py` says what the figures are
+measured on.
 """
 
 from __future__ import annotations
@@ -70,11 +71,12 @@ def by_default(it: Subject, ratio: float, seed: int, samples: int) -> nn.Module:
 def _require_same(small: nn.Module, default: nn.Module) -> None:
     ours, theirs = ({n: tuple(t.shape) for n, t in net.state_dict().items()} for net in (small, default))
     if ours != theirs:
-        raise SystemExit(f"prune(pipeline, ratio=...) cuts otherwise: {sorted(set(ours.items()) ^ set(theirs.items()))}")
+        different = sorted(set(ours.items()) ^ set(theirs.items()))
+        raise SystemExit(f"prune(pipeline, ratio=...) cuts otherwise: {different}")
 
 
 def table(found: Rows) -> str:
-    """One line for every task and ratio, one column for every criterion, its seeds in order; the lowest mean is marked."""
+    """A line for every task and ratio, a column for every criterion, its seeds in order; the lowest mean is marked."""
     names = [n for n in CRITERIA if any(r["criterion"] == n for r in found)]
     lines = [f"| network, share | dense | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for task, ratio in dict.fromkeys((r["task"], r["ratio"]) for r in found if "ratio" in r):
