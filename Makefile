@@ -61,7 +61,7 @@ bench-quality: setup ## Prune the trained diffusion models by every method, trai
 	$(BIN)/python $(QUALITY)/data.py
 	@set -e; for task in ddpm ldm dit; do $(BIN)/python $(QUALITY)/sweep.py --task $$task --dense $(TRAINED)/$$task \
 		--vae $(TRAINED)/vae $(EMOJI) --out $(QUALITY)/$$task.jsonl $(ARGS); done
-	$(BIN)/python $(QUALITY)/report.py $(QUALITY)/*.jsonl
+	$(BIN)/python $(QUALITY)/report.py $(patsubst %,$(QUALITY)/%.jsonl,digits ddpm ldm dit)
 
 docs: setup ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict

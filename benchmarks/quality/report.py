@@ -2,7 +2,8 @@
 
     python benchmarks/quality/report.py quality.jsonl [--docs docs]
 
-Every figure is a mean over seeds, with half the range between the lowest and the highest seed behind ±.
+Every figure is a mean over seeds, with half the range between the lowest and the highest seed behind ±.  What stands
+behind KEPT on the page is written by hand, from the tables of untrained.py and recipes.py, and stays.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ ONE_SHOT = (
 BANDS = 4
 COSTS = {"params": "parameters", "macs": "MACs"}
 TASKS = {"digits": "Digits DDPM", "ddpm": "Emoji DDPM", "ldm": "Emoji LDM", "dit": "Emoji DiT"}
+KEPT = "<!-- by hand from here: benchmarks/quality/untrained.py and recipes.py -->"
 Rows = list[dict[str, Any]]
 
 
@@ -167,7 +169,12 @@ def page(rows: Rows, docs: Path) -> str:
         out += [f"![](assets/{name})\n" for name in plots(f"{task}_{of}", title, own, docs / "assets")]
         for (ratio,), same in by(own, "ratio").items():
             out.append(f"### {ratio:.0%} of the {COSTS[of]} removed\n\n{table(same)}\n")
-    return "\n".join(out)
+    return "\n".join([*out, KEPT + kept(docs / "quality.md")])
+
+
+def kept(file: Path) -> str:
+    """What was written by hand on the page of before."""
+    return file.read_text().partition(KEPT)[2] if file.exists() else "\n"
 
 
 def as_csv(rows: Rows, file: Path) -> None:
@@ -182,7 +189,8 @@ def as_csv(rows: Rows, file: Path) -> None:
 INTRO = """# Quality
 
 Trained diffusion models, pruned by every method to the same cost and trained for the same number of steps. This page is
-written by `benchmarks/quality/report.py` from what `make bench-quality` measured; [all rows](assets/quality.csv).
+written by `benchmarks/quality/report.py` from what `make bench-quality` measured; [all rows](assets/quality.csv). At
+its end: [before any training](#before-any-training), and [the recipe](#the-recipe) that trains what was cut.
 
 - Held-out loss: the noise prediction error on images that no model has seen. SSIM: samples against the dense network's
   from the same noise. ± is half the range over the seeds.
@@ -200,7 +208,8 @@ this library's default). "gradflow" takes what raises the gradient norm, as in t
 what changes it least, "gradflow weighed" is this library's default. "snr" scores by the error of the clean sample
 instead of the noise (`Timesteps("snr", gamma=0.2)`); all methods train with the same loss. "scratch" is the
 architecture that magnitude leaves, with fresh weights. The settings of soft and iterative, the ranking and the 0.2 were
-chosen by trials on these same networks and held-out images; the published methods were not tuned.
+chosen by trials on these same networks and held-out images; the published methods were not tuned. All methods train
+alike: AdamW, a warm-up of 20 steps to 5e-4 (digits) or 3e-4 (emoji), a cosine to zero, no teacher.
 
 Equal parameters are not equal MACs: magnitude, which takes about the same share of every
 layer, leaves the fewest.

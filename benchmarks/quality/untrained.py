@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import data
+import tables
 import torch
 from subjects import TASKS, Subject, subject
 from torch import nn
@@ -27,7 +27,6 @@ from torch import nn
 import fxprune
 from fxprune.criteria.gradflow import GradFlow
 
-Rows = list[dict[str, Any]]
 CRITERIA: dict[str, Any] = {
     "gradflow": GradFlow(),
     "taylor": "taylor",
@@ -52,14 +51,12 @@ def rows(chosen: argparse.Namespace, task: str) -> Iterator[dict[str, Any]]:
         batches, loss = it.calibration(chosen.samples, seed)
         known: dict[Any, Any] = {}
         for name, ratio in itertools.product(chosen.criteria, chosen.ratios):
-            start = time.perf_counter()
             scores = fxprune.score(graph, it.net, CRITERIA[name], data=batches, loss=loss, seed=seed, reuse=known)
-            seconds = time.perf_counter() - start
             small = fxprune.rewrite(it.net, graph, fxprune.plan(graph, scores, ratio)).model
             if name == "gradflow" and not checked:
                 _require_same(small, by_default(it, ratio, seed, chosen.samples))
                 checked = True
-            yield {**same, "seed": seed, "ratio": ratio, "criterion": name, **it.figures(small), "scoring": seconds}
+            yield {**same, "seed": seed, "ratio": ratio, "criterion": name, **it.figures(small)}
 
 
 def by_default(it: Subject, ratio: float, seed: int, samples: int) -> nn.Module:
@@ -73,33 +70,6 @@ def _require_same(small: nn.Module, default: nn.Module) -> None:
     if ours != theirs:
         different = sorted(set(ours.items()) ^ set(theirs.items()))
         raise SystemExit(f"prune(pipeline, ratio=...) cuts otherwise: {different}")
-
-
-def table(found: Rows) -> str:
-    """A line for every task and ratio, a column for every criterion, its seeds in order; the lowest mean is marked."""
-    names = [n for n in CRITERIA if any(r["criterion"] == n for r in found)]
-    lines = [f"| network, share | dense | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for task, ratio in dict.fromkeys((r["task"], r["ratio"]) for r in found if "ratio" in r):
-        own = {n: [r for r in found if (r["task"], r.get("ratio"), r["criterion"]) == (task, ratio, n)] for n in names}
-        dense = next(r for r in found if r["task"] == task and r["criterion"] == "dense")
-        least = min((_mean(of) for of in own.values() if of), default=0.0)
-        cells = [_cell(of, bool(of) and _mean(of) == least) for of in own.values()]
-        lines.append(f"| {task}, {ratio:.0%} | {_figure(dense)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _mean(of: Rows) -> float:
-    return sum(float(r["loss"]) for r in of) / len(of)
-
-
-def _figure(row: dict[str, Any]) -> str:
-    return f"{row['loss']:.4f}" + (f" ({row['accuracy']:.3f})" if "accuracy" in row else "")
-
-
-def _cell(of: Rows, least: bool) -> str:
-    every = list(dict.fromkeys(_figure(r) for r in sorted(of, key=lambda r: int(r["seed"]))))
-    told = " / ".join(every) or "–"
-    return f"**{told}**" if least else told
 
 
 def main() -> None:
@@ -119,7 +89,7 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             with chosen.out.open("a") as f:
                 f.write(json.dumps(row) + "\n")
-    print(table([json.loads(line) for line in chosen.out.read_text().splitlines()]))
+    print(tables.untrained(tables.read(chosen.out)))
 
 
 if __name__ == "__main__":

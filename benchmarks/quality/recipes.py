@@ -1,0 +1,93 @@
+"""How to train after the cut: one cut, several recipes, equal steps: `python benchmarks/quality/recipes.py`
+
+    --tasks digits,ddpm,classifier   --ratio 0.6   --steps 200   --batch 32   --seeds 0   --recipes default,...
+
+Every row is one call `fxprune.prune(pipeline, ratio=..., data=..., training=...)`; "default" gives it the number of
+steps and nothing else.  All of a seed see the same batches, and so make the same cut (by the default criterion, on the
+first batches).  Told are the held-out loss (for the classifier: cross entropy and accuracy) and how much of the gap to
+the dense loss is left, over what a constant rate of 1e-4 and of 2e-4 leaves.  Rows are appended to `--out` (JSON
+lines); `subjects.py` says what the figures are measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import data
+import tables
+import torch
+from subjects import TASKS, Subject, subject
+from torch import nn
+
+import fxprune
+from fxprune import Training
+
+CONSTANT: dict[str, Any] = {"warmup": 0, "anneal": False, "distill": None}
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "constant 1e-4": {**CONSTANT, "learning_rate": 1e-4},
+    "constant 2e-4": {**CONSTANT, "learning_rate": 2e-4},
+    "default, no teacher": {"distill": None},
+}
+OUT = Path(__file__).with_name("recipes.jsonl")
+
+
+def trained(it: Subject, ratio: float, batch: int, seed: int, training: Training) -> nn.Module:
+    """The pruned network."""
+    example = {"example_inputs": it.example} if it.example is not None else {}
+    small = fxprune.prune(
+        it.given,
+        ratio=ratio,
+        data=it.loader(batch),
+        loss=it.loss,
+        training=training,
+        seed=seed,
+        verify=False,
+        progress=False,
+        **example,
+    )
+    return small if isinstance(small, nn.Module) else small.unet
+
+
+def rows(chosen: argparse.Namespace, task: str) -> Iterator[dict[str, Any]]:
+    """The dense figures, then one row for every seed and recipe."""
+    it = subject(task, chosen.data, chosen.drawn)
+    same = {"task": task, "ratio": chosen.ratio, "steps": chosen.steps, "batch": chosen.batch, "data": it.source}
+    yield {**same, "recipe": "dense", **it.figures(it.net)}
+    for seed, name in itertools.product(chosen.seeds, chosen.recipes):
+        start = time.perf_counter()
+        small = trained(it, chosen.ratio, chosen.batch, seed, Training(chosen.steps, **RECIPES[name]))
+        seconds = time.perf_counter() - start
+        yield {**same, "seed": seed, "recipe": name, **it.figures(small), "seconds": seconds}
+
+
+def main() -> None:
+    """Measure, append to --out as it goes, and print the table of all rows there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="digits", type=lambda x: x.split(","), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--recipes", default="|".join(RECIPES), type=lambda x: x.split("|"), help="with | between them")
+    parser.add_argument("--ratio", type=float, default=0.6)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--drawn", type=int, default=64, help="training images to draw, where --data is missing")
+    parser.add_argument("--seeds", default="0", type=lambda x: [int(s) for s in x.split(",")])
+    parser.add_argument("--data", type=Path, default=data.PREPARED, help="the file that data.py wrote")
+    parser.add_argument("--out", type=Path, default=OUT)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    for task in chosen.tasks:
+        for row in rows(chosen, task):
+            print(json.dumps(row), flush=True)
+            with chosen.out.open("a") as f:
+                f.write(json.dumps(row) + "\n")
+    print(tables.recipes(tables.read(chosen.out)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The tables of docs/quality.md that `untrained.py` and `recipes.py` print, from their rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def read(file: Path) -> Rows:
+    """Rows of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def untrained(found: Rows) -> str:
+    """A line for every task and ratio, a column for every criterion, its seeds in order; the lowest mean is bold."""
+    names = list(dict.fromkeys(r["criterion"] for r in found if "seed" in r))
+    lines = [f"| network, share | dense | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for task, ratio in dict.fromkeys((r["task"], r["ratio"]) for r in found if "seed" in r):
+        own = {n: [r for r in found if (r["task"], r.get("ratio"), r["criterion"]) == (task, ratio, n)] for n in names}
+        dense = next(r for r in found if r["task"] == task and r["criterion"] == "dense")
+        least = min(_mean(of, "loss") for of in own.values() if of)
+        cells = [_seeds(of, bool(of) and _mean(of, "loss") == least) for of in own.values()]
+        lines.append(f"| {task}, {ratio:.0%} | {_figure(dense)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def recipes(found: Rows) -> str:
+    """A line for every network and recipe: means over seeds, and how much of a constant rate's gap is left."""
+    lines = ["| network | recipe | held-out loss | of the gap of a constant 1e-4 | of 2e-4 |", "|---" * 5 + "|"]
+    runs: dict[str, Rows] = {}
+    for r in found:
+        run = f"{r['task']}, {r['ratio']:.0%}, {r['steps']} steps of {r['batch']}"
+        runs.setdefault(run, []).append(r)
+    for run, own in runs.items():
+        of = {name: [r for r in own if r["recipe"] == name] for name in dict.fromkeys(r["recipe"] for r in own)}
+        for name, same in of.items():
+            shares = [_share(of, name, constant) for constant in ("constant 1e-4", "constant 2e-4")]
+            means = {k: _mean(same, k) for k in ("loss", "accuracy") if k in same[0]}
+            lines.append(f"| {run} | {name} | {_figure(means)} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def _mean(of: Rows, key: str) -> float:
+    return sum(float(r[key]) for r in of) / len(of)
+
+
+def _figure(row: dict[str, Any]) -> str:
+    return f"{row['loss']:.4f}" + (f" ({row['accuracy']:.3f})" if "accuracy" in row else "")
+
+
+def _seeds(of: Rows, bold: bool) -> str:
+    every = dict.fromkeys(_figure(r) for r in sorted(of, key=lambda r: int(r["seed"])))  # magnitude has one for all
+    told = " / ".join(every) or "–"
+    return f"**{told}**" if bold else told
+
+
+def _share(of: dict[str, Rows], name: str, constant: str) -> str:
+    if name == "dense" or constant not in of:
+        return "–"
+    dense, left, whole = (_mean(of[n], "loss") for n in ("dense", name, constant))
+    return f"{(left - dense) / (whole - dense):.2f}"
