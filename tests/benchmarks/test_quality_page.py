@@ -1,0 +1,66 @@
+"""docs/quality.md says what the committed rows say, and writing the page anew keeps what is written by hand."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUALITY = ROOT / "benchmarks" / "quality"
+PAGE = ROOT / "docs" / "quality.md"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"quality_{name}", QUALITY / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tables, report = script("tables"), script("report")
+
+
+@pytest.mark.parametrize("name", ["untrained", "recipes"])
+def test_the_page_has_the_table_of_the_rows(name):
+    rows = tables.read(QUALITY / f"{name}.jsonl")
+    assert getattr(tables, name)(rows) in report.kept(PAGE)
+
+
+def test_the_page_opens_with_what_the_report_says():
+    assert PAGE.read_text(encoding="utf-8").startswith(report.INTRO)
+
+
+def test_what_is_written_by_hand_stays(tmp_path):
+    page = tmp_path / "quality.md"
+    page.write_text(f"# Quality\n\nold tables\n\n{report.KEPT}\n\n## By hand\n", encoding="utf-8")
+    assert report.page([], tmp_path).endswith(f"{report.KEPT}\n\n## By hand\n")
+    assert "old tables" not in report.page([], tmp_path)
+
+
+def test_untrained_by_hand():
+    same = {"task": "net", "ratio": 0.4}
+    rows = [
+        {"task": "net", "criterion": "dense", "loss": 0.1},
+        {**same, "criterion": "a", "seed": 1, "loss": 0.2},
+        {**same, "criterion": "a", "seed": 0, "loss": 0.3},
+        {**same, "criterion": "b", "seed": 0, "loss": 0.26},
+        {**same, "criterion": "b", "seed": 1, "loss": 0.26},
+        {**same, "ratio": 0.6, "criterion": "b", "seed": 0, "loss": 0.5, "accuracy": 0.75},
+    ]
+    assert tables.untrained(rows).splitlines()[2:] == [
+        "| net, 40% | 0.1000 | **0.3000 / 0.2000** | 0.2600 |",
+        "| net, 60% | 0.1000 | – | **0.5000 (0.750)** |",
+    ]
+
+
+def test_recipes_by_hand():
+    same = {"task": "net", "ratio": 0.6, "steps": 10, "batch": 4}
+    losses = {"dense": 0.1, "default": 0.15, "constant 1e-4": 0.2, "constant 2e-4": 0.3}
+    rows = [{**same, "recipe": name, "loss": loss} for name, loss in losses.items()]
+    rows.append({**rows[1], "loss": 0.25, "seed": 1})
+    assert tables.recipes(rows).splitlines()[2:] == [
+        "| net, 60%, 10 steps of 4 | dense | 0.1000 | – | – |",
+        "| net, 60%, 10 steps of 4 | default | 0.2000 | 1.00 | 0.50 |",
+        "| net, 60%, 10 steps of 4 | constant 1e-4 | 0.2000 | 1.00 | 0.50 |",
+        "| net, 60%, 10 steps of 4 | constant 2e-4 | 0.3000 | 2.00 | 1.00 |",
+    ]
