@@ -34,6 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "constant 1e-4": {**CONSTANT, "learning_rate": 1e-4},
     "constant 2e-4": {**CONSTANT, "learning_rate": 2e-4},
     "default, no teacher": {"distill": None},
+    "default at 2e-4": {"learning_rate": 2e-4},
 }
 OUT = Path(__file__).with_name("recipes.jsonl")
 

@@ -61,4 +61,4 @@ def _share(of: dict[str, Rows], name: str, constant: str) -> str:
     if name == "dense" or constant not in of:
         return "–"
     dense, left, whole = (_mean(of[n], "loss") for n in ("dense", name, constant))
-    return f"{(left - dense) / (whole - dense):.2f}"
+    return f"{(left - dense) / (whole - dense):.2f}" if whole > dense else "–"  # no gap to compare with

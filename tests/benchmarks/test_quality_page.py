@@ -64,3 +64,10 @@ def test_recipes_by_hand():
         "| net, 60%, 10 steps of 4 | constant 1e-4 | 0.2000 | 1.00 | 0.50 |",
         "| net, 60%, 10 steps of 4 | constant 2e-4 | 0.3000 | 2.00 | 1.00 |",
     ]
+
+
+def test_no_share_of_a_gap_that_is_none():
+    same = {"task": "net", "ratio": 0.6, "steps": 10, "batch": 4}
+    losses = {"dense": 0.1, "default": 0.15, "constant 1e-4": 0.2, "constant 2e-4": 0.09}
+    rows = [{**same, "recipe": name, "loss": loss} for name, loss in losses.items()]
+    assert tables.recipes(rows).splitlines()[3] == "| net, 60%, 10 steps of 4 | default | 0.1500 | 0.50 | – |"
