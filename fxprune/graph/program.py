@@ -20,6 +20,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import origin_of
 from fxprune.graph.labels import Bools
 from fxprune.graph.provenance import Expr, Size, leaves
+from fxprune.graph.rules.indexing import SPLITS, split_axis
 from fxprune.graph.rules.op import op_name, shape_of
 from fxprune.graph.sizes import Shapes, Sized, put, shape_now, sized
 from fxprune.graph.trace import last_uses
@@ -63,6 +64,8 @@ class Rewriter:
             args[1] = self.groups.get(node.name, args[1])
         elif name == "aten::slice":
             args = self._slice(node, args)
+        elif name == "aten::narrow":
+            args = self._narrow(node, args)
         elif node.name in self.groups and len(args) > 6:
             args[7 if "transpose" in name else 6] = self.groups[node.name]
         return args
@@ -81,6 +84,14 @@ class Rewriter:
 
         return [*args[:2], *(moved(b) for b in args[2:4]), *args[4:]]
 
+    def _narrow(self, node: fx.Node, args: list[Any]) -> list[Any]:
+        axis = self.graph.env[args[0]][args[1]]
+        if axis is None or not isinstance(args[2], int) or not isinstance(args[3], int):
+            return args
+        before = axis[: args[2] % len(axis)]
+        start = int(self.keep[self.graph.component[before]].sum())
+        return [*args[:2], start, self.size(node, args[1], args[3]), *args[4:]]
+
     def read(self, expr: Expr) -> Iterator[tuple[Size, tuple[fx.Node, int]]]:
         """The sizes that an expression reads: from which node, and how large they are there after pruning."""
         for x in leaves(expr):
@@ -91,11 +102,10 @@ class Rewriter:
 
     def pieces(self, node: fx.Node) -> list[int] | None:
         """Lengths of the pieces of a split or chunk, if they change."""
-        if op_name(node.target) not in ("aten::split", "aten::chunk", "aten::split_with_sizes"):
+        if op_name(node.target) not in SPLITS:
             return None
         labels = self.graph.env[node]
-        rank = len(labels[0])
-        dim = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % rank  # type: ignore[arg-type]
+        dim = split_axis(node)
         sizes = [int(v.shape[dim]) for v in node.meta["val"]]
         kept = [self.graph.kept(piece[dim], self.keep, s) for piece, s in zip(labels, sizes, strict=True)]
         return None if kept == sizes else kept
@@ -155,8 +165,7 @@ class Program:
         look: Callable[[Any], Any] = lambda a: fx.node.map_arg(a, lambda n: env[n])  # noqa: E731
         args, kwargs = list(look(self.arguments[node])), dict(look(node.kwargs))
         if node in self.pieces:
-            dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-            return list(torch.split(args[0], self.pieces[node], int(dim)))
+            return list(torch.split(args[0], self.pieces[node], split_axis(node)))
         if op_name(node.target) == "aten::repeat_interleave":
             kwargs.pop("output_size", None)  # a hint, true for the traced batch only
         if seen is not None:

@@ -33,6 +33,14 @@ class Attended:
     axis: Ints
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """A mean, a maximum and the like over channels, which will be taken over those that stay: its node and the axis."""
+
+    node: str
+    axis: Ints
+
+
 @dataclass
 class Facts:
     """What the rules state beside labels, for masks, cost, constraints and rewriting.
@@ -43,6 +51,7 @@ class Facts:
         norm_groups: group norms over live channels.
         attended: attentions with an implicit scale.
         statistics: nodes that take a mean, a variance or a norm over live axes.
+        reduced: reductions over live axes that are no norm's: they change what they mean, so they are reported.
         multiples: axes whose length has to stay a multiple of a number, for a kernel's sake.
     """
 
@@ -51,6 +60,7 @@ class Facts:
     norm_groups: list[NormGroups] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
     statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    reduced: list[Reduced] = field(default_factory=list)
     multiples: list[tuple[Ints, int]] = field(default_factory=list)
 
 
