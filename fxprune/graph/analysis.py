@@ -38,10 +38,11 @@ def _label_tensors(
 
 
 def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts: Facts) -> None:
+    read = _read_nodes(traced)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             continue
-        op = Op(node, env, space, facts)
+        op = Op(node, env, space, facts, node in read)
         rule = rule_for(node.target)
         if rule is None:
             tensors = any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in node.all_input_nodes)
@@ -49,6 +50,16 @@ def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts
             env[node] = op.freeze_all(f"{name} has no coupling rule", "op without a rule") if tensors else None
             continue
         env[node] = rule(op)
+
+
+def _read_nodes(traced: Traced) -> set[fx.Node]:
+    """The nodes whose values an output, or a tensor that is written in place, is made of."""
+    read = {o for o in traced.outputs if isinstance(o, fx.Node)}
+    for node in reversed(traced.graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if node in read or (schema is not None and schema.is_mutable):
+            read.update((node, *node.all_input_nodes))
+    return read
 
 
 def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads", "head_dim")) -> ChannelGraph:

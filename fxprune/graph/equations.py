@@ -17,6 +17,7 @@ from torch import fx
 
 from fxprune.graph.labels import Axis, Bools, LabelSpace
 from fxprune.graph.provenance import Apply, Attr, Expr, Size, TracedInt, evaluate, expr_of, leaves
+from fxprune.graph.rules.indexing import SPLITS, split_axis
 from fxprune.graph.rules.op import op_name, shape_of
 from fxprune.graph.trace import Traced
 
@@ -92,8 +93,13 @@ def _of_call(
         given = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
         dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
         yield from _split(given, dim, nodes, env)
-    elif name in ("__getitem__", "narrow"):
+    elif name in ("tensor_split", "hsplit", "vsplit", "dsplit"):
+        given = next((a for a in (*args[1:], *kwargs.values()) if isinstance(a, (tuple, list))), ())
+        yield from _borders(list(given), nodes, env)
+    elif name == "__getitem__":
         yield from _slices(args, nodes, env)
+    elif name == "narrow":
+        yield from _narrow(args, kwargs, nodes, env)
     elif name in ("layer_norm", "rms_norm"):
         shape = _sizes([args[1] if len(args) > 1 else kwargs["normalized_shape"]])
         axes = _axes(last, env)
@@ -117,21 +123,57 @@ def _split(given: Any, dim: int, nodes: list[fx.Node], env: dict[fx.Node, Any]) 
             yield Equation(expr_of(value), axis, int(value), nodes[0].name)
 
 
+def _borders(given: list[Any], nodes: list[fx.Node], env: dict[fx.Node, Any]) -> Iterator[Equation]:
+    """Borders of pieces along one axis."""
+    node = next((n for n in nodes if op_name(n.target) in SPLITS), None)
+    axis = None if node is None else _axes(node.args[0], env)[split_axis(node)]  # type: ignore[arg-type]
+    for border in given:
+        if node is not None and isinstance(border, int) and not isinstance(border, bool) and axis is not None:
+            yield from _border(border, axis, node)
+
+
+def _border(border: int, axis: Axis, node: fx.Node) -> Iterator[Equation]:
+    """What lies before a border (after it, for one that counts from the end)."""
+    if axis is None:
+        if isinstance(border, TracedInt) and border > 0:
+            yield Equation(border.expr, None, int(border), node.name)
+    elif 0 < border < len(axis) or (isinstance(border, TracedInt) and border == len(axis)):
+        yield Equation(expr_of(border), axis[: int(border)], int(border), node.name)
+    elif -len(axis) < border < 0:
+        expr = Apply("-", 0, border.expr) if isinstance(border, TracedInt) else -int(border)
+        yield Equation(expr, axis[int(border) :], -int(border), node.name)
+
+
 def _slices(args: tuple[Any, ...], nodes: list[fx.Node], env: dict[fx.Node, Any]) -> Iterator[Equation]:
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     borders = [
-        b for s in index if isinstance(s, slice) for b in (s.start, s.stop) if isinstance(b, TracedInt) and b > 0
+        b for s in index if isinstance(s, slice) for b in (s.start, s.stop) if isinstance(b, int) and b not in (0, None)
     ]
     for border in borders:
         for n in nodes:
-            if op_name(n.target) != "aten::slice" or int(border) not in [a for a in n.args[2:] if isinstance(a, int)]:
+            if op_name(n.target) != "aten::slice" or int(border) not in [a for a in n.args[2:4] if isinstance(a, int)]:
                 continue
             source = n.args[0]
             dim = n.args[1] if len(n.args) > 1 else 0
+            step = n.args[4] if len(n.args) > 4 else 1
             if isinstance(source, fx.Node) and isinstance(dim, int):
-                axis = _axes(source, env)[dim]
-                yield Equation(border.expr, None if axis is None else axis[: int(border)], int(border), n.name)
+                if isinstance(step, int) and int(border) % step == 0:  # else it starts within a run, as all runs do
+                    yield from _border(border, _axes(source, env)[dim], n)
                 break
+
+
+def _narrow(
+    args: tuple[Any, ...], kwargs: dict[str, Any], nodes: list[fx.Node], env: dict[fx.Node, Any]
+) -> Iterator[Equation]:
+    named = dict(zip(("dim", "start", "length"), args[1:], strict=False)) | kwargs
+    node = next((n for n in nodes if op_name(n.target) == "aten::narrow"), None)
+    start, length = named.get("start"), named.get("length")
+    if node is None or not isinstance(start, int) or not isinstance(length, int):
+        return
+    axis = _axes(node.args[0], env)[int(named["dim"])]  # type: ignore[arg-type]
+    if axis is not None:
+        yield from _border(start, axis, node)
+        yield Equation(expr_of(length), axis[int(start) % len(axis) :][: int(length)], int(length), node.name)
 
 
 def origin_of(traced: Traced, size: Size) -> fx.Node | None:

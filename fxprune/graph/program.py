@@ -75,7 +75,12 @@ class Rewriter:
         axis = self.graph.env[args[0]][dim]
         if axis is None:
             return args
-        n = len(axis)
+        n, step = len(axis), args[4] if len(args) > 4 else 1
+        if isinstance(step, int) and step > 1 and isinstance(args[2], int):  # whole runs of `step` go
+            first = range(n)[args[2] :].start
+            before = int(self.keep[self.graph.component[axis[: first - first % step]]].sum())
+            picked = self.size(node, dim, shape_of(node)[dim])
+            return [*args[:2], before + first % step, before + first % step + step * (picked - 1) + 1, step, *args[5:]]
 
         def moved(border: Any) -> Any:
             if not isinstance(border, int) or border >= n:

@@ -76,10 +76,15 @@ def is_tensor(value: Any) -> bool:
 
 
 class Op:
-    """One node as a coupling rule sees it: arguments by schema name, labels of its inputs, and the facts to state."""
+    """One node as a coupling rule sees it: arguments by schema name, labels of its inputs, and the facts to state.
 
-    def __init__(self, node: fx.Node, env: Mapping[fx.Node, Any], space: LabelSpace, facts: Facts) -> None:
-        self.node, self.env, self.space, self.facts = node, env, space, facts
+    `read` is False where nothing reads the node's value (`w[0].numel()` asks for a size only): then it freezes nothing.
+    """
+
+    def __init__(
+        self, node: fx.Node, env: Mapping[fx.Node, Any], space: LabelSpace, facts: Facts, read: bool = True
+    ) -> None:
+        self.node, self.env, self.space, self.facts, self.read = node, env, space, facts, read
         self.args = _by_name(node)
 
     @property
@@ -122,7 +127,8 @@ class Op:
 
     def freeze(self, axis: Axis, why: str, cause: str = "op") -> None:
         """The positions of the axis cannot change, because of this op."""
-        self.space.freeze(axis, Freeze(cause, self.name, why))
+        if self.read:
+            self.space.freeze(axis, Freeze(cause, self.name, why))
 
     def freeze_all(self, why: str, cause: str = "op") -> Any:
         """Freeze every axis of every tensor argument; the outputs are frozen too."""
@@ -137,7 +143,7 @@ class Op:
         `against` are the arguments and axes that it is multiplied with, position by position, where there are such.
         """
         axis %= len(shape_of(argument))
-        if self.labels(argument)[axis] is not None:
+        if self.read and self.labels(argument)[axis] is not None:
             self.facts.reads.setdefault(self.name, []).append((argument, axis))
             self.facts.against[self.name, argument, axis] = [(n, d % len(shape_of(n))) for n, d in against]
 
