@@ -10,11 +10,12 @@ import torch
 from torch import fx, nn
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.equations import AxisOf, Equation, call_equations, couple, is_factor, locate, render
+from fxprune.graph.equations import AxisOf, Equation, call_equations, couple, locate
 from fxprune.graph.labels import Bools, Freeze, LabelSpace, resolve
 from fxprune.graph.modules import Inputs, lineage, tensor_names
-from fxprune.graph.provenance import Attr, Expr, Size, leaves
+from fxprune.graph.provenance import Attr, Recorder, Size, leaves
 from fxprune.graph.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
+from fxprune.graph.scales import foldable, read_nodes
 from fxprune.graph.temperature import query_rows
 from fxprune.graph.trace import Traced, capture
 
@@ -38,7 +39,7 @@ def _label_tensors(
 
 
 def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts: Facts) -> None:
-    read = _read_nodes(traced)
+    read = read_nodes(traced)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             continue
@@ -52,16 +53,6 @@ def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts
         env[node] = rule(op)
 
 
-def _read_nodes(traced: Traced) -> set[fx.Node]:
-    """The nodes whose values an output, or a tensor that is written in place, is made of."""
-    read = {o for o in traced.outputs if isinstance(o, fx.Node)}
-    for node in reversed(traced.graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        if node in read or (schema is not None and schema.is_mutable):
-            read.update((node, *node.all_input_nodes))
-    return read
-
-
 def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads", "head_dim")) -> ChannelGraph:
     """Capture a model and find its channels (see `fxprune.trace`)."""
     traced = capture(model, inputs)
@@ -73,15 +64,18 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         if isinstance(out, fx.Node):
             for axis in env.get(out) or ():
                 space.freeze(axis, Freeze("reaches the output", out.name, "reaches the model's output"))
+    parameters = frozenset(n for n, _ in model.named_parameters() if n in tensors)
+    nodes = {n.name: n for n in traced.graph.nodes}
     for attended in facts.attended:
-        if query_rows(traced, attended.node) is None:
-            why = "sets the softmax temperature, and no linear layer makes the query alone"
+        node = nodes[attended.node]
+        if query_rows(traced, node.name) is None and not foldable(traced, parameters, node.args[0], node):  # type: ignore[arg-type]
+            why = "sets the softmax temperature, and no layer makes the query alone"
             space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
     bare = space.copy()
     axis_of = locate(traced, env, tensors, tensor_names(model))
     calls = list(call_equations(traced, env))
     couple(space, _read_labels(space, facts, env), calls, traced.recorder.equalities, axis_of)
-    numbers = list(_numbers(space, calls, traced.recorder.numbers, axis_of))
+    numbers = list(_numbers(space, calls, traced.recorder, axis_of))
     owned = [a for labels in tensors.values() for a in labels if a is not None]
     has_tensor = np.concatenate(owned) if owned else np.zeros(0, np.int64)
     stated = len(space.freezes)
@@ -96,7 +90,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         env=env,
         tensors=tensors,
         shapes={n: tuple(named[n].shape) for n in tensors},
-        parameters=frozenset(n for n, _ in model.named_parameters() if n in tensors),
+        parameters=parameters,
         space=space,
         facts=facts,
         resolved=resolved,
@@ -122,23 +116,23 @@ def _read_labels(space: LabelSpace, facts: Facts, env: Mapping[fx.Node, Any]) ->
 
 
 def _numbers(
-    space: LabelSpace, calls: list[list[Equation]], numbers: list[Expr], axis_of: AxisOf
+    space: LabelSpace, calls: list[list[Equation]], recorder: Recorder, axis_of: AxisOf
 ) -> Iterator[Equation]:
-    """Hold what the model's Python computes with as a number: with less head_dim 1/sqrt(head_dim) is another one.
+    """What the model's Python computes with as a number, or lost sight of: with less head_dim 1/sqrt(head_dim) is another.
 
-    A factor of a split is held at once, since another factor may live instead.  Other axes that a number comes from (it
-    need not reach a value) are given back as literals, to be held if the proof fails.
+    Where such a scale cannot be undone in the weights the proof fails, and these are held.  Of the factors of a split
+    one that is no number is rather let live.
     """
-    for expr in dict.fromkeys(numbers):
+    numbers = set(recorder.numbers)
+    for expr in dict.fromkeys([*recorder.numbers, *recorder.lost]):
         for leaf in leaves(expr):
             axes = [axis_of(leaf)] if isinstance(leaf, Size) else [q.axis for c in calls for q in c if q.expr == leaf]
             for axis in axes:
                 if axis is None:
                     continue
-                if leaf == expr and is_factor(space, axis):
-                    space.freeze(axis, Freeze("used as a number", "", f"{render(expr)} is used as a number"))
-                else:
-                    yield Equation(len(axis), axis, len(axis), "")
+                if expr in numbers:
+                    space.hint(axis, "number")
+                yield Equation(len(axis), axis, len(axis), "")
 
 
 def _equality_equations(a: Any, b: Any, axis_of: AxisOf) -> Iterator[Equation]:

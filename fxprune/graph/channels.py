@@ -31,7 +31,8 @@ from fxprune.graph.reduction import reduced_equations, reduced_facts, reduced_tr
 from fxprune.graph.rules.op import Facts, Labels, op_name
 from fxprune.graph.trace import Traced
 
-COARSER, UNCOUPLED = "coarser", "uncoupled"
+COARSER, UNCOUPLED, KEEP = "coarser", "uncoupled", "keep"
+FAILS = "fails the proof"
 
 
 @dataclass
@@ -50,7 +51,7 @@ class ChannelGraph:
         fixed: names of blocks that cannot go: the module does not follow.
         bare: what the rules alone stated, without what the module's Python needs.
         within: tensor -> its names (tied ones have several) and the modules around it, each with its class.
-        revisions: how `holding`, `coarser` and `uncoupled` made this graph from the traced one (see `revised`).
+        revisions: how `holding`, `keeping`, `coarser` and `uncoupled` made this graph from the traced one (see `revised`).
     """
 
     traced: Traced
@@ -182,6 +183,19 @@ class ChannelGraph:
         step = " ".join(["hold", *(str(number[id(eq)]) for eq in equations)])
         return self._resolved_anew(space, len(space.freezes), self.fine, step)
 
+    def keeping(self, names: Iterable[str], why: str) -> ChannelGraph:
+        """The same graph, with all channels of some groups held as they are, for a reason (a class of reasons)."""
+        space = copy.copy(self.space)
+        space.freezes = list(self.space.freezes[: self.stated])
+        which = [i for i, g in enumerate(self.groups) if g.name in set(names)]
+        for i in which:
+            for s in self.groups[i].slices:
+                axis = self.tensors[s.tensor][s.axis]
+                if axis is not None:
+                    space.freeze(axis[s.positions.reshape(-1)], Freeze(why, "", f"goes with {self.groups[i].name}"))
+        step = " ".join([KEEP, *map(str, which)])
+        return self._resolved_anew(space, len(space.freezes), self.fine, step)
+
     @property
     def streamed(self) -> bool:
         """Whether something finer than heads was chosen because heads are blocks of a residual stream."""
@@ -205,12 +219,18 @@ class ChannelGraph:
         """
         graph, known = self, (*self.equations, *self.literals)
         for step in revisions:
+            keep = step.startswith(f"{KEEP} ")
             try:
-                held = [known[int(i)] for i in step.split()[1:]]
+                numbers = [int(i) for i in step.split()[1:]]
+                names = [graph.groups[i].name for i in numbers] if keep else []
+                held = [] if keep else [known[i] for i in numbers]
             except (ValueError, IndexError) as e:
                 raise PlanError(f"{step!r} is no step from this graph of a {self.model_class}") from e
             named = {COARSER: graph.coarser, UNCOUPLED: graph.uncoupled}
-            graph = named[step]() if step in named else graph.holding(*held)
+            if keep:
+                graph = graph.keeping(names, FAILS)
+            else:
+                graph = named[step]() if step in named else graph.holding(*held)
         return graph
 
     def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool, step: str) -> ChannelGraph:

@@ -278,11 +278,6 @@ def _same_factors(space: LabelSpace, a: Axis, b: Axis) -> bool:
     return bool(set(_factors_of(space, a)) & set(_factors_of(space, b)))
 
 
-def is_factor(space: LabelSpace, axis: Axis) -> bool:
-    """Whether an axis is a factor of a split, beside other factors that may live."""
-    return any(_same_axis(f, axis) for s in space.splits for f in s.factors if f is not None)
-
-
 def _factors(space: LabelSpace, read: Bools, eq: Equation, call: list[Equation], axis_of: AxisOf) -> None:
     """`view(..., a, E // a)`: E's axis is the product of the two."""
     e = eq.expr

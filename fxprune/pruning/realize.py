@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+import numpy as np
 from torch import nn
 
 from fxprune.errors import BudgetError, RewriteError, VerifyError
-from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.channels import FAILS, ChannelGraph
+from fxprune.graph.equations import Equation
 from fxprune.graph.modules import evaluating
 from fxprune.graph.trace import place_of
 from fxprune.planning.costs.stopwatch import take_turns
+from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
+from fxprune.rewriting.scales import scale_folds
 from fxprune.verification import Check, check_dense, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
+TRIALS = 200  # rewrites at most while the groups at fault are looked for
 REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
 
 
@@ -68,34 +73,97 @@ def realize(
         if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
             raise
         return made
-    original, trouble, literals = graph, "", graph.literals
+    original, trouble, literals = graph, "", list(graph.literals)
+    short: BudgetError | None = None
+    guilty: list[str] = []
     for _ in range(REPLANS):
+        net = base(plan, graph)
         try:
-            return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
+            return _attempt(net, graph, plan, clock, verify, "module", trouble="")
         except UnsolvedError as e:
             trouble = trouble or str(e)
             graph = graph.holding(e.equation)
         except VerifyError as e:
             trouble = trouble or str(e)
-            if stuck := _stuck(base(plan, graph), graph, plan):
+            if not verify:
+                graph, literals = graph.holding(*_cut(graph, plan, literals)), []
+            elif stuck := _stuck(net, graph, plan):
                 graph = replace(graph, fixed=graph.fixed | stuck)
             elif graph.streamed:
                 graph = graph.coarser()
-            elif literals:
-                graph, literals = graph.holding(*literals), ()
             else:
-                break
+                with clock("verify"):
+                    at_fault = faulty(net, graph, plan)
+                held = [eq for eq in literals if _touches(graph, eq, at_fault)]
+                literals = [eq for eq in literals if eq not in held]
+                guilty += at_fault
+                graph = graph.holding(*held) if held else graph.keeping(at_fault, FAILS)
         try:
             plan = planned(graph)
-        except BudgetError:
+        except BudgetError as e:
+            short = e
             break
     if graph.traced.noted:
         raise RewriteError(
             f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
-        )
+        ) from short
     if strict:
-        raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
-    return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+        raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward") from short
+    try:
+        return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+    except VerifyError as e:
+        names = list(dict.fromkeys(guilty))
+        raise _unproved(e, names, short) from e
+
+
+def _unproved(failed: VerifyError, names: list[str], short: BudgetError | None) -> VerifyError:
+    """What to do where neither the module nor its graph computes what the masked model does."""
+    if not names:
+        return failed
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    advice = "pass ignore= with these tensors"
+    if short is not None and short.reachable is not None:
+        advice = f"without these {short.reachable:.1%} can go: ask for ratio={short.reachable:.2f} or less"
+    return VerifyError(f"{failed}; at fault: {', '.join(names[:3])}{more}; {advice}")
+
+
+def faulty(net: nn.Module, graph: ChannelGraph, plan: Plan) -> list[str]:
+    """The groups of a plan for which, each by itself, the module does not compute what it should: by halving the plan.
+
+    Where each is right by itself and only together they are not, all of the smallest part that fails.
+    """
+    left = [TRIALS]
+
+    def fails(names: tuple[str, ...]) -> bool:
+        left[0] -= 1
+        part = replace(plan, removed={n: plan.removed[n] for n in names})
+        part = replace(part, norms=norm_changes(graph, part.kept(graph)))
+        try:
+            return not _dense(net, graph, part, "module", verify=True)[1].ok  # type: ignore[union-attr]
+        except (VerifyError, UnsolvedError):
+            return True
+
+    def search(names: tuple[str, ...]) -> list[str]:
+        """Those at fault among names that fail together."""
+        if len(names) <= 1 or left[0] <= 0:
+            return list(names)
+        half = len(names) // 2
+        found = [n for part in (names[:half], names[half:]) if fails(part) for n in search(part)]
+        return found or list(names)
+
+    return search(tuple(n for n, gone in plan.removed.items() if len(gone)))
+
+
+def _cut(graph: ChannelGraph, plan: Plan, literals: Iterable[Equation]) -> list[Equation]:
+    """The integers of unknown origin that stand for sizes which a plan changes."""
+    keep = plan.kept(graph)
+    return [eq for eq in literals if graph.kept(eq.axis, keep, eq.old) != eq.old]
+
+
+def _touches(graph: ChannelGraph, eq: Equation, names: list[str]) -> bool:
+    """Whether an equation is about channels of some groups."""
+    components = [graph.group(n).components for n in names]
+    return eq.axis is not None and any(np.isin(graph.component[eq.axis], c).any() for c in components)
 
 
 def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
@@ -133,12 +201,12 @@ def _beyond(
 def _attempt(
     net: nn.Module, graph: ChannelGraph, plan: Plan, clock: Clock, verify: bool, forward: str, trouble: str
 ) -> Realized:
+    if not verify and forward == "module" and any(eq.node for eq in _cut(graph, plan, graph.literals)):
+        raise VerifyError(f"{type(net).__name__} holds plain numbers for sizes that change")
     with clock("rewrite"):
-        done = rewrite(net, graph, plan, forward=forward)
-    if not verify:
+        done, check = _dense(net, graph, plan, forward, verify)
+    if check is None:
         return Realized(graph, plan, done, None, trouble)
-    with clock("verify"):
-        check = check_dense(net, done.model, graph, plan)
     if not check.ok:
         raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
     if forward == "graph" and not same_batches(net, done.model, graph):
@@ -147,6 +215,24 @@ def _attempt(
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
     return Realized(graph, plan, done, check, trouble)
+
+
+def _dense(
+    net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify: bool
+) -> tuple[Rewritten, Check | None]:
+    """The dense model and its proof; scales that its Python computes from a width are those of the given model."""
+    done = rewrite(net, graph, plan, forward=forward)
+    check = check_dense(net, done.model, graph, plan) if verify else None
+    computed = graph.traced.recorder.numbers or graph.traced.recorder.lost
+    if forward == "module" and (not check.ok if check is not None else computed):
+        folds = scale_folds(graph, done.model, plan.kept(graph))
+        if folds is None and check is None:
+            raise VerifyError(f"a scale that {type(net).__name__} computes from a width cannot be kept")
+        for fold in folds or ():
+            fold.apply(done.model)
+        if folds and check is not None:
+            check = check_dense(net, done.model, graph, plan)
+    return done, check
 
 
 def finished(
