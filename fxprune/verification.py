@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import VerifyError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import deep_copy
+from fxprune.graph.copies import deep_copy
 from fxprune.masking.comparison import outputs, relative_error, tolerance
 from fxprune.masking.masked_run import run_masked
 from fxprune.planning.plan import Plan

@@ -1,11 +1,10 @@
-"""Questions to a module, and scopes around one: its inputs, the names of its tensors, eval mode, seeds, copies."""
+"""Questions to a module, and scopes around one: its inputs, the names of its tensors, eval mode, seeds."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -93,16 +92,6 @@ def lineage(model: nn.Module) -> dict[str, dict[str, type]]:
         found.update({path: type(modules[path]) for path in paths})
         found[name] = torch.Tensor
     return out
-
-
-def deep_copy(model: nn.Module, instead: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()) -> nn.Module:
-    """A copy of a model with some tensors replaced.
-
-    Tensors that a module keeps from a forward with gradients (old weight norms do) are copied detached.
-    """
-    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
-    return copy.deepcopy(model, memo | {id(old): new for old, new in instead})
 
 
 def cuda_devices(model: nn.Module) -> list[int]:

@@ -30,7 +30,6 @@ from fxprune.graph.provenance import Recorder, TracedInt
 from fxprune.graph.recording import MARK, Recorded, bypassed, traced_attributes
 from fxprune.graph.values import Values
 
-_STATE = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Afterwards every module has the attributes and hooks it had: what the forward keeps of fake tensors is let go."""
     was = [(held, dict(held)) for held in _holders(model)]
-    kinds = (dict, list, OrderedDict)
-    kept = [v for _, before in was for k, v in before.items() if type(v) in kinds and k not in _STATE]
+    kinds = (dict, list, set, OrderedDict)
+    kept = [v for _, before in was for k, v in before.items() if type(v) in kinds and k != "_modules"]
     caches = [(v, copy.copy(v)) for v in kept]
     try:
         yield
@@ -90,7 +89,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             held.update(before)
         for cache, content in caches:
             cache.clear()
-            (cache.update if isinstance(cache, dict) else cache.extend)(content)
+            (cache.extend if isinstance(cache, list) else cache.update)(content)
         for clear in _memories(model):
             clear()
 

@@ -21,12 +21,13 @@ import torch
 from torch import nn
 
 from fxprune.errors import SaveError
+from fxprune.graph.copies import deep_copy
 from fxprune.reporting.report import Report, attach
 from fxprune.saving import stock, weights
 from fxprune.saving.card import CARD, card
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
 from fxprune.saving.folder import interrupted, replacing
-from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, to_json
+from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, class_name, to_json
 from fxprune.saving.header_reading import read
 from fxprune.saving.restore import all_tensors, fill, fit, same_integers
 
@@ -142,7 +143,7 @@ def _write_pipeline(
     modules = stock.modules_of(pipeline)
     saved = SavedPipeline(
         module=type(pipeline).__module__,
-        name=type(pipeline).__qualname__,
+        name=class_name(type(pipeline)),
         components=tuple(pruned),
         dtypes={name: d for name, m in modules.items() if name not in pruned and (d := _dtype_of(name, m))},
         files=(*sorted(files), HEADER),
@@ -242,9 +243,9 @@ def _stock_of(saved: Saved, model: nn.Module | Callable[[], nn.Module] | None) -
                 f"fxprune.load(DIR, model={saved.name}(...))"
             )
         return stock.build(saved)
-    net = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+    net = deep_copy(model) if isinstance(model, nn.Module) else model()
     if not isinstance(net, nn.Module):
         raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")
-    if type(net).__qualname__ != saved.name:
-        raise SaveError(f"the folder holds a {saved.name}, model= is a {type(net).__qualname__}")
+    if class_name(type(net)) != saved.name:
+        raise SaveError(f"the folder holds a {saved.name}, model= is a {class_name(type(net))}")
     return net
