@@ -1,41 +1,48 @@
-"""Where a factor can go: the weights that, multiplied by it, multiply a value by it and nothing else.
+"""Where a factor can go: the weights that, multiplied by it, multiply a value by it and change nothing else.
 
 A softmax temperature, or another scale that the model's Python computes from a width, changes where the width does.  It is
-undone in the weights that make the scaled value:
+undone in weights behind the scaled value.  Two steps:
 
-    moves (view, chunk, permute)  the same rows of what made it, if no other part of the model reads these
-    products (bmm, mul, einsum)   one of the factors
-    sums (add, cat)               every term
-    linear, conv, affine norms    rows of weight and bias
+    candidates   back from the value: a layer's rows or a whole parameter; one factor of a product, every term of a sum
+    proof        forward from there: the degree in which every value is homogeneous in these weights; the value must have
+                 degree one, and wherever it is not read as the scaled value nothing may depend on them
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxprune.graph.rules.op import is_tensor, op_name, shape_of
 from fxprune.graph.trace import Traced
 
 Ints: TypeAlias = npt.NDArray[np.int64]
-MOVES = frozenset(
-    f"aten::{n}"
-    for n in """view reshape _unsafe_view flatten unflatten transpose permute contiguous clone chunk split
-    split_with_sizes unbind select slice narrow squeeze unsqueeze to _to_copy alias dropout detach swapaxes movedim expand
-    t numpy_T mT""".split()
+Rowed: TypeAlias = "dict[fx.Node, set[int]]"  # a layer or parameter -> positions of its channel axis
+
+
+def _aten(names: str) -> frozenset[str]:
+    return frozenset(f"aten::{n}" for n in names.split())
+
+
+_MOVES = _aten(
+    "view reshape _unsafe_view flatten unflatten transpose permute contiguous clone chunk split split_with_sizes unbind "
+    "select slice narrow squeeze unsqueeze swapaxes movedim expand t numpy_T mT tensor_split"
 ) | {"python::getitem"}
-_PASSES = frozenset(f"aten::{n}" for n in "relu leaky_relu neg mean sum avg_pool2d upsample_nearest2d div".split())
-_PRODUCTS = frozenset(f"aten::{n}" for n in "mul matmul bmm mm mv einsum _weight_norm".split())
-_SUMS = frozenset(f"aten::{n}" for n in "add sub cat".split())
+_STILL = _aten("to _to_copy alias dropout detach type_as float half double")  # moves that leave positions as they are
+_PASSES = _aten("relu leaky_relu neg abs mean sum amax avg_pool2d adaptive_avg_pool2d upsample_nearest2d norm")
+_PASSES |= _aten("linalg_vector_norm repeat repeat_interleave")
+_PRODUCTS = _aten("mul matmul bmm mm mv einsum")
+_SUMS = _aten("add sub cat stack where maximum")
 _LAYERS = {"aten::linear": -1, "aten::conv1d": 1, "aten::conv2d": 1, "aten::conv3d": 1}
 _NORMS = {"aten::layer_norm": -1, "aten::rms_norm": -1, "aten::group_norm": 1, "aten::batch_norm": 1}
-_DEPTH = 32
+_WEIGHTS = {"aten::group_norm": (2, 3), "aten::layer_norm": (2, 3), "aten::rms_norm": (2,)}
+_DEPTH = 48
 
 
 @dataclass(frozen=True)
@@ -46,123 +53,168 @@ class Rows:
     rows: Ints | None
 
 
-def foldable(traced: Traced, parameters: Container[str], value: fx.Node, reader: fx.Node) -> list[Rows] | None:
+def foldable(traced: Traced, parameters: Container[str], value: Any, reader: fx.Node) -> list[Rows] | None:
     """The rows of parameters to multiply so that `value`, as `reader` reads it, is multiplied; None where there are none."""
-    return _Search(traced, parameters, frozenset(read_nodes(traced))).of(value, reader, _DEPTH)
+    live = frozenset(read_nodes(traced))
+    for places in _candidates(value, _DEPTH):
+        rows = [_rows(traced, parameters, live, node, at) for node, at in places.items()]
+        if all(r is not None for r in rows) and _alone(traced, live, places, value, reader):
+            return [one for r in rows if r is not None for one in r]
+    return None
 
 
-@dataclass(frozen=True)
-class _Search:
-    traced: Traced
-    parameters: Container[str]
-    live: frozenset[fx.Node]
+# ---- candidates -------------------------------------------------------------------------------------------------
 
-    def of(self, value: Any, reader: fx.Node, depth: int) -> list[Rows] | None:
-        if not isinstance(value, fx.Node) or not is_tensor(value) or not depth:
-            return None
-        maker = value
-        while maker.op == "call_function" and op_name(maker.target) in MOVES:
-            maker = maker.args[0]  # type: ignore[assignment]
-        name = op_name(maker.target) if maker.op == "call_function" else ""
-        axis = _LAYERS.get(name, _NORMS.get(name, 0))
-        rows = self.alone(maker, axis, value, reader)
-        if rows is None:
-            return None
-        if maker.op == "placeholder":
-            return self.parameter(maker, rows)
-        if name in _LAYERS or name in _NORMS:
-            return self.layer(maker, name, rows, depth)
-        return None if not _whole(maker, rows) else self.inner(maker, name, depth - 1)
 
-    def inner(self, node: fx.Node, name: str, depth: int) -> list[Rows] | None:
-        """Through an op that is linear in its arguments, or in one of them."""
-        operands = _operands(node)
-        if name in _PASSES:
-            return self.of(operands[0], node, depth)
-        if name in _PRODUCTS:
-            if name == "aten::_weight_norm":
-                operands = operands[1:]
-            found = (self.of(n, node, depth) for n in operands)
-            return next((f for f in found if f is not None), None)
-        if name in _SUMS and len(operands) > 1:
-            terms = [self.of(n, node, depth) for n in operands]
-            return None if any(t is None for t in terms) else [r for t in terms if t is not None for r in t]
+def _candidates(value: Any, depth: int) -> Iterator[Rowed]:
+    """Layers and parameters that a value may be linear in, together."""
+    chain: list[fx.Node] = []
+    while isinstance(value, fx.Node) and _name(value) in _MOVES | _STILL:
+        chain.append(value)
+        value = value.args[0]
+    if not isinstance(value, fx.Node) or not is_tensor(value) or not depth:
+        return
+    name = _name(value)
+    if value.op == "placeholder" or name in _LAYERS or name in _NORMS:
+        if (ids := _positions(value, name)) is not None:
+            for n in reversed(chain):
+                ids = _moved(n, ids)
+            yield {value: set(torch.unique(ids).tolist())}
+        if name in _LAYERS and isinstance(weight := value.args[1], fx.Node) and weight.op != "placeholder":
+            yield from _candidates(weight, depth - 1)
+        return
+    operands = [n for n in value.all_input_nodes if is_tensor(n)]
+    if name == "aten::_weight_norm":
+        operands = operands[1:]
+    if name in _SUMS:
+        terms = [next(_candidates(n, depth - 1), None) for n in operands]
+        if all(t is not None for t in terms):
+            joint: Rowed = {}
+            for node, at in ((n, a) for t in terms if t is not None for n, a in t.items()):
+                joint.setdefault(node, set()).update(at)
+            yield joint
+    elif name in _PASSES | _PRODUCTS | {"aten::div", "aten::_weight_norm"}:
+        for n in operands[:1] if name not in _PRODUCTS else operands:
+            yield from _candidates(n, depth - 1)
+
+
+def _name(node: fx.Node) -> str:
+    return op_name(node.target) if node.op == "call_function" else ""
+
+
+def _positions(node: fx.Node, name: str) -> Tensor | None:
+    """The position along its channel axis of every element of a layer's output (of a parameter: along its first axis)."""
+    shape = shape_of(node)
+    if -1 in shape:
         return None
+    if not shape:
+        return torch.zeros((), dtype=torch.int64)
+    axis = _LAYERS.get(name, _NORMS.get(name, 0))
+    view = [1] * len(shape)
+    view[axis] = -1
+    return torch.arange(shape[axis]).view(view).expand(shape)
 
-    def layer(self, node: fx.Node, name: str, rows: Ints, depth: int) -> list[Rows] | None:
-        """The rows of weight and bias; of a weight that is computed, what it is computed from."""
-        at = {"aten::linear": (1, 2), "aten::group_norm": (2, 3), "aten::layer_norm": (2, 3), "aten::rms_norm": (2,)}
-        places = at.get(name, (1, 2))
-        given = [node.args[k] if len(node.args) > k else None for k in places]
-        if given[0] is None or (name in _NORMS and len(shape_of(given[0])) != 1):
+
+def _moved(node: fx.Node, ids: Any) -> Any:
+    return ids if _name(node) in _STILL else node.target(ids, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+
+
+def _rows(
+    traced: Traced, parameters: Container[str], live: frozenset[fx.Node], node: fx.Node, at: set[int]
+) -> list[Rows] | None:
+    """The parameters behind a place; None where they are read elsewhere too, or computed."""
+    if node.op == "placeholder":
+        found, readers = [node], None
+    else:
+        name = _name(node)
+        given = [node.args[k] for k in _WEIGHTS.get(name, (1, 2)) if len(node.args) > k]
+        found, readers = [n for n in given if n is not None], node  # type: ignore[misc]
+        if not found or given[0] is None or (name in _NORMS and len(shape_of(found[0])) != 1):
             return None
-        out: list[Rows] = []
-        for n in given:
-            if n is None:
-                continue
-            if not isinstance(n, fx.Node):
-                return None
-            if n.op == "placeholder":
-                found = self.parameter(n, rows) if self.only(n, node) else None
-            else:
-                found = self.of(n, node, depth - 1) if _whole(n, rows) else None
-            if found is None:
-                return None
-            out += found
-        return out
-
-    def parameter(self, node: fx.Node, rows: Ints) -> list[Rows] | None:
-        name = self.traced.tensors.get(node.name)
-        twice = list(self.traced.tensors.values()).count(name or "") > 1
-        if name not in self.parameters or twice or not node.meta["val"].is_floating_point():
+    out = []
+    for n in found:
+        tensor = traced.tensors.get(n.name) if isinstance(n, fx.Node) else None
+        if tensor is None or tensor not in parameters or list(traced.tensors.values()).count(tensor) > 1:
             return None
-        return [Rows(str(name), None if _whole(node, rows) else rows)]
-
-    def only(self, node: fx.Node, reader: fx.Node) -> bool:
-        return all(n is reader or n not in self.live for n in node.users)
-
-    def alone(self, maker: fx.Node, axis: int, value: fx.Node, reader: fx.Node) -> Ints | None:
-        """The positions along `axis` of `maker` that `reader` reads through `value`, if nothing else reads any of them."""
-        shape = shape_of(maker)
-        if -1 in shape:
+        if readers is not None and any(u is not readers and u in live for u in n.users):
             return None
-        ids = torch.arange(shape[axis] if shape else 1)
-        view = [1] * len(shape)
-        if shape:
-            view[axis] = -1
-        mine: set[int] = set()
-        others: set[int] = set()
-        for through, user, found in self.readers(maker, ids.view(view).expand(shape)):
-            (mine if through is value and user is reader else others).update(torch.unique(found).tolist())
-        out: Ints = np.array(sorted(mine), np.int64)
-        return None if mine & others or not mine else out
-
-    def readers(self, node: fx.Node, ids: Any) -> Iterator[tuple[fx.Node, fx.Node | None, torch.Tensor]]:
-        """Everything that reads a value through moves: the moved value, its reader, and the positions that it reads."""
-        if node in self.traced.outputs:
-            yield node, None, ids
-        for user in node.users:
-            if user not in self.live:
-                continue
-            moves = user.op == "call_function" and op_name(user.target) in MOVES and user.args[0] is node
-            if not moves:
-                yield node, user, ids if isinstance(ids, torch.Tensor) else torch.cat([i.flatten() for i in ids])
-                continue
-            args = [ids, *user.args[1:]]
-            kwargs = {k: v for k, v in user.kwargs.items() if k not in ("dtype", "device")}
-            if op_name(user.target) in ("aten::to", "aten::_to_copy", "aten::dropout"):
-                yield from self.readers(user, ids)
-            else:
-                yield from self.readers(user, user.target(*args, **kwargs))  # type: ignore[operator]
+        whole = len(at) == (*shape_of(n), 1)[0]
+        out.append(Rows(tensor, None if whole else np.array(sorted(at), np.int64)))
+    return out
 
 
-def _whole(node: fx.Node, rows: Ints) -> bool:
-    """Whether these are all positions along a value's first axis."""
-    return len(rows) == (*shape_of(node), 1)[0]
+# ---- proof ------------------------------------------------------------------------------------------------------
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.all_input_nodes if is_tensor(n)]
+class _Mixed(Exception):
+    """A value that is no homogeneous function of the weights."""
+
+
+def _alone(traced: Traced, live: frozenset[fx.Node], places: Rowed, value: fx.Node, reader: fx.Node) -> bool:
+    """Whether multiplying these places multiplies `value`, and nothing but what `reader` makes of it depends on them.
+
+    A degree is an integer, or the positions of a layer's output of which only some are multiplied.
+    """
+    degree: dict[fx.Node, Any] = {}
+    try:
+        for node in traced.graph.nodes:
+            if node in places:
+                ids = _positions(node, _name(node))
+                degree[node] = _settled(ids, places[node])
+            elif node.op == "placeholder":
+                degree[node] = 0
+            elif node in live:
+                if node is reader and degree.get(value) != 1:
+                    return False
+                known = {**degree, value: 0} if node is reader else degree
+                degree[node] = _degree(node, known, places)
+    except _Mixed:
+        return False
+    return all(degree.get(o, 0) == 0 for o in traced.outputs if isinstance(o, fx.Node))
+
+
+def _settled(ids: Any, at: set[int]) -> Any:
+    """1 or 0 where all or none of the positions are multiplied, else the positions with what is multiplied of them."""
+    if isinstance(ids, (list, tuple)):
+        return [_settled(i, at) for i in ids]
+    have = set(torch.unique(ids).tolist())
+    return 1 if have <= at else 0 if not have & at else (ids, at)
+
+
+def _degree(node: fx.Node, degree: Mapping[fx.Node, Any], places: Rowed) -> Any:
+    name = _name(node)
+    first = degree.get(node.args[0], 0) if node.args and isinstance(node.args[0], fx.Node) else 0
+    if name == "python::getitem" and isinstance(first, list):
+        return first[node.args[1]]  # type: ignore[index]
+    if name in _MOVES | _STILL:
+        if isinstance(first, tuple):
+            return _settled(_moved(node, first[0]), first[1])
+        return [first] * len(node.meta["val"]) if isinstance(node.meta["val"], (list, tuple)) else first
+    given = [degree.get(n, 0) for n in node.all_input_nodes]
+    if all(isinstance(d, int) and d == 0 for d in given):
+        return 0
+    if not all(isinstance(d, int) for d in given):
+        raise _Mixed
+    return _of_op(node, name, first, given)
+
+
+def _of_op(node: fx.Node, name: str, first: int, given: Sequence[int]) -> int:
+    """The degree of an op's result, given those of its tensors (not all zero)."""
+    if name in _PASSES and len(given) == 1:
+        return first
+    if name in _PRODUCTS or name == "aten::_weight_norm":
+        return given[1] if name == "aten::_weight_norm" else sum(given)
+    if name == "aten::div":
+        return first - (given[1] if len(given) > 1 else 0)
+    if name in _SUMS and len(set(given)) == 1 and len(given) > 1:
+        return given[0]
+    if name in _LAYERS:
+        made = given[0] + given[1]
+        if len(given) == 2 or given[2] == made:
+            return made
+    if name == "aten::scaled_dot_product_attention" and not any(given[:2]) and not any(given[3:]):
+        return given[2]
+    raise _Mixed
 
 
 def read_nodes(traced: Traced) -> set[fx.Node]:
