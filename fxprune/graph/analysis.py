@@ -64,7 +64,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         if isinstance(out, fx.Node):
             for axis in env.get(out) or ():
                 space.freeze(axis, Freeze("reaches the output", out.name, "reaches the model's output"))
-    _hold_tables(model, tensors, space)
+    _hold_tables(model, traced, tensors, space)
     parameters = frozenset(n for n, _ in model.named_parameters() if n in tensors)
     nodes = {n.name: n for n in traced.graph.nodes}
     for attended in facts.attended:
@@ -107,20 +107,24 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
     )
 
 
-def _hold_tables(model: nn.Module, tensors: Mapping[str, Labels], space: LabelSpace) -> None:
+def _hold_tables(
+    model: nn.Module, traced: Traced, tensors: Mapping[str, Labels], space: LabelSpace
+) -> None:
     """Hold buffers beside which their module keeps one of the same width that no trace has read.
 
     Such a module makes the one from the other when it must (rotary tables for longer inputs, averages of a codebook while
     training), and only one of them would be cut.
     """
     names = tensor_names(model)
+    used = {traced.tensors[n.name] for n in read_nodes(traced) if n.name in traced.tensors}
     for path, module in model.named_modules():
         own = {n: t for n, t in module._buffers.items() if t is not None and t.dim() and t.is_floating_point()}
-        read = {n: tensors.get(names[f"{path}.{n}".removeprefix(".")]) for n in own}
-        unread = [n for n, labels in read.items() if labels is None]
+        full = {n: names[f"{path}.{n}".removeprefix(".")] for n in own}
+        read = {n: tensors[name] for n, name in full.items() if name in used}
+        unread = [n for n in own if n not in read]
         widths = {w: n for n in unread for size in own[n].shape for w in (size, 2 * size)}
         for n, labels in read.items():
-            for axis in labels or ():
+            for axis in labels:
                 if axis is not None and len(axis) in widths:
                     why = f"{n} may be made anew from {widths[len(axis)]}, which no trace has read"
                     space.freeze(axis, Freeze("a table that fills itself", "", why))

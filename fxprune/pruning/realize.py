@@ -95,7 +95,7 @@ def realize(
                 with clock("verify"):
                     at_fault = faulty(net, graph, plan)
                 held = [eq for eq in literals if _touches(graph, eq, at_fault)]
-                literals = [eq for eq in literals if eq not in held]
+                literals = [eq for eq in literals if not any(eq is h for h in held)]
                 guilty += at_fault
                 graph = graph.holding(*held) if held else graph.keeping(at_fault, FAILS)
         try:
