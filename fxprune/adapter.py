@@ -69,6 +69,10 @@ class Adapter(abc.ABC):
         """Names of tensors and modules that must stay whole."""
         return ()
 
+    def widths(self, model: nn.Module) -> Mapping[str, tuple[str, int]]:
+        """Integers that only code outside the forward reads: attribute (dotted) -> the tensor and axis it tells the size of."""
+        return {}
+
     def config(self, model: nn.Module) -> dict[str, Any] | None:
         """What `build` needs to make the stock module again, as JSON data; None where that is unknown."""
         return None

@@ -270,7 +270,7 @@ class ChannelGraph:
                 node = nodes.get(reason.node)
                 n = self.shapes[name][d] if axis is None else len(held)
                 op = op_name(node.target) if node is not None and node.op == "call_function" else reason.node
-                out.append(Held(name, d, n, reason.cause, reason.why, op, _source(node)))
+                out.append(Held(name, d, n, reason.cause, reason.why, op, source_of(node)))
         return out
 
     def explain(self, name: str, axis: int = 0) -> str:
@@ -321,7 +321,7 @@ class ChannelGraph:
         return out
 
 
-def _source(node: fx.Node | None) -> str:
+def source_of(node: fx.Node | None) -> str:
     """The source line that a node came from, as far as the trace kept it."""
     trace = (node.meta.get("stack_trace") or "") if node is not None else ""
     lines = [x.strip() for x in trace.strip().splitlines()]

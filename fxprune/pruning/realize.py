@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from torch import nn
 
+from fxprune.adapter import find_adapter
 from fxprune.errors import BudgetError, RewriteError, VerifyError
 from fxprune.graph.channels import FAILS, ChannelGraph
 from fxprune.graph.equations import Equation
@@ -19,9 +20,11 @@ from fxprune.graph.trace import place_of
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
-from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
+from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, reductions, report
+from fxprune.rewriting.attributes import set_attribute
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.rewriting.scales import scale_folds
+from fxprune.rewriting.unread import Stale, unread
 from fxprune.verification import Check, check_dense, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
@@ -52,6 +55,7 @@ class Realized:
     plan: Plan
     done: Rewritten
     check: Check | None
+    stale: tuple[Stale, ...] = ()
     reason: str = ""
 
 
@@ -206,7 +210,7 @@ def _attempt(
     with clock("rewrite"):
         done, check = _dense(net, graph, plan, forward, verify)
     if check is None:
-        return Realized(graph, plan, done, None, trouble)
+        return Realized(graph, plan, *_brought_along(net, graph, plan, done, None), trouble)
     if not check.ok:
         raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
     if forward == "graph" and not same_batches(net, done.model, graph):
@@ -214,7 +218,26 @@ def _attempt(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Realized(graph, plan, done, check, trouble)
+    return Realized(graph, plan, *_brought_along(net, graph, plan, done, check), trouble)
+
+
+def _brought_along(
+    net: nn.Module, graph: ChannelGraph, plan: Plan, done: Rewritten, check: Check | None
+) -> tuple[Rewritten, Check | None, tuple[Stale, ...]]:
+    """The integers that no trace has read, brought along as far as they can only mean a width and the proof still holds."""
+    follow, stale = unread(done.model, graph, plan.kept(graph), find_adapter(net).widths(net))
+    changes = [c for attr, new in follow.items() for c in set_attribute(done.model, attr, new)]
+    if changes and check is not None:
+        try:
+            again = check_dense(net, done.model, graph, plan)
+        except VerifyError:
+            again = None
+        if again is None or not again.ok:
+            for attr in follow:
+                set_attribute(done.model, attr, attr.old)
+            left = (Stale(a.path, str(a).removeprefix(f"{a.path}."), a.old, (new,)) for a, new in follow.items())
+            return done, check, (*left, *stale)
+    return replace(done, changes=(*done.changes, *changes)), check, tuple(stale)
 
 
 def _dense(
@@ -274,6 +297,8 @@ def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: 
         dict(clock.seconds),
         seed=seed,
         timing=timing,
+        reduced=reductions(made.graph, made.plan),
+        stale=made.stale,
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small

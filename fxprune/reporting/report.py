@@ -11,14 +11,17 @@ from torch import nn
 
 from fxprune.adapter import find_adapter
 from fxprune.errors import PlanError
-from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.channels import ChannelGraph, source_of
 from fxprune.graph.groups import Held
+from fxprune.graph.rules.op import op_name
 from fxprune.planning.plan import Plan
 from fxprune.reporting.history import History
 from fxprune.rewriting.attributes import Change
+from fxprune.rewriting.unread import Stale
 from fxprune.verification import Check
 
 _KEY = "_fxprune_report"
+MOST = 6  # lines of one kind that a report prints
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class Report:
         timing: dense and pruned model timed against each other, where the budget was a latency.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
             drawn.  Both are not saved with the model.
+        reduced: means, maxima and the like that are taken over the channels that stay, and thus changed what they mean.
+        stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
+            reads them to look at.  Not saved with the model either.
     """
 
     plan: Plan
@@ -81,6 +87,8 @@ class Report:
     timing: Timing | None = None
     history: History | None = None
     picture: str = ""
+    reduced: tuple[str, ...] = ()
+    stale: tuple[Stale, ...] = ()
 
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
@@ -93,6 +101,10 @@ class Report:
         lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
+        lines += [f"  over what stays: {r}" for r in self.reduced[:MOST]]
+        lines += [f"  left as it was: {s}" for s in self.stale[:MOST]]
+        more = max(0, len(self.reduced) - MOST) + max(0, len(self.stale) - MOST)
+        lines += [f"  ... and {more} more in .reduced and .stale"] if more else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
         return "\n".join(lines)
 
@@ -124,6 +136,18 @@ def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cau
         )
         out.append(Cause(name, len(items), share, where))
     return tuple(sorted(out, key=lambda c: -c.share))
+
+
+def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
+    """The reductions over channels that a plan changes, each with its op, its widths and its source line."""
+    keep, nodes = plan.kept(graph), {n.name: n for n in graph.traced.graph.nodes}
+    out = []
+    for r in graph.facts.reduced:
+        now = graph.kept(r.axis, keep, len(r.axis))
+        if now != len(r.axis):
+            at = source_of(nodes[r.node])
+            out.append(f"{op_name(nodes[r.node].target)} over {now} of {len(r.axis)} channels{f' at {at}' if at else ''}")
+    return tuple(out)
 
 
 def attach(model: nn.Module, made: Report) -> None:
