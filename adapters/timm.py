@@ -46,7 +46,6 @@ class TimmAdapter(Adapter):
             height, width = made_for
         return (draw(model, (1, channels, height, width), torch.Generator().manual_seed(0)),)
 
-
     def widths(self, model: nn.Module) -> Mapping[str, tuple[str, int]]:
         """What `reset_classifier` makes a new classifier of: the width that the present one reads."""
         name = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")

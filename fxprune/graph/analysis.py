@@ -107,9 +107,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
     )
 
 
-def _hold_tables(
-    model: nn.Module, traced: Traced, tensors: Mapping[str, Labels], space: LabelSpace
-) -> None:
+def _hold_tables(model: nn.Module, traced: Traced, tensors: Mapping[str, Labels], space: LabelSpace) -> None:
     """Hold buffers beside which their module keeps one of the same width that no trace has read.
 
     Such a module makes the one from the other when it must (rotary tables for longer inputs, averages of a codebook while
@@ -139,9 +137,7 @@ def _read_labels(space: LabelSpace, facts: Facts, env: Mapping[fx.Node, Any]) ->
     return out
 
 
-def _numbers(
-    space: LabelSpace, calls: list[list[Equation]], recorder: Recorder, axis_of: AxisOf
-) -> Iterator[Equation]:
+def _numbers(space: LabelSpace, calls: list[list[Equation]], recorder: Recorder, axis_of: AxisOf) -> Iterator[Equation]:
     """What the model's Python computes with as a number, or lost sight of: with less head_dim 1/sqrt(head_dim) is another.
 
     Where such a scale cannot be undone in the weights the proof fails, and these are held.  Of the factors of a split

@@ -81,7 +81,10 @@ class ChannelGraph:
 
     def __post_init__(self) -> None:
         reads, hints = self.facts.reads, self.space.hints
-        self.groups = groups_of(Labelled(self.component, self.tensors, self.env, self.parameters, reads, hints))
+        reduced = [r.axis for r in self.facts.reduced]
+        self.groups = groups_of(
+            Labelled(self.component, self.tensors, self.env, self.parameters, reads, hints, reduced)
+        )
 
     # ---- components -------------------------------------------------------------------------------------------
 

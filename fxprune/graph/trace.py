@@ -31,7 +31,6 @@ from fxprune.graph.recording import MARK, Recorded, bypassed, traced_attributes
 from fxprune.graph.values import Values
 
 
-
 @dataclass(frozen=True)
 class Traced:
     """A captured model.

@@ -99,7 +99,7 @@ def reduced_groups(graph: ChannelGraph) -> list[bool]:
     """For every group whether a mean, a maximum and the like is taken over its channels."""
     over = np.zeros(int(graph.component.max()) + 1, bool)
     for r in graph.facts.reduced:
-        over[graph.component[r.axis]] = True
+        over[graph.component[r.axis]] |= not r.exact
     return [bool(over[g.components].any()) for g in graph.groups]
 
 

@@ -19,6 +19,7 @@ from fxprune.planning.latency import latency_of
 from fxprune.planning.limits import Limits
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
+from fxprune.planning.selection import checked
 from fxprune.planning.selectors import named
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
@@ -76,6 +77,8 @@ def prune_once(model: M, order: Order) -> M:
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
     def plan_of(graph: ChannelGraph) -> Plan:
+        if not graph.groups:
+            checked(graph, {})
         with clock("score"):
             scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
         if order.budget.of == "latency":

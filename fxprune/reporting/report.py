@@ -144,9 +144,11 @@ def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
     out = []
     for r in graph.facts.reduced:
         now = graph.kept(r.axis, keep, len(r.axis))
-        if now != len(r.axis):
+        if now != len(r.axis) and not r.exact:
             at = source_of(nodes[r.node])
-            out.append(f"{op_name(nodes[r.node].target)} over {now} of {len(r.axis)} channels{f' at {at}' if at else ''}")
+            out.append(
+                f"{op_name(nodes[r.node].target)} over {now} of {len(r.axis)} channels{f' at {at}' if at else ''}"
+            )
     return tuple(out)
 
 

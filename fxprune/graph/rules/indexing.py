@@ -182,7 +182,9 @@ def index(op: Op) -> Labels:
         for axis in (a for n in nodes if not _is_mask(n) for a in op.labels(n)):
             op.freeze(axis, "is picked beside a mask", cause="indexed by value")
     else:
-        picked = broadcast(op, [op.labels(n) for n in nodes], [op.shape(n) for n in nodes], op.out_shape[at : at + rank])
+        picked = broadcast(
+            op, [op.labels(n) for n in nodes], [op.shape(n) for n in nodes], op.out_shape[at : at + rank]
+        )
     rest = [a for k, a in enumerate(labels) if k not in covered]
     return (*rest[:at], *picked, *rest[at:])
 

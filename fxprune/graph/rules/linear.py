@@ -10,7 +10,7 @@ from torch import fx
 
 from fxprune.graph.labels import Axis
 from fxprune.graph.rules.elementwise import broadcast
-from fxprune.graph.rules.op import Labels, Op, aten, coupling, frozen_like, is_tensor, op_name
+from fxprune.graph.rules.op import Labels, Op, Reduced, aten, coupling, frozen_like, is_tensor, op_name
 
 
 @aten("linear")
@@ -139,6 +139,7 @@ def pairwise_distance(op: Op) -> Labels:
     labels = broadcast(op, [op.labels("x1"), op.labels("x2")], shapes, joint)
     if labels[-1] is not None:
         op.facts.statistics[op.name] = (len(shapes[0]) - 1,)
+        op.facts.reduced.append(Reduced(op.name, labels[-1], exact=True))
     return (*labels[:-1], None) if op.arg("keepdim", False) else labels[:-1]
 
 

@@ -35,10 +35,14 @@ class Attended:
 
 @dataclass(frozen=True)
 class Reduced:
-    """A mean, a maximum and the like over channels, which will be taken over those that stay: its node and the axis."""
+    """A mean, a maximum and the like over channels, which will be taken over those that stay: its node and the axis.
+
+    `exact`: what goes would add nothing (a distance), so that the result means what it meant.
+    """
 
     node: str
     axis: Ints
+    exact: bool = False
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Facts:
         norm_groups: group norms over live channels.
         attended: attentions with an implicit scale.
         statistics: nodes that take a mean, a variance or a norm over live axes.
-        reduced: reductions over live axes that are no norm's: they change what they mean, so they are reported.
+        reduced: reductions over live axes that are no norm's; those that change what they mean are reported.
         multiples: axes whose length has to stay a multiple of a number, for a kernel's sake.
     """
 

@@ -107,7 +107,7 @@ def _adds(op: Op, name: str) -> bool:
 
 def _tells_where(node: fx.Node) -> bool:
     """Whether the second result of a maximum, its place, is used."""
-    return any(op_name(u.target) != "python::getitem" or u.args[1] != 0 for u in node.users)
+    return any(op_name(u.target) != "python::getitem" or (u.args[1] != 0 and u.users) for u in node.users)
 
 
 @aten(
