@@ -54,7 +54,7 @@ class TimmAdapter(Adapter):
         if not isinstance(name, str) or (weight := names.get(f"{name}.weight")) is None:
             return {}
         told = [n for n in ("num_features", "head_hidden_size") if getattr(model, n, None) == weight.shape[1]]
-        return {n: (f"{name}.weight", 1) for n in told}
+        return dict.fromkeys(told, (f"{name}.weight", 1))
 
 
 def _first_conv(model: nn.Module, name: Any) -> nn.Conv2d | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 from torch import nn
@@ -70,7 +70,7 @@ class Adapter(abc.ABC):
         return ()
 
     def widths(self, model: nn.Module) -> Mapping[str, tuple[str, int]]:
-        """Integers that only code outside the forward reads: attribute (dotted) -> the tensor and axis it tells the size of."""
+        """Integers that only other code reads: attribute (dotted) -> the tensor and axis whose size it tells."""
         return {}
 
     def config(self, model: nn.Module) -> dict[str, Any] | None:

@@ -69,7 +69,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
     nodes = {n.name: n for n in traced.graph.nodes}
     for attended in facts.attended:
         node = nodes[attended.node]
-        if query_rows(traced, node.name) is None and not foldable(traced, parameters, node.args[0], node):  # type: ignore[arg-type]
+        if query_rows(traced, node.name) is None and not foldable(traced, parameters, node.args[0], node):  
             why = "sets the softmax temperature, and no layer makes the query alone"
             space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
     bare = space.copy()
@@ -110,8 +110,8 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
 def _hold_tables(model: nn.Module, traced: Traced, tensors: Mapping[str, Labels], space: LabelSpace) -> None:
     """Hold buffers beside which their module keeps one of the same width that no trace has read.
 
-    Such a module makes the one from the other when it must (rotary tables for longer inputs, averages of a codebook while
-    training), and only one of them would be cut.
+    Such a module makes the one from the other when it must (rotary tables for longer inputs, averages of a codebook
+    while training), and only one of them would be cut.
     """
     names = tensor_names(model)
     used = {traced.tensors[n.name] for n in read_nodes(traced) if n.name in traced.tensors}
@@ -138,7 +138,7 @@ def _read_labels(space: LabelSpace, facts: Facts, env: Mapping[fx.Node, Any]) ->
 
 
 def _numbers(space: LabelSpace, calls: list[list[Equation]], recorder: Recorder, axis_of: AxisOf) -> Iterator[Equation]:
-    """What the model's Python computes with as a number, or lost sight of: with less head_dim 1/sqrt(head_dim) is another.
+    """What the model's Python computes with as a number, or lost sight of: 1/sqrt(head_dim) changes with head_dim.
 
     Where such a scale cannot be undone in the weights the proof fails, and these are held.  Of the factors of a split
     one that is no number is rather let live.

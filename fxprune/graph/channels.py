@@ -51,7 +51,7 @@ class ChannelGraph:
         fixed: names of blocks that cannot go: the module does not follow.
         bare: what the rules alone stated, without what the module's Python needs.
         within: tensor -> its names (tied ones have several) and the modules around it, each with its class.
-        revisions: how `holding`, `keeping`, `coarser` and `uncoupled` made this graph from the traced one (see `revised`).
+        revisions: how `holding`, `keeping`, `coarser` and `uncoupled` made this graph from the traced one.
     """
 
     traced: Traced

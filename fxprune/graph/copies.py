@@ -1,7 +1,7 @@
 """Copies of modules that run on their own parts.
 
-`copy.deepcopy` leaves functions as they are, so a forward (or a hook) that is a closure over submodules would go on to run
-the modules it was made with; and it refuses tensors with a history, which old weight norms and hooks keep.
+`copy.deepcopy` leaves functions as they are, so a forward (or a hook) that is a closure over submodules would go on to
+run the modules it was made with; and it refuses tensors with a history, which old weight norms and hooks keep.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def deep_copy(model: nn.Module, instead: Iterable[tuple[torch.Tensor, torch.Tens
 
 
 def rebind(module: nn.Module, instead: dict[int, Any]) -> None:
-    """Give a module's functions (attributes, hooks, in containers too) other objects to close over, by the old ones' id."""
+    """Give a module's functions (attributes and hooks, in containers too) other objects to close over, by old id."""
     for name, value in list(module.__dict__.items()):
         if name not in ("_parameters", "_buffers", "_modules"):
             module.__dict__[name] = _rebound(value, instead)
 
 
 def _rebound(value: Any, instead: dict[int, Any]) -> Any:
-    """The same with new closures in place of those that close over something of `instead`; containers change in place."""
+    """The same with new closures for those that close over something of `instead`; containers change in place."""
     if isinstance(value, dict):
         for k, v in list(value.items()):
             value[k] = _rebound(v, instead)

@@ -165,7 +165,7 @@ def _in_order(positions: Ints, index: Ints) -> Ints:
 
 
 def _read_components(given: Labelled, n: int) -> Bools:
-    """Which components some op contracts over, or reduces: every channel that has a part in an output is read so somewhere."""
+    """Which components some op contracts over, or reduces: whatever has a part in an output is read so somewhere."""
     out = np.zeros(n, bool)
     for pairs in given.reads.values():
         for node, axis in pairs:

@@ -128,7 +128,7 @@ class LabelSpace:
         return parent
 
     def hint(self, a: Axis, kind: str) -> None:
-        """Remember that `a` plays the part `kind` ("heads" or "head_dim") in an attention, or is a "number" to Python."""
+        """Remember that `a` plays a part in attention ("heads" or "head_dim"), or is a "number" to Python."""
         if a is not None:
             self.hints.append((a, kind))
 
@@ -198,7 +198,10 @@ class _Resolver:
         return [j for j, f in enumerate(s.factors) if f is not None and not self.dead[self.component[f]].all()]
 
     def rank(self, s: Split, j: int) -> tuple[int, bool, float, bool, bool, int, int]:
-        """Lower is better: part in attention, whether its size is a number too, share that is frozen, lives elsewhere, owns tensors, fineness."""
+        """Lower is better.
+
+        Part in attention, whether its size is a number too, frozen share, lives elsewhere, owns tensors, fineness.
+        """
         factor = s.factors[j]
         assert factor is not None
         c = self.component[factor]

@@ -130,7 +130,7 @@ class TracedInt(int):
 
     def __int__(self) -> int:
         self.recorder.lose(self.expr)
-        return _bare(self)
+        return int.__int__(self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """numpy computes with the number (`np.sqrt(c)`)."""
@@ -184,7 +184,7 @@ class TracedInt(int):
         return (int, (_bare(self),))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> int:
-        return _bare(self)
+        return int.__int__(self)
 
 
 def expr_of(value: Any) -> Expr:

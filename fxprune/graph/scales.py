@@ -1,9 +1,9 @@
 """Where a factor can go: the weights that, multiplied by it, multiply a value by it and change nothing else.
 
-A softmax temperature, or another scale that the model's Python computes from a width, changes where the width does.  It is
-undone in weights behind the scaled value.  Two steps:
+A softmax temperature, or another scale that the model's Python computes from a width, changes where the width does.  It
+is undone in weights behind the scaled value.  Two steps:
 
-    candidates   back from the value: a layer's rows or a whole parameter; one factor of a product, every term of a sum
+    candidates   back from the value: a layer's rows, a whole parameter; one factor of a product, every term of a sum
     proof        forward from there: the degree in which every value is homogeneous in these weights; the value must have
                  degree one, and wherever it is not read as the scaled value nothing may depend on them
 """
@@ -31,8 +31,8 @@ def _aten(names: str) -> frozenset[str]:
 
 
 _MOVES = _aten(
-    "view reshape _unsafe_view flatten unflatten transpose permute contiguous clone chunk split split_with_sizes unbind "
-    "select slice narrow squeeze unsqueeze swapaxes movedim expand t numpy_T mT tensor_split"
+    "view reshape _unsafe_view flatten unflatten transpose permute contiguous clone chunk split split_with_sizes "
+    "unbind select slice narrow squeeze unsqueeze swapaxes movedim expand t numpy_T mT tensor_split"
 ) | {"python::getitem"}
 _STILL = _aten("to _to_copy alias dropout detach type_as float half double")  # moves that leave positions as they are
 _PASSES = _aten("relu leaky_relu neg abs mean sum amax avg_pool2d adaptive_avg_pool2d upsample_nearest2d norm")
@@ -54,7 +54,7 @@ class Rows:
 
 
 def foldable(traced: Traced, parameters: Container[str], value: Any, reader: fx.Node) -> list[Rows] | None:
-    """The rows of parameters to multiply so that `value`, as `reader` reads it, is multiplied; None where there are none."""
+    """The rows of parameters to multiply so that `value`, as `reader` reads it, is multiplied; None: there are none."""
     live = frozenset(read_nodes(traced))
     for places in _candidates(value, _DEPTH):
         rows = [_rows(traced, parameters, live, node, at) for node, at in places.items()]
@@ -103,7 +103,7 @@ def _name(node: fx.Node) -> str:
 
 
 def _positions(node: fx.Node, name: str) -> Tensor | None:
-    """The position along its channel axis of every element of a layer's output (of a parameter: along its first axis)."""
+    """The position along its channel axis of every element of a layer's output; of a parameter, along its first."""
     shape = shape_of(node)
     if -1 in shape:
         return None
@@ -123,12 +123,11 @@ def _rows(
     traced: Traced, parameters: Container[str], live: frozenset[fx.Node], node: fx.Node, at: set[int]
 ) -> list[Rows] | None:
     """The parameters behind a place; None where they are read elsewhere too, or computed."""
-    if node.op == "placeholder":
-        found, readers = [node], None
-    else:
+    found: list[Any] = [node]
+    if node.op != "placeholder":
         name = _name(node)
         given = [node.args[k] for k in _WEIGHTS.get(name, (1, 2)) if len(node.args) > k]
-        found, readers = [n for n in given if n is not None], node  # type: ignore[misc]
+        found = [n for n in given if n is not None]
         if not found or given[0] is None or (name in _NORMS and len(shape_of(found[0])) != 1):
             return None
     out = []
@@ -136,7 +135,7 @@ def _rows(
         tensor = traced.tensors.get(n.name) if isinstance(n, fx.Node) else None
         if tensor is None or tensor not in parameters or list(traced.tensors.values()).count(tensor) > 1:
             return None
-        if readers is not None and any(u is not readers and u in live for u in n.users):
+        if n is not node and any(u is not node and u in live for u in n.users):
             return None
         whole = len(at) == (*shape_of(n), 1)[0]
         out.append(Rows(tensor, None if whole else np.array(sorted(at), np.int64)))

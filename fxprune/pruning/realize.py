@@ -224,7 +224,7 @@ def _attempt(
 def _brought_along(
     net: nn.Module, graph: ChannelGraph, plan: Plan, done: Rewritten, check: Check | None
 ) -> tuple[Rewritten, Check | None, tuple[Stale, ...]]:
-    """The integers that no trace has read, brought along as far as they can only mean a width and the proof still holds."""
+    """The integers that no trace has read, brought along where they can only mean a width and the proof still holds."""
     follow, stale = unread(done.model, graph, plan.kept(graph), find_adapter(net).widths(net))
     changes = [c for attr, new in follow.items() for c in set_attribute(done.model, attr, new)]
     if changes and check is not None:

@@ -1,8 +1,8 @@
 """Scales that the model's Python computes from a width keep their value.
 
 `q @ k * int(c) ** -0.5` has another scale once channels are gone, however the number was computed (int, numpy, lists).
-So the pruned module is traced too and its numbers are compared with those of the given one, op by op: a scale that became
-another is undone in the weights that make what it scales (see `fxprune.graph.scales`).
+So the pruned module is traced too and its numbers are compared with those of the given one, op by op: a scale that
+became another is undone in the weights that make what it scales (see `fxprune.graph.scales`).
 """
 
 from __future__ import annotations

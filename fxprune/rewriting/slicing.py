@@ -91,7 +91,7 @@ class Fold:
 
 
 def fold_of(graph: ChannelGraph, keep: Bools, names: tuple[str, ...], rows: Ints | None, factor: float) -> Fold:
-    """Rows as they were before pruning (None: all), multiplied where they stay; the tensors have the same first axis."""
+    """Rows as they were before pruning (None: all), multiplied where they stay; the tensors share their first axis."""
     shape = graph.shapes[names[0]]
     axis = graph.tensors[names[0]][0] if shape else None
     stays = np.ones((*shape, 1)[0], bool) if axis is None else keep[graph.component[axis]]
@@ -116,7 +116,7 @@ def temperature_folds(graph: ChannelGraph, keep: Bools) -> list[Fold]:
             folds = [fold_of(graph, keep, names, source.rows, factor)]
         else:
             node = nodes[attended.node]
-            found = foldable(graph.traced, graph.parameters, node.args[0], node)  # type: ignore[arg-type]
+            found = foldable(graph.traced, graph.parameters, node.args[0], node)
             assert found is not None  # analyse() froze the axis otherwise
             folds = [fold_of(graph, keep, (r.tensor,), r.rows, factor) for r in found]
         out.update({(fold.names[0], fold.rows.numpy().tobytes()): fold for fold in folds})

@@ -1,8 +1,9 @@
 """Integers that only other code reads: an exporter's `c`, a `num_features`, a config that states widths.
 
-No trace has read them, so no equation tells what they mean.  One that equals a width is brought along where it can mean
-nothing else: every axis of that size in its module (or every piece that the module's own code cuts an axis into) went to
-one and the same new size, and no other size of the module's computation is that number.  The others are listed, for the user to look at.
+No trace has read them, so no equation tells what they mean.  One that equals a width is brought along where it can
+mean nothing else: every axis of that size in its module (or every piece that the module's own code cuts an axis into)
+went to one and the same new size, and no other size of the module's computation is that number.  The others are listed,
+for the user to look at.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def unread(
         elif len(pieces := sizes.pieces(attr.path, attr.old)) == 1:
             now = pieces
         if told is not None and len(now) == 1:
-            follow.update({attr: n for n in now if n != attr.old})
+            (new,) = now
+            follow |= {attr: new} if new != attr.old else {}
         elif str(attr) not in read and now - {attr.old}:
             if len(now) == 1 and not sizes.elsewhere(attr.path, attr.old):
                 follow[attr] = next(iter(now))

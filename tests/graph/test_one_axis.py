@@ -100,7 +100,7 @@ MEETS: dict[str, tuple[Function, int]] = {
 
 
 def proved(model: nn.Module, inputs: Any, ratio: float = 0.3) -> tuple[str, ...]:
-    """Both proofs for a plan of random scores, the module's own forward, and masks on the live model; what is reduced."""
+    """Both proofs for a plan of random scores, the module's own forward, and live masks; what is reduced."""
     graph = analyse(model.eval(), as_inputs(inputs))
     assert check_permutation(model, graph).ok
     rng = np.random.default_rng(0)
@@ -157,7 +157,7 @@ def test_reductions_are_reported() -> None:
 def test_exact_norms_holds_means_over_channels() -> None:
     """Channels over which a maximum is taken stay under `exact_norms=True`."""
     net = Meet(MEETS["amax"][0], 1)
-    with pytest.raises(fxprune.BudgetError, match="at most 0.0% can"):
+    with pytest.raises(fxprune.BudgetError, match=r"at most 0\.0% can"):
         fxprune.prune(net, "magnitude", 0.3, example_inputs=torch.randn(2, 5, 8), exact_norms=True, progress=False)
 
 

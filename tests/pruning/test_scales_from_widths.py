@@ -25,9 +25,8 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Conv2d(c, c, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
         q, k, v = (f(x).flatten(2) for f in (self.q, self.k, self.v))
-        return x + self.o((v @ self.weights(q, k).softmax(-1).mT).unflatten(2, (h, w)))
+        return x + self.o((v @ self.weights(q, k).softmax(-1).mT).unflatten(2, x.shape[2:]))
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         raise NotImplementedError

@@ -152,7 +152,7 @@ def test_classes_that_call_themselves_otherwise_are_saved(tmp_path: Path) -> Non
 
 
 class Rotary(nn.Module):
-    """Tables of cosines that are made anew when a longer input comes; `filled` says how many rows there are at first."""
+    """Cosines that are made anew when a longer input comes; `filled`: how many rows there are at first."""
 
     def __init__(self, d: int, filled: int) -> None:
         super().__init__()
@@ -175,10 +175,10 @@ class Turned(nn.Module):
     def __init__(self, filled: int) -> None:
         super().__init__()
         self.q, self.k, self.v, self.o = (nn.Linear(32, 32) for _ in range(4))
-        self.rotary = Rotary(8, filled)
+        self.rotary, self.h, self.d = Rotary(8, filled), 4, 8
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (4, 8)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (f(x).unflatten(-1, (self.h, self.d)).transpose(1, 2) for f in (self.q, self.k, self.v))
         cos = self.rotary(x.shape[1])
         q, k = (torch.stack([t[..., ::2] * cos, t[..., 1::2] * cos], -1).flatten(-2) for t in (q, k))
         return x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

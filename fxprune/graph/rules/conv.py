@@ -78,7 +78,7 @@ def _pointwise(op: Op, axis: Axis, k: int) -> Axis:
 
 @coupling("torchvision::deform_conv2d")
 def deformable(op: Op) -> Labels:
-    """A convolution whose taps are moved by `offset` and weighed by `mask`, a set of either for each block of channels."""
+    """A convolution whose taps are moved by `offset` and weighed by `mask`, a set for each block of channels."""
     x, w = op.labels("input"), op.labels("weight")
     blocks = int(op.arg("offset_groups", 1))
     if x[1] is not None and blocks > 1:

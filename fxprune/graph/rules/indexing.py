@@ -77,7 +77,8 @@ def chunk(op: Op) -> list[Labels]:
 def tensor_split(op: Op) -> list[Labels]:
     """So many pieces as alike as can be, as `chunk`; or borders, as `split`."""
     by_number = isinstance(op.arg("sections", op.arg("tensor_indices_or_sections")), int)
-    return chunk(op) if by_number else split(op)
+    pieces: list[Labels] = chunk(op) if by_number else split(op)
+    return pieces
 
 
 _SPLIT_AXIS = {"aten::hsplit": 1, "aten::vsplit": 0, "aten::dsplit": 2}
@@ -88,9 +89,9 @@ SPLITS |= {"aten::tensor_split", *_SPLIT_AXIS}
 def split_axis(node: fx.Node) -> int:
     """The axis that a node of `SPLITS` cuts into pieces."""
     rank = len(shape_of(node.args[0]))
-    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     d = _SPLIT_AXIS.get(op_name(node.target), given)
-    return int(d) % rank if rank > 1 else 0  # type: ignore[call-overload, no-any-return]
+    return int(d) % rank if rank > 1 else 0
 
 
 @aten("split split_with_sizes unsafe_split")
@@ -245,7 +246,7 @@ def take_along_dim(op: Op) -> Labels:
     """As `gather`, where no axis is broadcast."""
     dim, x, index = op.arg("dim"), op.shape("self"), op.shape("indices")
     d = 0 if dim is None else int(dim) % max(1, len(x))
-    if dim is None or len(x) != len(index) or any(a != b for k, (a, b) in enumerate(zip(x, index)) if k != d):
+    if dim is None or len(x) != len(index) or any(a != b for k, (a, b) in enumerate(zip(x, index, strict=True)) if k != d):
         return op.freeze_all("is indexed by value", cause="indexed by value")  # type: ignore[no-any-return]
     joint = _alongside(op, d, "self", "indices")
     return tuple(op.labels("indices")[d] if k == d else a for k, a in enumerate(joint))
