@@ -49,7 +49,12 @@ def prune(
         Path | None, typer.Option(metavar="FOLDER", help="Images to train with, for a model that draws pixels.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images a step (and process).")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW, at its highest; else half a percent of the weights' size.")
+    ] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill/--no-distill", help="Learn from the dense model's outputs, too.")
+    ] = True,
     ema_decay: Annotated[float | None, typer.Option(help="Save an average of the weights, such as 0.999.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     checkpoints: Annotated[
@@ -104,7 +109,12 @@ def prune(
         claim(output)  # before the work, not after it
         model = on_device(open_folder(directory), device)
         options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
-        options |= {"learning_rate": learning_rate, "ema_decay": ema_decay, "picture": picture}
+        options |= {
+            "learning_rate": learning_rate,
+            "distill": "auto" if distill else None,
+            "ema_decay": ema_decay,
+            "picture": picture,
+        }
         options |= {"mixed_precision": mixed_precision, "checkpoint_dir": checkpoints}
         options |= {"checkpoint_every": checkpoint_every}
         training = _training(steps, options)

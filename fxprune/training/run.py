@@ -37,7 +37,7 @@ from fxprune.training.average import Average
 from fxprune.training.checkpoints import Checkpoints
 from fxprune.training.display import bar, draw
 from fxprune.training.distillation import Teacher
-from fxprune.training.options import Objective, Training, set_rate
+from fxprune.training.options import AUTO, Objective, Training, set_rate
 from fxprune.training.pruner import Pruner
 from fxprune.training.scheduler import Scheduler
 from fxprune.training.serialization import to_plain
@@ -124,7 +124,7 @@ class Run:
 
     def _mask(self) -> None:
         """Put the masks on."""
-        dense = deep_copy(self.net) if self.training.distill else self.net
+        dense = deep_copy(self.net) if self.training.distillation else self.net
         order = self.order
         self.pruner = Pruner(
             self.net,
@@ -142,8 +142,7 @@ class Run:
             limits=order.limits,
         )
         self.history = self.pruner.history
-        if self.training.distill:
-            self.teacher = Teacher(dense, self.pruner.graph, self.training.distill)
+        self.teacher = self._teacher(dense, self.pruner.graph)
 
     def _cut_first(self, plans: tuple[Plan, ...]) -> None:
         """Cut before training: by plans of before, or by scores of the first batches."""
@@ -158,11 +157,19 @@ class Run:
             scoring = replace(order.scoring, data=batches, loss=self.scoring)
             self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self._shown))
         self.plans = _plans(self.net)[len(_plans(dense)) :]
-        if self.training.distill:
-            graph = _graph(dense, self.plans, order.example_inputs)
+        if self.training.distillation:
             dense = deep_copy(dense) if dense is self.given else dense
-            self.teacher = Teacher(dense, graph, self.training.distill)
-            self.teacher.cut(self.plans[0].kept(graph))
+            graph = _graph(dense, self.plans, order.example_inputs) if self.training.distillation.features else None
+            self.teacher = self._teacher(dense, graph)
+            if self.teacher is not None and graph is not None:
+                self.teacher.cut(self.plans[0].kept(graph))
+
+    def _teacher(self, dense: nn.Module, graph: ChannelGraph | None) -> Teacher | None:
+        """The dense model to learn from, if one is wanted."""
+        options = self.training.distillation
+        if options is None:
+            return None
+        return Teacher(dense, graph, options, required=self.training.distill != AUTO)
 
     def _ratio(self) -> float:
         """The share to remove."""
@@ -326,8 +333,8 @@ def _plans(net: nn.Module) -> tuple[Plan, ...]:
     return (*report(net).earlier, report(net).plan) if is_pruned(net) else ()
 
 
-def _graph(dense: nn.Module, plans: tuple[Plan, ...], example: Any) -> ChannelGraph:
-    """The graph that the one plan was made for."""
+def _graph(dense: nn.Module, plans: tuple[Plan, ...], example: Any) -> ChannelGraph | None:
+    """The graph that the one plan was made for; None where there are several."""
     if len(plans) > 1:
-        raise InputsError("distill= knows one cut only, and attention='both' makes two; prune heads, or head_dim")
+        return None
     return trace(dense, example, attention=plans[0].traced[0]).revised(plans[0].traced[1:])
