@@ -69,7 +69,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
     nodes = {n.name: n for n in traced.graph.nodes}
     for attended in facts.attended:
         node = nodes[attended.node]
-        if query_rows(traced, node.name) is None and not foldable(traced, parameters, node.args[0], node):  
+        if query_rows(traced, node.name) is None and not foldable(traced, parameters, node.args[0], node):
             why = "sets the softmax temperature, and no layer makes the query alone"
             space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
     bare = space.copy()

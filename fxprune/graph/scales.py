@@ -4,8 +4,8 @@ A softmax temperature, or another scale that the model's Python computes from a 
 is undone in weights behind the scaled value.  Two steps:
 
     candidates   back from the value: a layer's rows, a whole parameter; one factor of a product, every term of a sum
-    proof        forward from there: the degree in which every value is homogeneous in these weights; the value must have
-                 degree one, and wherever it is not read as the scaled value nothing may depend on them
+    proof        forward from there: the degree in which every value is homogeneous in these weights; the value must
+                 have degree one, and wherever it is not read as the scaled value nothing may depend on them
 """
 
 from __future__ import annotations

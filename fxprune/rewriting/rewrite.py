@@ -16,9 +16,9 @@ from torch import nn
 
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.copies import deep_copy, rebind
 from fxprune.graph.equations import Equation, Unsolved, solve
 from fxprune.graph.labels import Axis, Bools
-from fxprune.graph.copies import deep_copy, rebind
 from fxprune.graph.program import group_counts
 from fxprune.graph.provenance import Attr
 from fxprune.planning.plan import Plan

@@ -27,7 +27,7 @@ LEAST = 8  # below it an integer is more often a count than a width
 
 @dataclass(frozen=True)
 class Stale:
-    """An integer of a module that equals a width that changed, and was left: what it is, and the widths that are now."""
+    """An integer of a module that equals a width that changed, and was left; `now` are the widths of today."""
 
     path: str
     name: str

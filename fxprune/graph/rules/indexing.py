@@ -246,7 +246,11 @@ def take_along_dim(op: Op) -> Labels:
     """As `gather`, where no axis is broadcast."""
     dim, x, index = op.arg("dim"), op.shape("self"), op.shape("indices")
     d = 0 if dim is None else int(dim) % max(1, len(x))
-    if dim is None or len(x) != len(index) or any(a != b for k, (a, b) in enumerate(zip(x, index, strict=True)) if k != d):
+    if (
+        dim is None
+        or len(x) != len(index)
+        or any(a != b for k, (a, b) in enumerate(zip(x, index, strict=True)) if k != d)
+    ):
         return op.freeze_all("is indexed by value", cause="indexed by value")  # type: ignore[no-any-return]
     joint = _alongside(op, d, "self", "indices")
     return tuple(op.labels("indices")[d] if k == d else a for k, a in enumerate(joint))
