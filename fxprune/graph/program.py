@@ -20,8 +20,8 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import origin_of
 from fxprune.graph.labels import Bools
 from fxprune.graph.provenance import Expr, Size, leaves
-from fxprune.graph.rules.indexing import SPLITS, split_axis
 from fxprune.graph.rules.op import op_name, shape_of
+from fxprune.graph.rules.pieces import SPLITS, split_axis
 from fxprune.graph.sizes import Shapes, Sized, put, shape_now, sized
 from fxprune.graph.trace import last_uses
 

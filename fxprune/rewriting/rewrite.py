@@ -17,10 +17,11 @@ from torch import nn
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.copies import deep_copy, rebind
-from fxprune.graph.equations import Equation, Unsolved, solve
+from fxprune.graph.equations import Equation
 from fxprune.graph.labels import Axis, Bools
 from fxprune.graph.program import group_counts
 from fxprune.graph.provenance import Attr
+from fxprune.graph.solving import Unsolved, solve
 from fxprune.planning.plan import Plan
 from fxprune.rewriting.attributes import Change, set_attribute, sync_layers
 from fxprune.rewriting.blocks import take_out

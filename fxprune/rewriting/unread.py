@@ -19,8 +19,8 @@ from fxprune.graph.blocks import inside
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools
 from fxprune.graph.provenance import Attr, leaves
-from fxprune.graph.rules.indexing import SPLITS, split_axis
 from fxprune.graph.rules.op import op_name, shape_of
+from fxprune.graph.rules.pieces import SPLITS, split_axis
 
 LEAST = 8  # below it an integer is more often a count than a width
 
