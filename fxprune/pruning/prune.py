@@ -76,11 +76,14 @@ def prune_once(model: M, order: Order) -> M:
     limits = replace(order.limits, ignore=(*named(net, order.limits.ignore), *adapter.protect(net)))
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
+    notes: list[str] = []
+
     def plan_of(graph: ChannelGraph) -> Plan:
         if not graph.groups:
             checked(graph, {})
         with clock("score"):
             scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
+        notes.extend(scores.notes)
         if order.budget.of == "latency":
             with clock("measure"):
                 latency_of(graph, order.progress)
@@ -92,7 +95,7 @@ def prune_once(model: M, order: Order) -> M:
             return compensated(graph, net, plan, scoring.criterion, **given)
 
     made = realize(base, graph, plan_of, clock, order.verify, order.strict)
-    pruned: M = back(reported(net, made, clock, order.inplace, order.seed))
+    pruned: M = back(reported(net, made, clock, order.inplace, order.seed, notes))
     return pruned
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -279,8 +279,10 @@ def finished(
     return reported(net, made, clock, inplace, seed)
 
 
-def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None) -> nn.Module:
-    """The dense model, with its report."""
+def reported(
+    net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None, notes: Sequence[str] = ()
+) -> nn.Module:
+    """The dense model, with its report; `notes` tell how the scores came about."""
     timing = None
     if made.plan.of == "latency" and made.check is not None:
         with clock("confirm"):
@@ -299,6 +301,7 @@ def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: 
         timing=timing,
         reduced=reductions(made.graph, made.plan),
         stale=made.stale,
+        scoring=tuple(dict.fromkeys(notes)),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small

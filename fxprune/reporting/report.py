@@ -67,12 +67,13 @@ class Report:
         held: why the rest could not be pruned.
         seconds: step -> seconds.
         seed: what everything drawn at random came from.
+        scoring: what the criterion tells about how it computed its scores.
         timing: dense and pruned model timed against each other, where the budget was a latency.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
-            drawn.  Both are not saved with the model.
+            drawn.  Neither these nor `scoring` and `stale` are saved with the model.
         reduced: means, maxima and the like that are taken over the channels that stay, and thus changed what they mean.
         stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
-            reads them to look at.  Not saved with the model either.
+            reads them to look at.
     """
 
     plan: Plan
@@ -87,6 +88,7 @@ class Report:
     timing: Timing | None = None
     history: History | None = None
     picture: str = ""
+    scoring: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
 
@@ -99,6 +101,7 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
         lines += [f"  over what stays: {r}" for r in self.reduced[:MOST]]

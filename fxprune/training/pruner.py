@@ -27,8 +27,9 @@ from fxprune.pruning.realize import finished
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.scoring import distributed as ranks
+from fxprune.scoring.batches import fewer
 from fxprune.scoring.saliency import Normalization
-from fxprune.scoring.score import Criterion, needs_of, score
+from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, needs_of, score
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import Average
 from fxprune.training.carry_over import Carry
@@ -43,7 +44,7 @@ NAMES = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")
 class Pruner(Generic[M]):
     """Masks a model's channels while it trains, and cuts them out at the end.
 
-        pruner = fxprune.Pruner(model, scheduler="soft", criterion="gradflow", ratio=0.4, steps=2000, loss=loss)
+        pruner = fxprune.Pruner(model, scheduler="soft", ratio=0.4, steps=2000, loss=loss)
         for batch in loader:
             loss(model, batch).backward()
             optimizer.step(); optimizer.zero_grad()
@@ -87,7 +88,7 @@ class Pruner(Generic[M]):
         self,
         model: M,
         scheduler: str | Scheduler = "soft",
-        criterion: str | type[Any] | Criterion = "gradflow",
+        criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
         ratio: float = 0.4,
         *,
         steps: int,
@@ -135,6 +136,7 @@ class Pruner(Generic[M]):
             raise
         self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
         self.given, self.scored = data is not None, ""
+        self.notes: tuple[str, ...] = ()
         self.history = History([g.name for g in self.graph.groups])
 
     # ---- while training -----------------------------------------------------------------------------------------
@@ -202,13 +204,13 @@ class Pruner(Generic[M]):
                 self.graph,
                 self.net,
                 self.criterion,
-                data=list(self.batches) or None,
+                data=fewer(self.batches, self.flow.sample) or None,
                 loss=self.loss,
                 normalize=self.normalize,
                 seed=self.seed + self.flow.taken,
                 progress=self.progress,
             )
-        self.scored = scores.criterion
+        self.scored, self.notes = scores.criterion, scores.notes
         values, of = scores.values, self.problem.of
         if scope_of(self.scope, scores, of) == "knapsack":
             values = per_cost(self.problem.cost, of, values, scores.unscored)
@@ -258,7 +260,7 @@ class Pruner(Generic[M]):
             carry.optimizer(optimizer)
         if ema is not None:
             _carry_average(carry, ema)
-        attach(small, replace(report(small), history=self.history))
+        attach(small, replace(report(small), history=self.history, scoring=self.notes))
         return small  # type: ignore[return-value]
 
     def detach(self) -> None:
@@ -277,13 +279,13 @@ class Pruner(Generic[M]):
         """
         batches = [] if self.given else list(self.batches)
         own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
-        state: dict[str, Any] = to_plain({**own, "scored": self.scored})
+        state: dict[str, Any] = to_plain({**own, "scored": self.scored, "notes": list(self.notes)})
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
         state = from_plain(state)
-        self.scored = state["scored"]
+        self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
         self.flow.load_state_dict(state["flow"])
         if not self.given:
             self.batches.extend(state["batches"])
@@ -296,7 +298,10 @@ class Pruner(Generic[M]):
 
 def _check_needs(criterion: Any, loss: Any) -> None:
     if "loss" in needs_of(criterion) and loss is None:
-        raise InputsError("the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor")
+        raise InputsError(
+            "the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor; or choose one "
+            f"that looks at weights alone: {WEIGHTS}"
+        )
 
 
 def _scale(p: nn.Parameter, axis: int, positions: np.ndarray[Any, Any], factor: np.ndarray[Any, Any]) -> None:
