@@ -103,5 +103,6 @@ def find_adapter(given: object) -> Adapter:
         if adapter.recognises(given):
             return adapter
     raise InputsError(
-        f"{type(given).__name__} is neither an nn.Module nor a pipeline that fxprune knows; pass the module to prune"
+        f"{type(given).__name__} is neither an nn.Module nor a pipeline that fxprune knows; pass the module to prune "
+        "as model"
     )

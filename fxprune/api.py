@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from fxprune.adapter import find_adapter
+from fxprune.arguments import Kind, takes
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
 from fxprune.planning.budget import Budget
@@ -25,8 +27,10 @@ from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler, scheduler_of
 
 M = TypeVar("M")
+TRAINING = Kind("an fxprune.Training, or None", lambda v: v is None or isinstance(v, Training))
 
 
+@takes(training=TRAINING)
 def prune(
     model: M,
     criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
@@ -92,7 +96,8 @@ def prune(
         scope: see `plan`.
         granularity: "channel", "block" (residual branches go whole), or "both"; see `plan`.
         normalize: see `score`.
-        inplace: change `model` itself.
+        inplace: change `model` itself. Its parameters are new ones afterwards: an optimizer made before holds the old
+            ones and would train nothing (a warning says so); make a new one.
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
         strict: raise rather than run the rewritten graph as the forward.
         samples: calibration samples where the adapter makes the data.
@@ -130,6 +135,11 @@ def prune(
         seed=seed,
         progress=progress,
     ).asked
+    with torch.inference_mode(False):  # what is made there nobody could train
+        return _pruned(model, order, scheduler, steps, training)
+
+
+def _pruned(model: M, order: Order, scheduler: str | Scheduler, steps: int | None, training: Training | None) -> M:
     if steps is not None or training is not None:
         return _trained(model, scheduler_of(scheduler), steps, training, order)
     if not scheduler_of(scheduler).at_once:
@@ -152,6 +162,7 @@ def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Traini
     return made
 
 
+@takes()
 def calibration(
     model: Any,
     samples: int = 8,

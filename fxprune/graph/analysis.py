@@ -103,7 +103,7 @@ def analyse(model: nn.Module, inputs: Inputs, prefer: tuple[str, ...] = ("heads"
         owned=has_tensor,
         stated=stated,
         outside=sum(p.numel() for n, p in model.named_parameters() if n not in tensors),
-        within={n: found for n, found in lineage(model).items() if n in tensors},
+        within=lineage(model),
     )
 
 

@@ -18,14 +18,16 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
+from fxprune.arguments import INTEGER, SEVERAL, TEXT, takes
 from fxprune.errors import PlanError
 from fxprune.graph.blocks import Block, cut_of, find_blocks, gone, modules_of
 from fxprune.graph.equations import AxisOf, Equation, render
-from fxprune.graph.explain import nearest_reasons, way_to_frozen
+from fxprune.graph.explain import meant, nearest_reasons, way_to_frozen
 from fxprune.graph.groups import Group, Held, Labelled, groups_of
 from fxprune.graph.labels import Axis, Bools, Freeze, Ints, LabelSpace, Resolved, resolve
+from fxprune.graph.makers import made_axes, makers_of
 from fxprune.graph.provenance import Attr, Size, leaves
 from fxprune.graph.reduction import reduced_equations, reduced_facts, reduced_trace
 from fxprune.graph.rules.op import Facts, Labels, op_name
@@ -114,6 +116,13 @@ class ChannelGraph:
         text = repr([(n, s) for n, s in self.shapes.items()]) + repr([(g.name, len(g), g.slices) for g in self.groups])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @functools.cached_property
+    def makers(self) -> dict[str, tuple[str, ...]]:
+        """Group -> the names of the tensors that make its channels, those that only read them left out."""
+        made = made_axes(self.traced, self.env, self.facts, self.tensors, self.space.size)
+        return makers_of(self.groups, self.within, made)
+
+    @takes(name=TEXT.raising(PlanError))
     def group(self, name: str) -> Group:
         """The group of that name.
 
@@ -123,7 +132,7 @@ class ChannelGraph:
         for g in self.groups:
             if g.name == name:
                 return g
-        raise PlanError(f"no group is called {name!r}; see graph.groups")
+        raise PlanError(f"no group is called {name!r}; see graph.groups{meant(name, [g.name for g in self.groups])}")
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -131,6 +140,7 @@ class ChannelGraph:
         found = find_blocks(self.traced, self.shapes, self.parameters)
         return tuple(b for b in found if b.name not in self.fixed)
 
+    @takes(names=SEVERAL)
     def without(self, names: Sequence[str]) -> ChannelGraph:
         """The same graph with some of its blocks taken out, all else labelled as before.
 
@@ -141,7 +151,9 @@ class ChannelGraph:
             return self
         known = {b.name: b for b in self.blocks}
         if unknown := [n for n in names if n not in known]:
-            raise PlanError(f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks")
+            raise PlanError(
+                f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks{meant(unknown[0], known)}"
+            )
         return self._reduced([known[n] for n in dict.fromkeys(names)])
 
     def _reduced(self, blocks: Sequence[Block]) -> ChannelGraph:
@@ -214,6 +226,7 @@ class ChannelGraph:
         """The same graph without what the module's own Python needs: its plans fit the rewritten graph alone."""
         return self._resolved_anew(self.bare.copy(), len(self.bare.freezes), self.fine, UNCOUPLED)
 
+    @takes(revisions=SEVERAL)
     def revised(self, revisions: Iterable[str]) -> ChannelGraph:
         """The graph that the same steps lead to from here: `revisions` of another trace.
 
@@ -276,20 +289,18 @@ class ChannelGraph:
                 out.append(Held(name, d, n, reason.cause, reason.why, op, source_of(node)))
         return out
 
+    @takes(name=TEXT.raising(PlanError), axis=INTEGER.raising(PlanError))
     def explain(self, name: str, axis: int = 0) -> str:
         """Why an axis of a tensor cannot be pruned, or with what it goes: the shortest path of couplings.
 
         Args:
-            name: a parameter, a buffer or a module (then its `weight`).
+            name: a parameter, a buffer, a group (the tensor that it is called after) or a module (its `weight`, or its
+                one tensor).
 
         Raises:
-            PlanError: where the model has no such tensor.
+            PlanError: where the model has no such tensor, or a module has several.
         """
-        tensor = name if name in self.tensors else f"{name}.weight"
-        if tensor not in self.tensors:
-            raise PlanError(
-                f"this {self.model_class} has no tensor {name!r}; names are those of model.named_parameters()"
-            )
+        tensor = self._tensor(name)
         if not -len(self.shapes[tensor]) <= axis < len(self.shapes[tensor]):
             raise PlanError(f"{tensor} has {len(self.shapes[tensor])} axes, axis {axis} is asked for")
         labels = self.tensors[tensor][axis]
@@ -302,6 +313,32 @@ class ChannelGraph:
             way = way_to_frozen(self.space.size, self.resolved.edges, self.space.freezes, int(labels[frozen][0]))
             parts.append(f"frozen ({int(frozen.sum())} positions): {way}")
         return f"{head}: " + "; ".join(parts)
+
+    def _tensor(self, name: str) -> str:
+        """The tensor that a name of a tensor, module or group means."""
+        called, _, axis = name.rpartition(":")
+        if axis.partition("#")[0].isdigit() and any(g.name == name for g in self.groups):
+            name = called
+        canonical = {n: t for t, found in self.within.items() for n, kind in found.items() if kind is Tensor}
+        for tensor in (name, f"{name}.weight"):
+            if (found := canonical.get(tensor, tensor)) in self.tensors:
+                return found
+        within = [t for t, places in self.within.items() if name in places]
+        read = [t for t in within if t in self.tensors]
+        if len(read) == 1:
+            return read[0]
+        if read:
+            told = ", ".join(map(repr, read[:4]))
+            raise PlanError(
+                f"{name!r} is a module of {len(read)} tensors; ask for one: {told}{', ...' * (len(read) > 4)}"
+            )
+        if within:
+            raise PlanError(f"the traced forward of this {self.model_class} does not use {name!r}")
+        known = {place for t in self.tensors for place in (t, *self.within.get(t, ()))}
+        raise PlanError(
+            f"this {self.model_class} has no tensor {name!r}; names are those of model.named_parameters()"
+            f"{meant(name, known)}"
+        )
 
     def _groups_at(self, labels: Ints) -> str:
         """The groups that some labels are of, as text."""

@@ -15,16 +15,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.errors import InputsError
+
 
 def deep_copy(model: nn.Module, instead: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()) -> nn.Module:
     """A copy of a model with some tensors replaced; its closures close over its own modules and tensors.
 
     Tensors that are kept from a forward with gradients are copied detached.
+
+    Raises:
+        InputsError: it holds what cannot be copied.
     """
     held = [v for m in model.modules() for v in _inside(m.__dict__)]
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in held if isinstance(t, torch.Tensor) and not t.is_leaf}
     memo |= {id(old): new for old, new in instead}
-    made = copy.deepcopy(model, memo)
+    try:
+        made = copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError, NotImplementedError) as e:
+        raise InputsError(
+            f"this {type(model).__name__} cannot be copied ({type(e).__name__}: {e!s:.200}): take off the "
+            "attribute, or the hook's store, that holds what copy.deepcopy refuses"
+        ) from e
     for module in made.modules():
         rebind(module, memo)
     return made

@@ -17,7 +17,22 @@ Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def require_whole(model: nn.Module) -> None:
-    """Raise `InputsError` where a model's parameters are sharded (FSDP's DTensors): no process has them whole."""
+    """Raise `InputsError` where a model is not one of Python's own, with parameters that are all here.
+
+    Sharded parameters (FSDP's DTensors) no process has whole, and those made in inference mode cannot be cut.
+    """
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputsError(f"this {kind} is compiled by torch.jit, which keeps its Python to itself: prune the original")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise InputsError(f"this model is wrapped in {kind}: prune what is inside, model.module, and wrap the result")
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
+        raise InputsError(f"this {kind} is a program that torch.export made, without modes: prune the original module")
+    if any(p.is_inference() for p in itertools.chain(model.parameters(), model.buffers())):
+        raise InputsError(
+            f"the tensors of this {kind} were made inside torch.inference_mode(), so that nothing can follow them: "
+            "make or load the model outside (torch.no_grad() is fine)"
+        )
     if any(type(p).__name__ == "DTensor" for p in model.parameters()):
         raise InputsError(
             f"the parameters of this {type(model).__name__} are sharded (FSDP): prune the whole model, before "

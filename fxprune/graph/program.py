@@ -66,8 +66,13 @@ class Rewriter:
             args = self._slice(node, args)
         elif name == "aten::narrow":
             args = self._narrow(node, args)
-        elif node.name in self.groups and len(args) > 6:
-            args[7 if "transpose" in name else 6] = self.groups[node.name]
+        elif name in ("aten::repeat", "aten::tile"):
+            args[1] = self._repeats(node, args[1])
+        elif name == "aten::repeat_interleave" and isinstance(args[1], int) and len(args) > 2 and args[2] is not None:
+            d = int(args[2]) % len(shape_of(node))
+            args[1] = self.size(node, d, args[1]) if shape_of(args[0])[d] == 1 else args[1]
+        elif node.name in self.groups and (at := position_of(node, "groups")) < len(args):
+            args[at] = self.groups[node.name]
         return args
 
     def _slice(self, node: fx.Node, args: list[Any]) -> list[Any]:
@@ -96,6 +101,15 @@ class Rewriter:
         before = axis[: args[2] % len(axis)]
         start = int(self.keep[self.graph.component[before]].sum())
         return [*args[:2], start, self.size(node, args[1], args[3]), *args[4:]]
+
+    def _repeats(self, node: fx.Node, times: Sequence[Any]) -> list[Any]:
+        """How often each axis is repeated: one of size one makes new positions, of which some may go."""
+        shape = shape_of(node.args[0])
+        rank = len(shape_of(node))
+        ahead, given = (1,) * (rank - len(shape)), len(times)
+        sizes = (ahead + shape)[rank - given :]
+        new = [self.size(node, rank - given + i, t) if isinstance(t, int) else t for i, t in enumerate(times)]
+        return [n if s == 1 else t for n, s, t in zip(new, sizes, times, strict=True)]
 
     def read(self, expr: Expr) -> Iterator[tuple[Size, tuple[fx.Node, int]]]:
         """The sizes that an expression reads: from which node, and how large they are there after pruning."""
@@ -216,6 +230,12 @@ def program_of(graph: ChannelGraph, keep: Bools, groups: Mapping[str, int]) -> P
     )
 
 
+def position_of(node: fx.Node, argument: str) -> int:
+    """The place of an argument among the positional ones of a node's op; past their end where it has none."""
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return names.index(argument) if argument in names else len(node.args)
+
+
 def group_counts(graph: ChannelGraph, norms: Mapping[str, int], keep: Bools) -> dict[str, int]:
     """New numbers of groups, by node: of group norms as given, of grouped convolutions as their tensors say."""
     out = dict(norms)
@@ -225,7 +245,8 @@ def group_counts(graph: ChannelGraph, norms: Mapping[str, int], keep: Bools) -> 
             shape = shape_of(w)
             at = len(shape_of(x)) - len(shape) + 1
             channels = graph.kept(graph.env[x][at], keep, shape_of(x)[at])
-            if "transpose" in node.name:
+            at_transposed = position_of(node, "transposed")
+            if "transpose" in op_name(node.target) or (at_transposed < len(node.args) and node.args[at_transposed]):
                 n_out = graph.kept(graph.env[node][at], keep, shape_of(node)[at])
                 out[node.name] = n_out // max(1, graph.kept(graph.env[w][1], keep, shape[1]))
             else:

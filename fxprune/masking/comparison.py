@@ -36,6 +36,20 @@ def relative_error(a: Sequence[Any], b: Sequence[Any]) -> float:
     return worst
 
 
+def silent(values: Sequence[Any]) -> tuple[int, int]:
+    """How many floating tensors there are, and how many of them are zero everywhere: these compare nothing."""
+    floats = [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel()]
+    return len(floats), sum(not bool(v.any()) for v in floats)
+
+
+def as_float64(inputs: Inputs) -> Inputs:
+    """The same inputs, floating tensors in float64."""
+    args, kwargs = pytree.tree_map(
+        lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs
+    )
+    return args, kwargs
+
+
 def outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
     """Flat outputs of a model in eval mode."""
     with torch.no_grad(), evaluating(model), same_draws():

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from fxprune.arguments import require_fields
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
 from fxprune.planning.budget import Budget
@@ -63,6 +64,7 @@ class Order:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        require_fields(self, budget=Budget, limits=Limits, scoring=Scoring)
         if self.attention not in ATTENTION:
             raise InputsError(
                 f"attention={self.attention!r} is unknown; choose heads or head_dim (or both, in prune())"

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.adapter import Adapter, find_adapter
+from fxprune.arguments import MODULE, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
@@ -17,10 +20,11 @@ from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
 from fxprune.planning.limits import Limits
+from fxprune.planning.names import require_shares
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
 from fxprune.planning.selection import checked
-from fxprune.planning.selectors import named
+from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
 from fxprune.reporting.report import report
@@ -32,6 +36,7 @@ M = TypeVar("M")
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
 
+@takes(model=MODULE)
 def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, attention: str = "heads") -> ChannelGraph:
     """Capture a model and find its channels.
 
@@ -52,8 +57,15 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
     require_whole(model)
-    inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
+    given = find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs
+    # what was made in inference mode torch.export cannot follow
+    args, kwargs = pytree.tree_map(lambda x: x.clone() if _is_inference(x) else x, as_inputs(given))
+    inputs = (args, kwargs)
     return analyse(model, inputs, PREFER[attention])
+
+
+def _is_inference(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_inference()
 
 
 def prune_once(model: M, order: Order) -> M:
@@ -73,7 +85,9 @@ def prune_once(model: M, order: Order) -> M:
         graph = trace(net, order.example_inputs, attention=order.attention)
     with clock("score"):
         batches, loss = _data_and_loss(adapter, model, needs, order)
-    limits = replace(order.limits, ignore=(*named(net, order.limits.ignore), *adapter.protect(net)))
+    require_known(graph, ignore := named(net, order.limits.ignore))
+    limits = replace(order.limits, ignore=(*ignore, *adapter.protect(net)))
+    require_shares(graph, limits.stated, limits.ignore)
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
     notes: list[str] = []
@@ -114,6 +128,7 @@ def _prune_both(model: M, order: Order) -> M:
     return prune_once(once, replace(order, budget=Budget(rest, of), attention="head_dim", granularity="channel"))
 
 
+@takes()
 def apply(
     model: M,
     plan: Plan,
@@ -146,15 +161,26 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     net, back = find_adapter(model).unwrap(model)
-    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
-    plan.check(graph)
-    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+    with torch.inference_mode(False):  # what is made there nobody could train
+        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+        plan.check(graph)
+        applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 
-def settled(net: nn.Module, budget: Budget, limits: Limits, example: ExampleInputs | None, attention: str) -> Realized:
-    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach."""
+def settled(
+    net: nn.Module, budget: Budget, limits: Limits, example: ExampleInputs | None, attention: str, known: Ignore = ()
+) -> Realized:
+    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach.
+
+    Args:
+        known: what must be there of `limits.ignore`: an adapter protects names that a model need not have.
+
+    Raises:
+        InputsError: something in `known` is not.
+    """
     graph = trace(net, example, attention=attention)
+    require_known(graph, known)
 
     def plan_of(graph: ChannelGraph) -> Plan:
         return planned(graph, score(graph, net, "magnitude"), budget, limits)

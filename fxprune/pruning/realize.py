@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,7 @@ from fxprune.graph.trace import place_of
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
+from fxprune.pruning.optimizers import warn_holders
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, reductions, report
 from fxprune.rewriting.attributes import set_attribute
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
@@ -107,17 +110,21 @@ def realize(
         except BudgetError as e:
             short = e
             break
+    reachable = None if short is None else short.reachable
     if graph.traced.noted:
         raise RewriteError(
             f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
         ) from short
     if strict:
-        raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward") from short
+        raise RewriteError(
+            f"{trouble}; without strict=True the rewritten graph becomes the model's forward{_offer(reachable)}"
+        ) from short
     try:
-        return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+        made = _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
     except VerifyError as e:
-        names = list(dict.fromkeys(guilty))
-        raise _unproved(e, names, short) from e
+        raise _unproved(e, list(dict.fromkeys(guilty)), short) from e
+    _tell(made, reachable)
+    return made
 
 
 def _unproved(failed: VerifyError, names: list[str], short: BudgetError | None) -> VerifyError:
@@ -170,6 +177,21 @@ def _touches(graph: ChannelGraph, eq: Equation, names: list[str]) -> bool:
     return eq.axis is not None and any(np.isin(graph.component[eq.axis], c).any() for c in components)
 
 
+def _tell(made: Realized, reachable: float | None) -> None:
+    """Warn that the graph has become the forward: such a model cannot be saved whole."""
+    warnings.warn(
+        f"the rewritten graph becomes the forward of this {made.graph.model_class}: {made.reason}. The model runs and "
+        "trains, but neither fxprune.save nor torch.save can write it whole (its state_dict can be)"
+        f"{_offer(reachable) or '; ignore= what is in the way keeps the own forward'}; strict=True refuses this",
+        stacklevel=5,
+    )
+
+
+def _offer(reachable: float | None) -> str:
+    """How far the module's own forward follows, where that is known."""
+    return f"; its own forward follows up to about ratio={math.floor(reachable * 100) / 100:.2f}" if reachable else ""
+
+
 def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
     """Blocks of a plan without which, each by itself, the module does not compute what it should."""
 
@@ -197,9 +219,11 @@ def _beyond(
     trouble = f"the forward of {graph.model_class} computes with sizes that couple axes and cannot follow {how_far}"
     try:
         plan = planned(graph)
-        return _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
+        made = _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
     except (BudgetError, RewriteError, VerifyError):
         return None
+    _tell(made, missed.reachable)
+    return made
 
 
 def _attempt(
@@ -287,7 +311,9 @@ def reported(
     if made.plan.of == "latency" and made.check is not None:
         with clock("confirm"):
             timing = _timed(net, made)
+    replaced = list(net.parameters()) if inplace else []
     small = transplant(net, made.done.model) if inplace else made.done.model
+    warn_holders(replaced)
     checks = () if made.check is None else (made.check,)
     told = Report(
         made.plan,

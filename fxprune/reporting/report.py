@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, printable
 from fxprune.graph.channels import ChannelGraph, source_of
 from fxprune.graph.groups import Held
 from fxprune.graph.rules.op import op_name
@@ -92,6 +92,11 @@ class Report:
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
 
+    @property
+    def total(self) -> Plan:
+        """What was asked and what went in all, over `earlier` and `plan`; what went last where there is one plan."""
+        return in_all((*self.earlier, self.plan))
+
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
         old = {(c.path, c.name): c for c in before.changes}
@@ -100,7 +105,8 @@ class Report:
         return replace(self, changes=tuple(both), earlier=(*before.earlier, before.plan))
 
     def __repr__(self) -> str:
-        lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines = [f"{_line(self.total)} in all, by {len(self.earlier) + 1} plans; the last:"] if self.earlier else []
+        lines += [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
         lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
@@ -109,7 +115,25 @@ class Report:
         more = max(0, len(self.reduced) - MOST) + max(0, len(self.stale) - MOST)
         lines += [f"  ... and {more} more in .reduced and .stale"] if more else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
+
+
+def in_all(plans: Sequence[Plan]) -> Plan:
+    """The last of several plans, with the costs of all: from before the first, as far as that counted them.
+
+    What was asked in all is what the last plan asked of what there was before it.
+    """
+    first, last = plans[0], plans[-1]
+    costs = {k: (first.costs.get(k, both)[0], both[1]) for k, both in last.costs.items()}
+    before, after = costs.get(last.of, (0.0, 0.0))
+    if len(plans) == 1 or not before:
+        return last
+    asked = 1 - last.costs[last.of][0] / before * (1 - last.ratio)
+    return replace(last, ratio=asked, achieved=1 - after / before, costs=costs)
+
+
+def _line(plan: Plan) -> str:
+    return f"{plan.model}: {plan.achieved:.1%} of {plan.of} went (asked {plan.ratio:.1%})"
 
 
 def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:

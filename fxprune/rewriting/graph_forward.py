@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.errors import SaveError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.program import Program, program_of
 from fxprune.planning.plan import Plan
@@ -31,6 +32,16 @@ class _Shared:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
         return self
+
+    def __copy__(self) -> _Shared:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise SaveError(
+            "a model whose forward is the rewritten graph cannot be pickled (torch.save, spawned processes); save its "
+            "state_dict() and its plan (fxprune.report(model).plan.to_json()), and let fxprune.apply(dense, plan) make "
+            "the model again before load_state_dict()"
+        )
 
 
 def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping[str, int]) -> None:

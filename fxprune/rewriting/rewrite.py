@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fxprune.arguments import MODULE, TEXT, takes
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.copies import deep_copy, rebind
@@ -22,7 +23,7 @@ from fxprune.graph.labels import Axis, Bools
 from fxprune.graph.program import group_counts
 from fxprune.graph.provenance import Attr
 from fxprune.graph.solving import Unsolved, solve
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import Plan, followed
 from fxprune.rewriting.attributes import Change, set_attribute, sync_layers
 from fxprune.rewriting.blocks import take_out
 from fxprune.rewriting.graph_forward import use_graph
@@ -47,6 +48,7 @@ class UnsolvedError(RewriteError):
         self.equation = equation
 
 
+@takes(model=MODULE, graph=ChannelGraph, plan=Plan, forward=TEXT)
 def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str = "module") -> Rewritten:
     """Apply a plan to the model it was made for, or to another checkpoint of the same architecture; that one stays.
 
@@ -58,6 +60,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
         PlanError: where plan, graph and model do not belong together.
         UnsolvedError: where the module's own forward cannot follow the plan; names the attribute.
     """
+    graph = followed(graph, plan)
     keep = plan.kept(graph)
     _belongs(model, graph)
     whole, graph = graph, graph.without(plan.blocks)

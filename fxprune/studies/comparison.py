@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from fxprune.arguments import takes
 from fxprune.errors import InputsError
-from fxprune.reporting.figures import figure_of
+from fxprune.reporting.figures import drawn, figure_of
 
 CSV, PNG = "compare.csv", "compare.png"
 Key = tuple[str, float, int]
@@ -79,6 +80,7 @@ class Comparison:
             out.append((criterion, f"{ratio:g}", *cells, "; ".join(errors)))
         return out
 
+    @takes()
     def plot(self, path: str | Path) -> None:
         """Draw loss by ratio (with the range over seeds), seconds and memory into a file.
 
@@ -99,7 +101,7 @@ class Comparison:
             loss.legend(fontsize="small")
         _draw_bars(seconds, "seconds to score", {r.key: (r.criterion, r.seconds) for r in good})
         _draw_bars(memory, "MiB to score", {r.key: (r.criterion, r.memory and r.memory / 2**20) for r in good})
-        figure.savefig(path, dpi=150)
+        drawn(figure, path, 150)
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:

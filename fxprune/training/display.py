@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fxprune.errors import InputsError
-from fxprune.reporting.figures import figure_of
+from fxprune.reporting.figures import drawn, figure_of
 from fxprune.reporting.history import History, Told
 
 NAMED = 48  # groups; with more of them the rows carry no names
@@ -32,7 +32,7 @@ def draw(history: History, path: str | Path) -> Path:
         panel(history, axis, figure)
         axis.set_xlim(1, max(2, len(history)))
     axes[-1].set_xlabel("step")
-    figure.savefig(path, dpi=120)
+    drawn(figure, path, 120)
     return Path(path)
 
 

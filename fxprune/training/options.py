@@ -21,12 +21,38 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import (
+    FLAG,
+    FUNCTION,
+    INTEGER,
+    MAPPING,
+    NUMBER,
+    PATH,
+    POSITIVE,
+    TEXT,
+    AKind,
+    number,
+    require_fields,
+)
 from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
 from fxprune.training.distillation import Distillation, Teacher
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 PathLike: TypeAlias = "str | os.PathLike[str]"
+KINDS: dict[str, AKind] = {
+    **dict.fromkeys(("steps", "accumulate", "remember", "checkpoint_every"), INTEGER),
+    "after": INTEGER,
+    "warmup": INTEGER.or_none,
+    **dict.fromkeys(("checkpoint_dir", "log_dir", "picture"), PATH.or_none.raising(InputsError)),
+    "learning_rate": NUMBER.or_none,
+    "optimizer": FUNCTION.or_none,
+    "anneal": FLAG,
+    "clip": POSITIVE.or_none,
+    "mixed_precision": TEXT.or_none,
+    "ema_decay": number("a number in [0, 1)", 0, 1 - 1e-12).or_none,
+    "accelerate": MAPPING,
+}
 AUTO = "auto"
 WARMUP = 0.1  # of all steps
 RELATIVE = 0.005  # of the weights' size, the largest step of a weight
@@ -88,6 +114,7 @@ class Training:
     accelerate: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_fields(self, **KINDS)
         for name in ("steps", "accumulate", "remember", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputsError(f"{name}={getattr(self, name)} must be at least 1")

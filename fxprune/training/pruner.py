@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import InputsError, PluginError
+from fxprune.arguments import COUNT, MAPPING, MODULE, read_from, takes
+from fxprune.errors import CriterionError, InputsError, PluginError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
 from fxprune.masking.live import LiveMasks
@@ -29,7 +30,7 @@ from fxprune.reporting.report import attach, report
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import fewer
 from fxprune.scoring.saliency import Normalization
-from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, needs_of, score
+from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import Average
 from fxprune.training.carry_over import Carry
@@ -84,6 +85,7 @@ class Pruner(Generic[M]):
         InputsError, PluginError, TraceError: for bad input.
     """
 
+    @takes(model=MODULE, steps=COUNT, remember=COUNT)
     def __init__(
         self,
         model: M,
@@ -121,10 +123,15 @@ class Pruner(Generic[M]):
         self.scope = limits.scope
         if self.scope in ("knapsack", "global"):
             limits = replace(limits, scope=None)  # costs count below; the planner ranks by the other scopes only
-        limits = replace(limits, ignore=(*named(self.net, limits.ignore), *adapter.protect(self.net)))
+        stay = named(self.net, limits.ignore)
+        limits = replace(limits, ignore=(*stay, *adapter.protect(self.net)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
-        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention)
+        self.batches: deque[Any] = deque(() if data is None else data, maxlen=remember if data is None else None)
+        self.given, self.scored = data is not None, ""
+        self.notes: tuple[str, ...] = ()
+        self.unscored: frozenset[str] | None = None
+        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay)
         self.graph: ChannelGraph = made.graph
         self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
@@ -134,9 +141,6 @@ class Pruner(Generic[M]):
         except Exception:
             self.masks.detach()
             raise
-        self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
-        self.given, self.scored = data is not None, ""
-        self.notes: tuple[str, ...] = ()
         self.history = History([g.name for g in self.graph.groups])
 
     # ---- while training -----------------------------------------------------------------------------------------
@@ -154,6 +158,7 @@ class Pruner(Generic[M]):
             loss: its loss, for the history.
 
         Raises:
+            CriterionError: the criterion has no score for a group that it scored before.
             InputsError: the criterion needs a batch, and none was given.
         """
         if isinstance(batch, Tensor) and batch.dim() == 0:
@@ -174,6 +179,7 @@ class Pruner(Generic[M]):
         full[self.problem.components] = self.flow.mask
         return full
 
+    @takes()
     def picture(self, path: str | Path) -> Path:
         """Draw the run so far into a file (PNG, SVG, PDF): masks by group, budget, energy and loss.
 
@@ -210,11 +216,24 @@ class Pruner(Generic[M]):
                 seed=self.seed + self.flow.taken,
                 progress=self.progress,
             )
+        self._note_unscored(scores)
         self.scored, self.notes = scores.criterion, scores.notes
         values, of = scores.values, self.problem.of
         if scope_of(self.scope, scores, of) == "knapsack":
             values = per_cost(self.problem.cost, of, values, scores.unscored)
         return self._agreed(values)
+
+    def _note_unscored(self, scores: Scores) -> None:
+        """A criterion may have nothing to say about some groups, but then from the first time on."""
+        without = frozenset(scores.unscored)
+        lost = without - (without if self.unscored is None else self.unscored)
+        if lost:
+            raise CriterionError(
+                f"{scores.criterion} scored {len(lost)} groups before and has no score for them after step "
+                f"{self.flow.taken}, such as {min(lost)!r}; it must score what it scored at first, masks or not: use "
+                "another criterion, or report this if it is one of fxprune's"
+            )
+        self.unscored = without
 
     def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
         """The mean over processes (which the built-in criteria have taken already), the same bits in each of them."""
@@ -279,17 +298,22 @@ class Pruner(Generic[M]):
         """
         batches = [] if self.given else list(self.batches)
         own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
-        state: dict[str, Any] = to_plain({**own, "scored": self.scored, "notes": list(self.notes)})
+        unscored = None if self.unscored is None else sorted(self.unscored)
+        told = {"scored": self.scored, "notes": list(self.notes), "unscored": unscored}
+        state: dict[str, Any] = to_plain({**own, **told})
         return state
 
+    @takes(state=MAPPING)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
-        state = from_plain(state)
-        self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
-        self.flow.load_state_dict(state["flow"])
-        if not self.given:
-            self.batches.extend(state["batches"])
-        self.history.load_state_dict(state["history"])
+        with read_from("state", state, "the state of a pruner made by the same arguments"):
+            state = from_plain(state)
+            self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
+            self.unscored = None if state.get("unscored") is None else frozenset(state["unscored"])
+            self.flow.load_state_dict(state["flow"])
+            if not self.given:
+                self.batches.extend(state["batches"])
+            self.history.load_state_dict(state["history"])
         self.masks.set(self.mask)
 
     def _held_tensors(self) -> list[str]:

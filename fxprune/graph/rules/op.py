@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from fxprune.errors import PluginError
 from fxprune.graph.labels import Axis, Freeze, Ints, LabelSpace
 
 Labels: TypeAlias = "tuple[Axis, ...]"
@@ -187,11 +188,11 @@ def coupling(*names: str) -> Callable[[Rule], Rule]:
     `op.reads(node, axis)` says that the op sums over an axis.
 
     Raises:
-        ValueError: where a name is not of the form `namespace::op`.
+        PluginError: where a name is not of the form `namespace::op`.
     """
     for name in names:
-        if name.count("::") != 1:
-            raise ValueError(f'coupling() wants names like "mylib::my_op", got {name!r}')
+        if type(name) is not str or name.count("::") != 1:
+            raise PluginError(f'coupling() wants names like "mylib::my_op", got {name!r:.60}')
 
     def register(rule: Rule) -> Rule:
         for name in names:
