@@ -12,6 +12,7 @@ from fxprune.adapter import find_adapter
 from fxprune.arguments import Kind, takes
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
+from fxprune.graph.outputs import Wanted
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.planning.options import gathered
@@ -40,6 +41,7 @@ def prune(
     target: float | None = None,
     ratios: Mapping[str, float] | Curves | None = None,
     example_inputs: ExampleInputs | None = None,
+    outputs: Wanted | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
     timesteps: str | Timesteps | None = None,
@@ -76,6 +78,7 @@ def prune(
         target: see `plan`.
         ratios: see `plan`.
         example_inputs: see `trace`.
+        outputs: which outputs of the model count; see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself). With `steps`, the batches to train with: a list, a DataLoader, or another iterable.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
@@ -127,6 +130,7 @@ def prune(
         gathered(Limits, limits, keywords),
         Scoring(criterion, normalize, data, loss, timesteps, samples),
         example_inputs=example_inputs,
+        outputs=outputs,
         attention=attention,
         granularity=granularity,
         inplace=inplace,
@@ -141,7 +145,8 @@ def prune(
 
 def _pruned(model: M, order: Order, scheduler: str | Scheduler, steps: int | None, training: Training | None) -> M:
     if steps is not None or training is not None:
-        return _trained(model, scheduler_of(scheduler), steps, training, order)
+        with torch.inference_mode(False):
+            return _trained(model, scheduler_of(scheduler), steps, training, order)
     if not scheduler_of(scheduler).at_once:
         raise InputsError(
             f"scheduler={scheduler!r} prunes while the model trains: pass steps=, such as 2000, and data="

@@ -31,7 +31,7 @@ from fxprune.graph.makers import made_axes, makers_of
 from fxprune.graph.provenance import Attr, Size, leaves
 from fxprune.graph.reduction import reduced_equations, reduced_facts, reduced_trace
 from fxprune.graph.rules.op import Facts, Labels, op_name
-from fxprune.graph.trace import Traced
+from fxprune.graph.trace import Traced, mode_of
 
 COARSER, UNCOUPLED, KEEP = "coarser", "uncoupled", "keep"
 FAILS = "fails the proof"
@@ -53,6 +53,9 @@ class ChannelGraph:
         fixed: names of blocks that cannot go: the module does not follow.
         bare: what the rules alone stated, without what the module's Python needs.
         within: tensor -> its names (tied ones have several) and the modules around it, each with its class.
+        training: the trace in train mode, where the model computes something else there; it shares labels and facts.
+        unseen: why the train mode could not be looked at, if it could not.
+        unread: parameters that no trace has read; they stay whole.
         revisions: how `holding`, `keeping`, `coarser` and `uncoupled` made this graph from the traced one.
     """
 
@@ -78,6 +81,9 @@ class ChannelGraph:
     removed: tuple[str, ...] = ()
     fixed: frozenset[str] = frozenset()
     within: Mapping[str, Mapping[str, type]] = field(default_factory=dict)
+    training: Traced | None = None
+    unseen: str = ""
+    unread: tuple[str, ...] = ()
     revisions: tuple[str, ...] = ()
     groups: tuple[Group, ...] = field(default=(), init=False)
 
@@ -109,6 +115,21 @@ class ChannelGraph:
         return np.ones(int(self.component.max()) + 1, bool)
 
     @functools.cached_property
+    def modes(self) -> tuple[ChannelGraph, ...]:
+        """This graph, and the same in train mode where the model computes something else there."""
+        if self.training is None:
+            return (self,)
+        view = copy.copy(self)
+        view.traced, view.training = self.training, None
+        for cached in ("blocks", "modes"):
+            view.__dict__.pop(cached, None)
+        return (self, view)
+
+    def mode_of(self, node: str) -> Traced:
+        """The trace, in eval or in train mode, that a node is of."""
+        return mode_of(node, self.traced, self.training)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Changes where the model's tensors or their channels do: a plan made for one fits no other."""
         if self.whole is not None:
@@ -138,6 +159,9 @@ class ChannelGraph:
     def blocks(self) -> tuple[Block, ...]:
         """The residual branches that can be taken out whole, in order; a nested one goes with what holds it."""
         found = find_blocks(self.traced, self.shapes, self.parameters)
+        for view in self.modes[1:]:
+            also = {(b.name, b.modules) for b in view.blocks}
+            found = tuple(b for b in found if (b.name, b.modules) in also)
         return tuple(b for b in found if b.name not in self.fixed)
 
     @takes(names=SEVERAL)
@@ -162,18 +186,24 @@ class ChannelGraph:
         modules = modules_of(self.traced, blocks)
         lost = set(gone(self.traced, after, modules))
         traced, new = reduced_trace(self.traced, after)
-        read = set(traced.tensors.values())
+        kept, trained = [traced], None
+        for view in self.modes[1:]:
+            names = {b.name for b in blocks}
+            trained, also = reduced_trace(view.traced, cut_of(view.traced, [b for b in view.blocks if b.name in names]))
+            kept, new = [traced, trained], new | also
+        read = {name for mode in kept for name in mode.tensors.values()}
         left = [n for n in self.parameters if n not in read and n not in lost]
         return replace(
             self,
             traced=traced,
+            training=trained,
             env={new[n]: v for n, v in self.env.items() if n in new},
             tensors={n: v for n, v in self.tensors.items() if n in read},
             shapes={n: v for n, v in self.shapes.items() if n in read},
             parameters=self.parameters & read,
             facts=reduced_facts(self.facts, new),
-            equations=reduced_equations(self.equations, traced, modules),
-            literals=reduced_equations(self.literals, traced, modules),
+            equations=reduced_equations(self.equations, kept, modules),
+            literals=reduced_equations(self.literals, kept, modules),
             outside=self.outside + sum(math.prod(self.shapes[n]) for n in left),
             whole=self,
             removed=tuple(b.name for b in blocks),

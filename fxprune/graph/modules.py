@@ -40,6 +40,26 @@ def require_whole(model: nn.Module) -> None:
         )
 
 
+def require_own(model: nn.Module) -> None:
+    """Raise `InputsError` for what stands around or in place of a module: it holds no Python that could follow."""
+    name = type(model).__name__
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise InputsError("it is wrapped in DistributedDataParallel: prune model.module, and wrap the small one")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputsError(f"this {name} is TorchScript, whose code is fixed: prune the module that it was made from")
+    try:
+        with evaluating(model):
+            pass
+    except NotImplementedError as e:
+        raise InputsError(f"this {name} has no eval mode ({e}): prune the module that it was exported from") from e
+    made = next((n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_inference()), None)
+    if made is not None:
+        raise InputsError(
+            f"{made} was made inside torch.inference_mode(), and can neither be traced nor trained: make or load this "
+            f"{name} outside of it, or pass copy.deepcopy(model) made outside"
+        )
+
+
 def as_inputs(example: ExampleInputs) -> Inputs:
     """Normalise example inputs to `(args, kwargs)`.
 
@@ -87,6 +107,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for m, training in was:
             m.training = training
+
+
+@contextlib.contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in train mode, as its own `train()` sets it; afterwards every module is as it was."""
+    was = [(m, m.training) for m in model.modules()]
+    try:
+        model.train()
+        yield
+    finally:
+        for m, mode in was:
+            m.training = mode
 
 
 def tensor_names(model: nn.Module) -> dict[str, str]:

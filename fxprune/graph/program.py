@@ -19,7 +19,9 @@ from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import origin_of
 from fxprune.graph.labels import Bools
+from fxprune.graph.packing import packed
 from fxprune.graph.provenance import Expr, Size, leaves
+from fxprune.graph.regions import computed
 from fxprune.graph.rules.op import op_name, shape_of
 from fxprune.graph.rules.pieces import SPLITS, split_axis
 from fxprune.graph.sizes import Shapes, Sized, put, shape_now, sized
@@ -148,7 +150,7 @@ class Program:
     out_spec: Any
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        flat, spec = pytree.tree_flatten((args, kwargs))
+        flat, spec = pytree.tree_flatten(packed((args, kwargs)))
         if len(flat) != len(self.inputs):
             raise InputsError(
                 f"this pruned {type(model).__name__} runs its traced graph, which takes {len(self.inputs)} inputs "
@@ -193,7 +195,7 @@ class Program:
                 put(args, number.path, self.shapes.now(number, args[k] if j is None else args[k][j], seen))
         if op_name(node.target) in ("aten::view", "aten::reshape", "aten::_unsafe_view"):
             args[1] = _filling(args[0].numel(), args[1])
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return computed(node, args, kwargs)
 
 
 def _filling(numel: int, sizes: Sequence[int]) -> Sequence[int]:
@@ -239,7 +241,7 @@ def position_of(node: fx.Node, argument: str) -> int:
 def group_counts(graph: ChannelGraph, norms: Mapping[str, int], keep: Bools) -> dict[str, int]:
     """New numbers of groups, by node: of group norms as given, of grouped convolutions as their tensors say."""
     out = dict(norms)
-    for node in graph.traced.graph.nodes:
+    for node in (n for mode in graph.modes for n in mode.traced.graph.nodes):
         if node.op == "call_function" and op_name(node.target).startswith("aten::conv"):
             x, w = node.args[0], node.args[1]
             shape = shape_of(w)

@@ -11,6 +11,7 @@ from torch import nn
 from fxprune.arguments import require_fields
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
+from fxprune.graph.outputs import Wanted
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.scoring.saliency import Normalization
@@ -55,6 +56,7 @@ class Order:
     limits: Limits
     scoring: Scoring
     example_inputs: ExampleInputs | None = field(default=None, repr=False)
+    outputs: Wanted | None = None
     attention: str = "heads"
     granularity: str = "channel"
     inplace: bool = False

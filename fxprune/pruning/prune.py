@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.arguments import MODULE, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
+from fxprune.graph.modules import ExampleInputs, as_inputs, require_own, require_whole
+from fxprune.graph.outputs import Outputs, Wanted
+from fxprune.graph.packing import copied, packed
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
@@ -37,7 +38,13 @@ PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
 
 @takes(model=MODULE)
-def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, attention: str = "heads") -> ChannelGraph:
+def trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    attention: str = "heads",
+    outputs: Wanted | None = None,
+) -> ChannelGraph:
     """Capture a model and find its channels.
 
     Args:
@@ -45,6 +52,10 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or the pair
             `(args_tuple, kwargs_dict)`; None: the adapter of the model's family makes them.
         attention: what goes from an attention: whole "heads", or "head_dim" (the same dimensions of every head).
+        outputs: which outputs of the model count: their channels stay, and proofs compare them. Names (a key, an
+            attribute, the number of an item, such as "logits" or "0.boxes"), or a function of what the model returns;
+            None: all, but for caches that only the model itself reads. Where train mode returns another structure, all
+            of it counts.
 
     Raises:
         InputsError: where no adapter knows example inputs, or the model does not run on them.
@@ -57,17 +68,14 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
     require_whole(model)
-    given = find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs
-    # what was made in inference mode torch.export cannot follow
-    args, kwargs = pytree.tree_map(lambda x: x.clone() if _is_inference(x) else x, as_inputs(given))
-    inputs = (args, kwargs)
-    return analyse(model, inputs, PREFER[attention])
+    require_own(model)
+    adapter = find_adapter(model)
+    inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
+    with torch.inference_mode(False):
+        return analyse(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
 
 
-def _is_inference(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_inference()
-
-
+@torch.inference_mode(False)
 def prune_once(model: M, order: Order) -> M:
     """The smaller model (or pipeline) that an order asks for, without training."""
     scoring = order.scoring
@@ -82,7 +90,7 @@ def prune_once(model: M, order: Order) -> M:
     net, back = adapter.unwrap(model)
     clock = Clock()
     with clock("trace"):
-        graph = trace(net, order.example_inputs, attention=order.attention)
+        graph = trace(net, order.example_inputs, attention=order.attention, outputs=order.outputs)
     with clock("score"):
         batches, loss = _data_and_loss(adapter, model, needs, order)
     require_known(graph, ignore := named(net, order.limits.ignore))
@@ -120,7 +128,7 @@ def _prune_both(model: M, order: Order) -> M:
     ratio, of = order.budget.ratio, order.budget.of
     if order.budget.target is not None:
         net = find_adapter(model).unwrap(model)[0]
-        ratio = order.budget.share(CostModel(trace(net, order.example_inputs)))
+        ratio = order.budget.share(CostModel(trace(net, order.example_inputs, outputs=order.outputs)))
     assert ratio is not None
     once = prune_once(model, replace(order, budget=Budget(1 - (1 - ratio) ** 0.5, of), attention="heads"))
     rest = max(0.0, 1 - (1 - ratio) / (1 - report(once).plan.achieved))
@@ -129,11 +137,13 @@ def _prune_both(model: M, order: Order) -> M:
 
 
 @takes()
+@torch.inference_mode(False)  # what is made there nobody could train
 def apply(
     model: M,
     plan: Plan,
     *,
     example_inputs: ExampleInputs | None = None,
+    outputs: Wanted | None = None,
     inplace: bool = False,
     verify: bool = True,
     strict: bool = False,
@@ -145,6 +155,7 @@ def apply(
             left as it is, unless `inplace`.
         plan: from `fxprune.plan`, from `fxprune.report(small).plan`, or from `Plan.from_json`.
         example_inputs: of the same structure and sizes as those that the plan was made with; see `trace`.
+        outputs: the same as the plan was made with; see `trace`.
         inplace: see `prune`.
         verify: see `prune`.
         strict: see `prune`.
@@ -161,15 +172,20 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     net, back = find_adapter(model).unwrap(model)
-    with torch.inference_mode(False):  # what is made there nobody could train
-        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
-        plan.check(graph)
-        applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+    graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
+    plan.check(graph)
+    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 
 def settled(
-    net: nn.Module, budget: Budget, limits: Limits, example: ExampleInputs | None, attention: str, known: Ignore = ()
+    net: nn.Module,
+    budget: Budget,
+    limits: Limits,
+    example: ExampleInputs | None,
+    attention: str,
+    known: Ignore = (),
+    outputs: Wanted | None = None,
 ) -> Realized:
     """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach.
 
@@ -179,7 +195,7 @@ def settled(
     Raises:
         InputsError: something in `known` is not.
     """
-    graph = trace(net, example, attention=attention)
+    graph = trace(net, example, attention=attention, outputs=outputs)
     require_known(graph, known)
 
     def plan_of(graph: ChannelGraph) -> Plan:

@@ -18,6 +18,7 @@ from fxprune.errors import BudgetError, RewriteError, VerifyError
 from fxprune.graph.channels import FAILS, ChannelGraph
 from fxprune.graph.equations import Equation
 from fxprune.graph.modules import evaluating
+from fxprune.graph.packing import unpacked
 from fxprune.graph.trace import place_of
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.norms import norm_changes
@@ -28,7 +29,7 @@ from fxprune.rewriting.attributes import set_attribute
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.rewriting.scales import scale_folds
 from fxprune.rewriting.unread import Stale, unread
-from fxprune.verification import Check, check_dense, same_batches
+from fxprune.verification import Check, check_dense, check_training, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 TRIALS = 200  # rewrites at most while the groups at fault are looked for
@@ -57,7 +58,7 @@ class Realized:
     graph: ChannelGraph
     plan: Plan
     done: Rewritten
-    check: Check | None
+    checks: tuple[Check, ...]
     stale: tuple[Stale, ...] = ()
     reason: str = ""
 
@@ -150,7 +151,7 @@ def faulty(net: nn.Module, graph: ChannelGraph, plan: Plan) -> list[str]:
         part = replace(plan, removed={n: plan.removed[n] for n in names})
         part = replace(part, norms=norm_changes(graph, part.kept(graph)))
         try:
-            return not _dense(net, graph, part, "module", verify=True)[1].ok  # type: ignore[union-attr]
+            return not all(c.ok for c in _dense(net, graph, part, "module", verify=True)[1])
         except (VerifyError, UnsolvedError):
             return True
 
@@ -229,57 +230,67 @@ def _beyond(
 def _attempt(
     net: nn.Module, graph: ChannelGraph, plan: Plan, clock: Clock, verify: bool, forward: str, trouble: str
 ) -> Realized:
+    if forward == "graph" and not graph.traced.returned.whole:
+        raise RewriteError(
+            f"{trouble}; the rewritten graph cannot be the forward, since it gives only the outputs that count, as "
+            "plain tensors: keep that part with ignore=, or return all outputs in tuples, lists and dicts"
+        )
     if not verify and forward == "module" and any(eq.node for eq in _cut(graph, plan, graph.literals)):
         raise VerifyError(f"{type(net).__name__} holds plain numbers for sizes that change")
     with clock("rewrite"):
-        done, check = _dense(net, graph, plan, forward, verify)
-    if check is None:
-        return Realized(graph, plan, *_brought_along(net, graph, plan, done, None), trouble)
-    if not check.ok:
-        raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
+        done, checks = _dense(net, graph, plan, forward, verify)
+    if not verify:
+        return Realized(graph, plan, *_brought_along(net, graph, plan, done, ()), trouble)
+    for check in checks:
+        if not check.ok:
+            raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
     if forward == "graph" and not same_batches(net, done.model, graph):
         raise RewriteError(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Realized(graph, plan, *_brought_along(net, graph, plan, done, check), trouble)
+    return Realized(graph, plan, *_brought_along(net, graph, plan, done, checks), trouble)
+
+
+def _proofs(net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...]:
+    return (check_dense(net, small, graph, plan), *check_training(net, small, graph, plan))
 
 
 def _brought_along(
-    net: nn.Module, graph: ChannelGraph, plan: Plan, done: Rewritten, check: Check | None
-) -> tuple[Rewritten, Check | None, tuple[Stale, ...]]:
+    net: nn.Module, graph: ChannelGraph, plan: Plan, done: Rewritten, checks: tuple[Check, ...]
+) -> tuple[Rewritten, tuple[Check, ...], tuple[Stale, ...]]:
     """The integers that no trace has read, brought along where they can only mean a width and the proof still holds."""
     follow, stale = unread(done.model, graph, plan.kept(graph), find_adapter(net).widths(net))
     changes = [c for attr, new in follow.items() for c in set_attribute(done.model, attr, new)]
-    if changes and check is not None:
+    if changes and checks:
         try:
-            again = check_dense(net, done.model, graph, plan)
+            holds = all(c.ok for c in _proofs(net, done.model, graph, plan))
         except VerifyError:
-            again = None
-        if again is None or not again.ok:
+            holds = False
+        if not holds:
             for attr in follow:
                 set_attribute(done.model, attr, attr.old)
             left = (Stale(a.path, str(a).removeprefix(f"{a.path}."), a.old, (new,)) for a, new in follow.items())
-            return done, check, (*left, *stale)
-    return replace(done, changes=(*done.changes, *changes)), check, tuple(stale)
+            return done, checks, (*left, *stale)
+    return replace(done, changes=(*done.changes, *changes)), checks, tuple(stale)
 
 
 def _dense(
     net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify: bool
-) -> tuple[Rewritten, Check | None]:
-    """The dense model and its proof; scales that its Python computes from a width are those of the given model."""
+) -> tuple[Rewritten, tuple[Check, ...]]:
+    """The dense model and its proofs; scales that its Python computes from a width are those of the given model."""
     done = rewrite(net, graph, plan, forward=forward)
-    check = check_dense(net, done.model, graph, plan) if verify else None
+    checks = _proofs(net, done.model, graph, plan) if verify else ()
     computed = graph.traced.recorder.numbers or graph.traced.recorder.lost
-    if forward == "module" and (not check.ok if check is not None else computed):
+    if forward == "module" and (not all(c.ok for c in checks) if verify else computed):
         folds = scale_folds(graph, done.model, plan.kept(graph))
-        if folds is None and check is None:
+        if folds is None and not verify:
             raise VerifyError(f"a scale that {type(net).__name__} computes from a width cannot be kept")
         for fold in folds or ():
             fold.apply(done.model)
-        if folds and check is not None:
-            check = check_dense(net, done.model, graph, plan)
-    return done, check
+        if folds and verify:
+            checks = _proofs(net, done.model, graph, plan)
+    return done, checks
 
 
 def finished(
@@ -308,23 +319,25 @@ def reported(
 ) -> nn.Module:
     """The dense model, with its report; `notes` tell how the scores came about."""
     timing = None
-    if made.plan.of == "latency" and made.check is not None:
+    if made.plan.of == "latency" and made.checks:
         with clock("confirm"):
             timing = _timed(net, made)
     replaced = list(net.parameters()) if inplace else []
     small = transplant(net, made.done.model) if inplace else made.done.model
     warn_holders(replaced)
-    checks = () if made.check is None else (made.check,)
     told = Report(
         made.plan,
         made.done.changes,
-        checks,
+        made.checks,
         made.done.forward,
         made.reason,
         causes(made.graph),
         dict(clock.seconds),
         seed=seed,
         timing=timing,
+        unread=made.graph.unread,
+        unseen=made.graph.unseen,
+        outputs=str(made.graph.traced.returned),
         reduced=reductions(made.graph, made.plan),
         stale=made.stale,
         scoring=tuple(dict.fromkeys(notes)),
@@ -335,7 +348,7 @@ def reported(
 
 def _timed(net: nn.Module, made: Realized) -> Timing:
     """Both models, in turns, on the example inputs."""
-    args, kwargs = made.graph.traced.example
+    args, kwargs = unpacked(made.graph.traced.example)
     device = place_of(made.graph.traced)[0]
     with evaluating(net), evaluating(made.done.model):
         turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)

@@ -13,6 +13,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import PlanError, printable
 from fxprune.graph.channels import ChannelGraph, source_of
 from fxprune.graph.groups import Held
+from fxprune.graph.outputs import shortened
 from fxprune.graph.rules.op import op_name
 from fxprune.planning.plan import Plan
 from fxprune.reporting.history import History
@@ -69,6 +70,9 @@ class Report:
         seed: what everything drawn at random came from.
         scoring: what the criterion tells about how it computed its scores.
         timing: dense and pruned model timed against each other, where the budget was a latency.
+        unread: parameters that neither eval nor train mode read on the example inputs; they are whole.
+        unseen: why train mode could not be looked at, where it could not.
+        outputs: which outputs were released, and which compared, where not all of them count.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
             drawn.  Neither these nor `scoring` and `stale` are saved with the model.
         reduced: means, maxima and the like that are taken over the channels that stay, and thus changed what they mean.
@@ -86,6 +90,9 @@ class Report:
     earlier: tuple[Plan, ...] = ()
     seed: int | None = None
     timing: Timing | None = None
+    unread: tuple[str, ...] = ()
+    unseen: str = ""
+    outputs: str = ""
     history: History | None = None
     picture: str = ""
     scoring: tuple[str, ...] = ()
@@ -110,6 +117,9 @@ class Report:
         lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
+        lines += [f"  outputs: {self.outputs}"] if self.outputs else []
+        lines += [f"  train mode was not checked: {self.unseen}"] if self.unseen else []
+        lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []
         lines += [f"  over what stays: {r}" for r in self.reduced[:MOST]]
         lines += [f"  left as it was: {s}" for s in self.stale[:MOST]]
         more = max(0, len(self.reduced) - MOST) + max(0, len(self.stale) - MOST)
@@ -167,8 +177,8 @@ def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cau
 
 def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
     """The reductions over channels that a plan changes, each with its op, its widths and its source line."""
-    keep, nodes = plan.kept(graph), {n.name: n for n in graph.traced.graph.nodes}
-    out = []
+    keep, out = plan.kept(graph), []
+    nodes = {n.name: n for mode in graph.modes for n in mode.traced.graph.nodes}
     for r in graph.facts.reduced:
         now = graph.kept(r.axis, keep, len(r.axis))
         if now != len(r.axis) and not r.exact:
@@ -176,7 +186,7 @@ def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
             out.append(
                 f"{op_name(nodes[r.node].target)} over {now} of {len(r.axis)} channels{f' at {at}' if at else ''}"
             )
-    return tuple(out)
+    return tuple(dict.fromkeys(out))
 
 
 def attach(model: nn.Module, made: Report) -> None:

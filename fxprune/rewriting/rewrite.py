@@ -12,6 +12,7 @@ from __future__ import annotations
 import types
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fxprune.arguments import MODULE, TEXT, takes
@@ -49,6 +50,7 @@ class UnsolvedError(RewriteError):
 
 
 @takes(model=MODULE, graph=ChannelGraph, plan=Plan, forward=TEXT)
+@torch.inference_mode(False)  # what is made there could not train
 def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str = "module") -> Rewritten:
     """Apply a plan to the model it was made for, or to another checkpoint of the same architecture; that one stays.
 

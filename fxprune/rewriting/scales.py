@@ -29,7 +29,7 @@ _ALPHA = {"aten::baddbmm": 1, "aten::addmm": 1, "aten::addbmm": 1, "aten::addmv"
 def scale_folds(graph: ChannelGraph, small: nn.Module, keep: Bools) -> list[Fold] | None:
     """Factors for the weights of `small` that give every scale of the given model back; None where one cannot be."""
     with contextlib.suppress(FxPruneError):
-        after = capture(small, graph.traced.example)
+        after = capture(small, graph.traced.example, graph.traced.returned)
         return list(_folds(graph, after, keep))
     return None
 

@@ -177,6 +177,7 @@ def _dtype_of(name: str, module: nn.Module) -> str | None:
 
 
 @takes(model=STOCK)
+@torch.inference_mode(False)  # what is made there could not train
 def load(
     directory: PathLike,
     model: nn.Module | Callable[[], nn.Module] | None = None,
@@ -229,6 +230,7 @@ def _loaded(path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> An
 
 
 @takes()
+@torch.inference_mode(False)
 def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") -> Any:
     """`load`, for a diffusers pipeline only.
 

@@ -188,7 +188,7 @@ def score(
     normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
-    _check_model(graph, model)
+    _check_model(graph, model, bool(getattr(call, "weights", True)))
     memo: dict[Any, Any] = {} if reuse is None else reuse
     ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
     returned = _called(call, ctx)
@@ -282,7 +282,7 @@ def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
         raise InputsError(f"{missing(who, no_data, no_loss)}; or choose one that looks at weights alone: {WEIGHTS}")
 
 
-def _check_model(graph: ChannelGraph, model: nn.Module) -> None:
+def _check_model(graph: ChannelGraph, model: nn.Module, values: bool) -> None:
     require_whole(model)
     held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, shape in graph.shapes.items():
@@ -292,5 +292,5 @@ def _check_model(graph: ChannelGraph, model: nn.Module) -> None:
                 f"the graph was traced from another model: {name} {has} in this {type(model).__name__}, the graph "
                 f"has {shape}; trace this model"
             )
-        if held[name].is_meta:
+        if held[name].is_meta and values:
             raise InputsError(f"{name} is on the meta device and has no values to score; load the weights first")

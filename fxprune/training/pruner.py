@@ -17,6 +17,7 @@ from fxprune.arguments import COUNT, MAPPING, MODULE, read_from, takes
 from fxprune.errors import CriterionError, InputsError, PluginError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
+from fxprune.graph.outputs import Wanted
 from fxprune.masking.live import LiveMasks
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
@@ -67,6 +68,7 @@ class Pruner(Generic[M]):
         loss: `loss(model, batch) -> scalar` for the criterion, whatever your loop trains with; None: the adapter's.
         timesteps: which times of a diffusion process the adapter's loss sees; see `fxprune.prune`.
         example_inputs: see `fxprune.trace`.
+        outputs: see `fxprune.trace`.
         attention: see `fxprune.trace`.
         remember: how many batches to keep for scoring.
         normalize: see `fxprune.score`.
@@ -99,6 +101,7 @@ class Pruner(Generic[M]):
         loss: Callable[[nn.Module, Any], Any] | None = None,
         timesteps: str | Timesteps | None = None,
         example_inputs: ExampleInputs | None = None,
+        outputs: Wanted | None = None,
         attention: str = "heads",
         remember: int = 4,
         normalize: Normalization | None = None,
@@ -131,7 +134,7 @@ class Pruner(Generic[M]):
         self.given, self.scored = data is not None, ""
         self.notes: tuple[str, ...] = ()
         self.unscored: frozenset[str] | None = None
-        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay)
+        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay, outputs)
         self.graph: ChannelGraph = made.graph
         self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
@@ -245,6 +248,7 @@ class Pruner(Generic[M]):
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def finish(
         self,
         optimizer: torch.optim.Optimizer | None = None,

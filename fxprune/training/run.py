@@ -135,6 +135,7 @@ class Run:
             of=order.budget.of,
             loss=self.scoring,
             example_inputs=order.example_inputs,
+            outputs=order.outputs,
             attention=order.attention,
             remember=self.training.remember,
             normalize=order.scoring.normalize,
@@ -150,7 +151,12 @@ class Run:
         if plans:
             for plan in plans:
                 self.net = apply(
-                    self.net, plan, example_inputs=order.example_inputs, verify=order.verify, strict=order.strict
+                    self.net,
+                    plan,
+                    example_inputs=order.example_inputs,
+                    outputs=order.outputs,
+                    verify=order.verify,
+                    strict=order.strict,
                 )
         else:
             batches = list(itertools.islice(self.stream, self.training.remember))
@@ -159,7 +165,7 @@ class Run:
         self.plans = _plans(self.net)[len(_plans(dense)) :]
         if self.training.distillation:
             dense = deep_copy(dense) if dense is self.given else dense
-            graph = _graph(dense, self.plans, order.example_inputs) if self.training.distillation.features else None
+            graph = _graph(dense, self.plans, order) if self.training.distillation.features else None
             self.teacher = self._teacher(dense, graph)
             if self.teacher is not None and graph is not None:
                 self.teacher.cut(self.plans[0].kept(graph))
@@ -175,7 +181,8 @@ class Run:
         """The share to remove."""
         budget, ratio = self.order.budget, self.order.budget.ratio
         if budget.target is not None:
-            graph = trace(self.net, self.order.example_inputs, attention=self.order.attention)
+            order = self.order
+            graph = trace(self.net, order.example_inputs, attention=order.attention, outputs=order.outputs)
             ratio = budget.share(CostModel(graph))
         assert ratio is not None
         return ratio
@@ -333,8 +340,9 @@ def _plans(net: nn.Module) -> tuple[Plan, ...]:
     return (*report(net).earlier, report(net).plan) if is_pruned(net) else ()
 
 
-def _graph(dense: nn.Module, plans: tuple[Plan, ...], example: Any) -> ChannelGraph | None:
+def _graph(dense: nn.Module, plans: tuple[Plan, ...], order: Order) -> ChannelGraph | None:
     """The graph that the one plan was made for; None where there are several."""
     if len(plans) > 1:
         return None
-    return trace(dense, example, attention=plans[0].traced[0]).revised(plans[0].traced[1:])
+    traced = trace(dense, order.example_inputs, attention=plans[0].traced[0], outputs=order.outputs)
+    return traced.revised(plans[0].traced[1:])

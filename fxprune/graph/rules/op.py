@@ -58,6 +58,7 @@ class Facts:
         statistics: nodes that take a mean, a variance or a norm over live axes.
         reduced: reductions over live axes that are no norm's; those that change what they mean are reported.
         multiples: axes whose length has to stay a multiple of a number, for a kernel's sake.
+        settled: whether the nodes looked at are of train mode, where the proofs settle what is drawn at random.
     """
 
     reads: dict[str, list[tuple[fx.Node, int]]] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Facts:
     statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
     reduced: list[Reduced] = field(default_factory=list)
     multiples: list[tuple[Ints, int]] = field(default_factory=list)
+    settled: bool = False
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
