@@ -19,44 +19,30 @@ Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 def require_whole(model: nn.Module) -> None:
     """Raise `InputsError` where a model is not one of Python's own, with parameters that are all here.
 
-    Sharded parameters (FSDP's DTensors) no process has whole, and those made in inference mode cannot be cut.
+    What stands around or in place of a module holds no Python that could follow; sharded parameters (FSDP's DTensors)
+    no process has whole; those made in inference mode nothing can trace or train.
     """
     kind = type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputsError(f"this {kind} is compiled by torch.jit, which keeps its Python to itself: prune the original")
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise InputsError(f"this model is wrapped in {kind}: prune what is inside, model.module, and wrap the result")
-    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
-        raise InputsError(f"this {kind} is a program that torch.export made, without modes: prune the original module")
-    if any(p.is_inference() for p in itertools.chain(model.parameters(), model.buffers())):
-        raise InputsError(
-            f"the tensors of this {kind} were made inside torch.inference_mode(), so that nothing can follow them: "
-            "make or load the model outside (torch.no_grad() is fine)"
-        )
-    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
-        raise InputsError(
-            f"the parameters of this {type(model).__name__} are sharded (FSDP): prune the whole model, before "
-            "fully_shard() or from a full state dict, and shard the small one; for training on several devices use DDP"
-        )
-
-
-def require_own(model: nn.Module) -> None:
-    """Raise `InputsError` for what stands around or in place of a module: it holds no Python that could follow."""
-    name = type(model).__name__
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise InputsError("it is wrapped in DistributedDataParallel: prune model.module, and wrap the small one")
+        raise InputsError("the model is wrapped in DistributedDataParallel: prune model.module, and wrap the small one")
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputsError(f"this {name} is TorchScript, whose code is fixed: prune the module that it was made from")
+        kind = f"{kind} is compiled by torch.jit to TorchScript"
+        raise InputsError(f"this {kind}, whose code is fixed: prune the module that it was made from")
     try:
         with evaluating(model):
             pass
     except NotImplementedError as e:
-        raise InputsError(f"this {name} has no eval mode ({e}): prune the module that it was exported from") from e
-    made = next((n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_inference()), None)
-    if made is not None:
+        raise InputsError(f"this {kind} has no eval mode ({e}): prune the module that it was exported from") from e
+    named = [*model.named_parameters(), *model.named_buffers()]
+    if made := next((n for n, t in named if t.is_inference()), ""):
         raise InputsError(
             f"{made} was made inside torch.inference_mode(), and can neither be traced nor trained: make or load this "
-            f"{name} outside of it, or pass copy.deepcopy(model) made outside"
+            f"{kind} outside of it, or pass copy.deepcopy(model) made outside"
+        )
+    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
+        raise InputsError(
+            f"the parameters of this {kind} are sharded (FSDP): prune the whole model, before fully_shard() or from a "
+            "full state dict, and shard the small one; for training on several devices use DDP"
         )
 
 

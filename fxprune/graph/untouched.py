@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,9 +30,8 @@ def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Afterwards every module has the attributes and hooks it had: what the forward keeps of fake tensors is let go."""
     was = [(held, dict(held)) for held in _holders(model)]
-    kinds = (dict, list, set, OrderedDict)
-    kept = [v for _, before in was for k, v in before.items() if type(v) in kinds and k != "_modules"]
-    caches = [(v, copy.copy(v)) for v in kept]
+    kept = [v for _, before in was for k, v in before.items() if k != "_modules"]
+    caches = [(v, copy.copy(v)) for v in _containers(kept)]
     try:
         yield
     finally:
@@ -44,6 +43,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
             (cache.extend if isinstance(cache, list) else cache.update)(content)
         for clear in _memories(model):
             clear()
+
+
+def _containers(values: Iterable[Any]) -> list[Any]:
+    """The dicts and lists among some values, those within them too, each once."""
+    found: dict[int, Any] = {}
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if type(value) in (dict, list, OrderedDict, tuple) and id(value) not in found:
+            found[id(value)] = value
+            stack += value.values() if isinstance(value, dict) else value
+    return [v for v in found.values() if type(v) is not tuple]
 
 
 def _memories(model: nn.Module) -> set[Callable[[], None]]:

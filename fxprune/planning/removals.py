@@ -100,11 +100,12 @@ def clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]
         yield sorted(members), [n for g in sorted(members) for n in norms.get(g, [])]
 
 
-def _aligned(removals: Removals, sizes: Ints, width: int) -> Removals:
-    """The same channels in fewer removals that leave the groups multiples of `width`; as it was where none can.
+def _aligned(removals: Removals, sizes: Ints, width: int, anyway: bool) -> Removals:
+    """The same channels in fewer removals that leave the groups multiples of `width`.
 
     Args:
         sizes: channels of every group, by index.
+        anyway: whether they go as they were where none can; else nothing goes.
     """
     if width == 1 or not len(removals):
         return removals
@@ -113,7 +114,7 @@ def _aligned(removals: Removals, sizes: Ints, width: int) -> Removals:
     fits = ((sizes[groups] - gone) % width == 0).all(axis=1)
     fits[0] = True
     if fits.sum() < 2:
-        return removals
+        return removals if anyway else removals.first(0)
     ends = removals.ends[fits]
     each = np.diff(removals.ends) * removals.score
     total = np.concatenate([[0.0], np.cumsum(each)])[fits]
@@ -151,7 +152,7 @@ def sequences(
         else:
             out += [_regrouped(graph, g, norms, values[g], bounds) for g in live]
     sizes = np.array([len(g) for g in graph.groups])
-    return [_aligned(seq, sizes, bounds.round_to) for seq in out if len(seq)]
+    return [_aligned(seq, sizes, bounds.round_to, path is None) for seq in out if len(seq)]
 
 
 def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:

@@ -14,7 +14,7 @@ from fxprune.arguments import MODULE, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import ExampleInputs, as_inputs, require_own, require_whole
+from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
 from fxprune.graph.outputs import Outputs, Wanted
 from fxprune.graph.packing import copied, packed
 from fxprune.planning.budget import Budget
@@ -68,7 +68,6 @@ def trace(
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
     require_whole(model)
-    require_own(model)
     adapter = find_adapter(model)
     inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
     with torch.inference_mode(False):

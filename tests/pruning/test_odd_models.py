@@ -77,9 +77,12 @@ def _inference() -> nn.Module:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "made in inference mode": (_inference, r"made inside torch.inference_mode\(\)"),
-    "jit.trace": (lambda: torch.jit.trace(net().eval(), X), "is compiled by torch.jit.*: prune the original"),
+    "jit.trace": (
+        lambda: torch.jit.trace(net().eval(), X),
+        "is compiled by torch.jit.*: prune the module",
+    ),
     "jit.script": (lambda: torch.jit.script(net()), "is compiled by torch.jit"),
-    "export": (lambda: torch.export.export(net().eval(), (X,)).module(), "a program that torch.export made"),
+    "export": (lambda: torch.export.export(net().eval(), (X,)).module(), "has no eval mode"),
 }
 
 
