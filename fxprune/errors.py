@@ -5,9 +5,16 @@ Every message says what happened, where, and what to type.  Catching `FxPruneErr
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FxPruneError(Exception):
-    """Base class of every error that fxprune raises on purpose."""
+    """Base class of every error that fxprune raises on purpose.
+
+    `kept` is the trained model where something failed only after the work, else None; the message says where it lies.
+    """
+
+    kept: Any = None
 
 
 class TraceError(FxPruneError):

@@ -20,6 +20,12 @@ def batch_size(batch: Any) -> int:
     return next((len(t) for t in _leaves(batch) if isinstance(t, Tensor) and t.dim()), 0)
 
 
+def empty(batch: Any) -> bool:
+    """Whether a batch has tensors, and none of them holds a number: a mean over it would be NaN, a sum nothing."""
+    tensors = [t for t in _leaves(batch) if isinstance(t, Tensor)]
+    return bool(tensors) and not any(t.numel() for t in tensors)
+
+
 def take(batch: Any, samples: Sequence[int]) -> Any:
     """A batch of some samples of another; what has another first axis (a number, a table) goes along whole."""
     n = batch_size(batch)

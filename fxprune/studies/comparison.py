@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.errors import InputsError
-from fxprune.reporting.figures import figure_of
+from fxprune.reporting.figures import drawn, figure_of
 
 CSV, PNG = "compare.csv", "compare.png"
 Key = tuple[str, float, int]
@@ -83,7 +83,7 @@ class Comparison:
         """Draw loss by ratio (with the range over seeds), seconds and memory into a file.
 
         Raises:
-            InputsError: matplotlib is not installed.
+            InputsError: matplotlib is not installed, or no such file can be written.
         """
         figure = figure_of(12, 4.5)
         loss, seconds, memory = figure.subplots(1, 3, width_ratios=[2, 1, 1])
@@ -99,7 +99,7 @@ class Comparison:
             loss.legend(fontsize="small")
         _draw_bars(seconds, "seconds to score", {r.key: (r.criterion, r.seconds) for r in good})
         _draw_bars(memory, "MiB to score", {r.key: (r.criterion, r.memory and r.memory / 2**20) for r in good})
-        figure.savefig(path, dpi=150)
+        drawn(figure, path, dpi=150)
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.planner import plan as make_plan
-from fxprune.reporting.figures import figure_of
+from fxprune.reporting.figures import check_file, drawn, figure_of
 
 Floats = npt.NDArray[np.float64]
 TIE = 1e-9  # of the harm, for a whole group: what does no harm goes by the share that is gone
@@ -87,16 +87,16 @@ class Sensitivity:
         rows.writerow(["group", "with", "channels", "share", self.metric])
         for c in self.curves:
             for share, value in zip((0.0, *c.shares), (self.base, *c.values), strict=True):
-                rows.writerow([c.groups[0], " ".join(c.groups[1:]), c.channels, f"{share:.6g}", f"{value:.9g}"])
+                rows.writerow([c.groups[0], " ".join(c.groups[1:]), c.channels, repr(float(share)), repr(float(value))])
         if path is not None:
-            Path(path).write_text(text.getvalue(), encoding="utf-8")
+            check_file(path, "path").write_text(text.getvalue(), encoding="utf-8")
         return text.getvalue()
 
     def plot(self, path: str | Path, named: int = 8) -> None:
         """Draw all curves into a file, and name those that do most harm.
 
         Raises:
-            InputsError: matplotlib is not installed.
+            InputsError: matplotlib is not installed, or no such file can be written.
         """
         figure = figure_of(8, 5)
         axes = figure.add_subplot()
@@ -107,7 +107,7 @@ class Sensitivity:
             axes.plot((0.0, *c.shares), (self.base, *c.values), **style)
         axes.set(xlabel="share of the channels removed", ylabel=self.metric, title=f"Sensitivity of {self.model}")
         axes.legend(fontsize="small")
-        figure.savefig(path, dpi=150)
+        drawn(figure, path, dpi=150)
 
     def _worst_first(self) -> list[Curve]:
         def harm(c: Curve) -> float:

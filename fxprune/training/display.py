@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fxprune.errors import InputsError
-from fxprune.reporting.figures import figure_of
+from fxprune.reporting.figures import drawn, figure_of
 from fxprune.reporting.history import History, Told
 
 NAMED = 48  # groups; with more of them the rows carry no names
@@ -20,7 +20,7 @@ def draw(history: History, path: str | Path) -> Path:
     """Draw a history into a file whose suffix tells the format (PNG, SVG, PDF).
 
     Raises:
-        InputsError: there is no step yet, or matplotlib is not installed.
+        InputsError: there is no step yet, matplotlib is not installed, or no such file can be written.
     """
     if not len(history):
         raise InputsError("this run has taken no step yet, so there is nothing to draw")
@@ -32,8 +32,7 @@ def draw(history: History, path: str | Path) -> Path:
         panel(history, axis, figure)
         axis.set_xlim(1, max(2, len(history)))
     axes[-1].set_xlabel("step")
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    return drawn(figure, path, dpi=120)
 
 
 def _has(history: History, panel: Any) -> bool:

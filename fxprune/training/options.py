@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
+from fxprune.scoring.identity import told
 from fxprune.training.distillation import Distillation, Teacher
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -41,7 +42,8 @@ class Training:
         ema_decay: return an exponential moving average of the weights, such as 0.999; None: the weights themselves.
         distill: what to learn from the dense model.
         remember: how many of the last batches the criterion sees.
-        checkpoint_dir: folder for checkpoints.  Where it holds one of the same run, the run goes on from there.
+        checkpoint_dir: folder for checkpoints, of which it keeps two.  Where it holds one of the same run, the run goes
+            on from there; one of other weights, data, loss or options is refused.
         checkpoint_every: steps between checkpoints.
         log_with: trackers, as `accelerate.Accelerator` takes them: "tensorboard", "wandb", ..., or several.
         log_dir: where trackers write.
@@ -73,11 +75,17 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "remember", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputsError(f"{name}={getattr(self, name)} must be at least 1")
+            whole(name, getattr(self, name), least=1)
         for name in ("after", "warmup"):
-            if getattr(self, name) < 0:
-                raise InputsError(f"{name}={getattr(self, name)} must not be negative")
+            whole(name, getattr(self, name), least=0)
+        if self.clip is not None and not self.clip > 0:
+            raise InputsError(f"clip={self.clip} must be above 0, such as 1.0; None lets gradients be of any length")
+        if not 0 <= self.learning_rate < math.inf:
+            raise InputsError(f"learning_rate={self.learning_rate} must be finite and not negative, such as 1e-4")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InputsError(
+                f"ema_decay={self.ema_decay} is outside [0, 1); 0.999 averages over about a thousand steps"
+            )
 
     @property
     def total(self) -> int:
@@ -101,14 +109,15 @@ class Training:
 
     def told(self) -> dict[str, str]:
         """What a checkpoint must have been made with."""
-        return {f.name: text(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE}
+        return {f.name: told(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE}
 
 
-def text(value: Any) -> str:
-    """A value as text that is the same in the next process: functions by their name."""
-    if hasattr(value, "__qualname__"):
-        return str(value.__qualname__)
-    return type(value).__qualname__ if " at 0x" in repr(value) else repr(value)
+def whole(name: str, value: Any, least: int) -> None:
+    """Raise `InputsError` where a value is no whole number, or below the least."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InputsError(f"{name}={value!r} must be a whole number, at least {least}")
+    if value < least:
+        raise InputsError(f"{name}={value} must be at least {least}")
 
 
 class Objective(nn.Module):

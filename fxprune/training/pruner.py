@@ -222,6 +222,16 @@ class Pruner(Generic[M]):
         ranks.add_up([flat])
         return self.problem.by_group((flat / ranks.number()).cpu().numpy())
 
+    def rehearse(self, strict: bool = False) -> None:
+        """Cut a copy of the model as it is now by magnitude, and prove it: would `finish` hold?
+
+        Raises:
+            RewriteError, VerifyError: it would not; the model is as it was.
+        """
+        with self.masks.off():
+            scores = score(self.graph, self.net, "magnitude")
+            finished(self.net, self.graph, self.problem.plan(scores.values), True, strict, self.seed)
+
     # ---- the end ------------------------------------------------------------------------------------------------
 
     def finish(
