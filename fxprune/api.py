@@ -55,6 +55,7 @@ def prune(
     verify: bool = True,
     strict: bool = False,
     samples: int = 8,
+    max_batches: int | None = None,
     seed: int = 0,
     progress: bool = True,
     budget: Budget | None = None,
@@ -96,6 +97,8 @@ def prune(
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
         strict: raise rather than run the rewritten graph as the forward.
         samples: calibration samples where the adapter makes the data.
+        max_batches: how many batches of `data` are read to score; None: all, or 1000 where the data tell no length and
+            may be endless. A DataLoader is streamed: one batch in memory at a time.
         seed: for everything drawn at random.
         progress: show progress bars.
         budget: `ratio`, `of` and `target` in one value, in their place.
@@ -120,7 +123,7 @@ def prune(
     order = Order(
         gathered(Budget, budget, {"ratio": ratio, "of": of, "target": target}),
         gathered(Limits, limits, keywords),
-        Scoring(criterion, normalize, data, loss, timesteps, samples),
+        Scoring(criterion, normalize, data, loss, timesteps, samples, max_batches),
         example_inputs=example_inputs,
         attention=attention,
         granularity=granularity,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.errors import BudgetError, InputsError, PlanError
@@ -25,6 +25,7 @@ from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
 from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
 from fxprune.scoring.score import needs_of, score
+from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 
 M = TypeVar("M")
@@ -58,10 +59,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
 def prune_once(model: M, order: Order) -> M:
     """The smaller model (or pipeline) that an order asks for, without training."""
     scoring = order.scoring
-    if scoring.data is not None and not isinstance(scoring.data, (Tensor, Mapping, str)):
-        # these are no batches: score() says so
-        scoring = replace(scoring, data=list(scoring.data))
-        order = replace(order, scoring=scoring)
+    scoring = replace(scoring, data=as_batches(scoring.data, scoring.max_batches))
+    order = replace(order, scoring=scoring)
     if order.attention == "both":
         return _prune_both(model, order)
     needs = needs_of(scoring.criterion)

@@ -24,6 +24,7 @@ from fxprune.scoring.batches import batch_size, describe, missing, named, run, t
 from fxprune.scoring.hessian import Method, hessian_gradient
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Call, Observer, Visit
+from fxprune.scoring.streaming import Batches, as_batches
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Tensors: TypeAlias = dict[str, Tensor]
@@ -95,8 +96,8 @@ class Context:
         return next((p.device for p in self.parameters.values()), torch.device("cpu"))
 
     @functools.cached_property
-    def batches(self) -> tuple[Any, ...]:
-        """The batches, read from `data` once.
+    def batches(self) -> tuple[Any, ...] | Batches:
+        """The batches: in memory, or of a DataLoader read anew, and the same, whenever they are iterated.
 
         Raises:
             InputsError: there are none, or `data` is one tensor or one dict instead of a list of batches.
@@ -107,7 +108,10 @@ class Context:
             raise InputsError(
                 f"data is one {type(self.data).__name__}; pass an iterable of batches, such as the list [batch]"
             )
-        batches = tuple(self.data)
+        found = as_batches(self.data)
+        if isinstance(found, Batches):
+            return found
+        batches = tuple(found)
         if not batches:
             raise InputsError("data holds no batch; pass an iterable with at least one (a generator runs only once)")
         return batches
@@ -142,9 +146,15 @@ class Context:
 
     def _seeded(self, batch: Any, number: int | None = None) -> int:
         if number is None:
-            number = next((i for i, b in enumerate(self.batches) if b is batch), 0)
+            number = self._number_of(batch)
         seed_torch(self.model, self.seed + number)
         return number
+
+    def _number_of(self, batch: Any) -> int:
+        held = self.batches
+        if isinstance(held, Batches):
+            return held.number_of(batch)
+        return next((i for i, b in enumerate(held) if b is batch), 0)
 
     def _call(self, function: Loss, batch: Any, number: int) -> Any:
         try:
@@ -181,6 +191,11 @@ class Context:
                 found = self._backward(loss, tensors)
             else:
                 found = torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True)
+        if all(g is None for g in found):
+            raise InputsError(
+                f"{self.who}: loss(model, batch) does not look at the model it is given: its gradient reaches none of the "
+                "parameters; call model(...) in the loss"
+            )
         return {n: torch.zeros_like(t) if g is None else g for n, t, g in zip(names, tensors, found, strict=True)}
 
     def _backward(self, loss: Tensor, tensors: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
@@ -258,8 +273,11 @@ class Context:
         The loss runs the model, without gradients; where there is none, a batch is what the model takes.
         """
         failed: list[Exception] = []
+        calls = 0
 
         def visited(call: Call) -> None:
+            nonlocal calls
+            calls += 1
             try:
                 visit(call)
             except Exception as e:
@@ -275,6 +293,11 @@ class Context:
                 if failed:  # not the loss's fault
                     raise failed[0] from None
                 raise
+        if not calls and self.loss_function is not None and self.tensors:
+            raise InputsError(
+                f"{self.who}: loss(model, batch) does not look at the model it is given: it uses none of its weights; "
+                "call model(...) in the loss"
+            )
 
     def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Tensors:
         """`mean_over` the batches, behind a progress bar."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fxprune.errors import CriterionError
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.autograd import once_differentiable
+from fxprune.scoring.identity import length
 
 Tensors: TypeAlias = dict[str, Tensor]
 Method: TypeAlias = Literal["auto", "exact", "finite_difference"]
@@ -29,7 +30,7 @@ class Differentiable(Protocol):
     @property
     def parameters(self) -> dict[str, nn.Parameter]: ...
     @property
-    def batches(self) -> tuple[Any, ...]: ...
+    def batches(self) -> Iterable[Any]: ...
     def loss(self, batch: Any) -> Tensor: ...
     def differentiate(self, loss: Tensor, create_graph: bool = False) -> Tensors: ...
     def gradients(self, anew: bool = False) -> Tensors: ...
@@ -57,7 +58,7 @@ def exact(ctx: Differentiable) -> Tensors:
 
     Where there is but one batch, its g_b is g: one pass less.
     """
-    one = len(ctx.batches) == 1 and not ranks.several()
+    one = length(ctx.batches) == 1 and not ranks.several()
     g = {} if one else ctx.gradients()
 
     def of(batch: object) -> Tensors:

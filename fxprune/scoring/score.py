@@ -130,7 +130,8 @@ def score(
         graph: from `fxprune.trace`.
         model: the traced model, or another checkpoint of the same architecture.
         criterion: a registered name, a criterion, or any callable `(ctx: Context) -> {tensor or group: values}`.
-        data: an iterable of batches, whatever `loss` takes; read once.
+        data: an iterable of batches, whatever `loss` takes; a DataLoader is read anew, and never kept in memory, for
+            criteria that look several times (see `fxprune.scoring.streaming`).
         loss: `loss(model, batch) -> scalar tensor`.
         seed: for criteria and losses that draw random numbers.
         reduce: "sum", "mean", "max", "l2" or "first" over a channel's elements (see `fxprune.scoring.saliency`); None: the

@@ -29,6 +29,7 @@ from fxprune.reporting.report import attach, report
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.saliency import Normalization
 from fxprune.scoring.score import Criterion, needs_of, score
+from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import Average
 from fxprune.training.carry_over import Carry
@@ -133,8 +134,8 @@ class Pruner(Generic[M]):
         except Exception:
             self.masks.detach()
             raise
-        self.batches: deque[Any] = deque(data or (), maxlen=None if data is not None else remember)
-        self.given, self.scored = data is not None, ""
+        self.batches: deque[Any] = deque(maxlen=remember)
+        self.data, self.given, self.scored = as_batches(data), data is not None, ""
         self.history = History([g.name for g in self.graph.groups])
 
     # ---- while training -----------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ class Pruner(Generic[M]):
                 self.graph,
                 self.net,
                 self.criterion,
-                data=list(self.batches) or None,
+                data=self.data if self.given else list(self.batches) or None,
                 loss=self.loss,
                 normalize=self.normalize,
                 seed=self.seed + self.flow.taken,
