@@ -10,6 +10,7 @@ from torch import nn
 from fxprune.adapter import find_adapter
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
+from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.planning.options import gathered
@@ -139,7 +140,8 @@ def prune(
         raise InputsError(
             f"scheduler={scheduler!r} prunes while the model trains: pass steps=, such as 2000, and data="
         )
-    return prune_once(model, order)
+    with in_turn:
+        return prune_once(model, order)
 
 
 def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Training | None, order: Order) -> M:
@@ -151,7 +153,8 @@ def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Traini
         raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
     if steps is not None and training is not None:
         raise InputsError(f"steps={steps} and training= both set the steps; pass training=Training(steps={steps}, ...)")
-    made: M = trained(model, scheduler, training or Training(steps or 0), order)
+    with in_turn:
+        made: M = trained(model, scheduler, training or Training(steps or 0), order)
     return made
 
 
@@ -180,7 +183,8 @@ def calibration(
         InputsError: where the family has no loss, or cannot make data.
     """
     adapter = seeing(find_adapter(model), timesteps)
-    loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
+    with in_turn:
+        loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
     if loss is None or batches is None:
         raise InputsError(f"fxprune has no {'loss' if loss is None else 'data'} for {type(model).__name__}: bring both")
     return batches, loss

@@ -28,6 +28,7 @@ from fxprune.errors import InputsError, TraceError
 from fxprune.graph.modules import Inputs, evaluating, same_draws, tensor_names
 from fxprune.graph.provenance import Recorder, TracedInt
 from fxprune.graph.recording import MARK, Recorded, bypassed, traced_attributes
+from fxprune.graph.turns import in_turn
 from fxprune.graph.values import Values
 
 _STATE = ("_parameters", "_buffers", "_modules")
@@ -135,7 +136,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Traced:
         TraceError: where `torch.export` cannot capture the model; names the source line it stopped at.
         InputsError: where the model itself does not run on these inputs.
     """
-    with evaluating(model), _untouched(model):
+    with in_turn, evaluating(model), _untouched(model):
         try:
             return _flatten(model, *_recorded(model, inputs))
         except Exception:  # noqa: BLE001 - whatever recording met, plain export has the last word

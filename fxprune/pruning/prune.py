@@ -13,6 +13,7 @@ from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
+from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
@@ -53,7 +54,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
         )
     require_whole(model)
     inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
-    return analyse(model, inputs, PREFER[attention])
+    with in_turn:
+        return analyse(model, inputs, PREFER[attention])
 
 
 def prune_once(model: M, order: Order) -> M:
@@ -138,10 +140,11 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
-    net, back = find_adapter(model).unwrap(model)
-    graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
-    plan.check(graph)
-    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+    with in_turn:
+        net, back = find_adapter(model).unwrap(model)
+        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+        plan.check(graph)
+        applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 

@@ -14,6 +14,7 @@ from fxprune.errors import BudgetError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import evaluating
 from fxprune.graph.trace import place_of
+from fxprune.graph.turns import in_turn
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
@@ -165,9 +166,10 @@ def finished(
             raise BudgetError("the plan is settled and cannot be made anew")
         return plan
 
-    clock = Clock()
-    made = realize(lambda *_: net, graph, planned, clock, verify, strict)
-    return reported(net, made, clock, inplace, seed)
+    with in_turn:
+        clock = Clock()
+        made = realize(lambda *_: net, graph, planned, clock, verify, strict)
+        return reported(net, made, clock, inplace, seed)
 
 
 def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None) -> nn.Module:

@@ -28,6 +28,7 @@ from fxprune import registry
 from fxprune.errors import CriterionError, FxPruneError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import comes_from, require_whole, seed_torch
+from fxprune.graph.turns import in_turn
 from fxprune.scoring.batches import missing, named
 from fxprune.scoring.context import Context, Loss
 from fxprune.scoring.preservation import attributes_kept, unchanged
@@ -160,13 +161,14 @@ def score(
     normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
-    _check_model(graph, model)
-    memo: dict[Any, Any] = {} if reuse is None else reuse
-    ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
-    returned = _called(call, ctx)
-    with torch.no_grad():
-        values = channel_scores(graph, ctx.who, returned, reduce, partial)
-        blocks = block_scores(graph, returned)
+    with in_turn:
+        _check_model(graph, model)
+        memo: dict[Any, Any] = {} if reuse is None else reuse
+        ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
+        returned = _called(call, ctx)
+        with torch.no_grad():
+            values = channel_scores(graph, ctx.who, returned, reduce, partial)
+            blocks = block_scores(graph, returned)
     values = {g: normalized(v, normalize) for g, v in values.items()}
     unscored = tuple(g.name for g in graph.groups if g.name not in values)
     top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)

@@ -1,9 +1,9 @@
 """Batches that are read again and again, one in memory at a time, and the same ones each time.
 
-    list, tuple              as it is
-    generator                kept in memory, since it runs only once: at most `MOST` batches of it
-    DataLoader, any other    read anew at every pass, with the random numbers of the first; where the data tell no length
-                             they may be endless, and `MOST` batches are read
+list, tuple              as it is
+generator                kept in memory, since it runs only once: at most `MOST` batches of it
+DataLoader, any other    read anew at every pass, with the random numbers of the first; where the data tell no length
+                         they may be endless, and `MOST` batches are read
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ class Batches:
             yield batch
             number += 1
         self.current = None
-        if not number or (self._passed and number < len(self._seen)):
+        if not number and not self._passed:
+            raise InputsError("data holds no batch; pass an iterable with at least one (a generator runs only once)")
+        if self._passed and number < len(self._seen):
             raise InputsError(
-                f"data gives {number} batches at pass {1 + self._passed}{self._before()}; pass something that can be "
-                "iterated again and again, such as a list or a DataLoader (a generator runs only once)"
+                f"data gave {len(self._seen)} batches and now gives {number}; pass something that can be iterated again "
+                "and again, such as a list or a DataLoader"
             )
         self._passed = True
 
@@ -92,9 +94,6 @@ class Batches:
     def _tell(self) -> None:
         if self.most is None and not self._passed:
             tell_cut(type(self.data).__name__)
-
-    def _before(self) -> str:
-        return f", and gave {len(self._seen)} before" if self._passed else ""
 
     def _check(self, number: int, batch: Any) -> None:
         if empty(batch):

@@ -15,6 +15,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import CriterionError, InputsError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
+from fxprune.graph.turns import in_turn
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import dense_cost
 from fxprune.planning.plan import Plan
@@ -27,6 +28,8 @@ from fxprune.rewriting.rewrite import UnsolvedError, rewrite
 from fxprune.scoring.batches import missing
 from fxprune.scoring.context import Loss
 from fxprune.scoring.score import Criterion, Scores, needs_of, score
+from fxprune.scoring.streaming import as_batches
+from fxprune.scoring.use import looking
 from fxprune.studies.sensitivity_table import Curve, Sensitivity
 from fxprune.verification import check_dense
 
@@ -80,26 +83,28 @@ def sensitivity(
     """
     if not shares or not all(0 < s < 1 for s in shares):
         raise InputsError(f"shares={tuple(shares)} must be numbers in (0, 1), such as {SHARES}")
-    adapter = find_adapter(model)
-    net = adapter.unwrap(model)[0]
-    graph = trace(net, example_inputs, attention=attention)
-    if data is None and (metric is None or "data" in needs_of(criterion)):
-        data = adapter.calibration(model, samples, seed, progress)
-    batches = None if data is None else list(data)
-    loss = loss or adapter.loss_of(model, seed)
-    if metric is None:
-        if batches is None or loss is None:
-            raise InputsError(missing("sensitivity", batches is None, loss is None))
-        metric = _MeanLoss(loss, batches, seed)
-    scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
-    allowed = [not out for out in ignored(graph, (*named(net, ignore), *adapter.protect(net)))]
-    parts = _parts(graph, scores.values, allowed)
-    base = _measure(metric, net)
-    if not np.isfinite(base):
-        raise CriterionError(
-            f"the {_name(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
-        )
-    curves = [_curve(net, graph, seq, shares, metric, scores) for seq in _track(parts, progress)]
+    with in_turn:
+        adapter = find_adapter(model)
+        net = adapter.unwrap(model)[0]
+        graph = trace(net, example_inputs, attention=attention)
+        if data is None and (metric is None or "data" in needs_of(criterion)):
+            data = adapter.calibration(model, samples, seed, progress)
+        batches = as_batches(data)
+        loss = loss or adapter.loss_of(model, seed)
+        if metric is None:
+            if batches is None or loss is None:
+                raise InputsError(missing("sensitivity", batches is None, loss is None))
+            metric = _MeanLoss(loss, batches, seed)
+        scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
+        allowed = [not out for out in ignored(graph, (*named(net, ignore), *adapter.protect(net)))]
+        parts = _parts(graph, scores.values, allowed)
+        with looking(net, _name(metric)):
+            base = _measure(metric, net)
+        if not np.isfinite(base):
+            raise CriterionError(
+                f"the {_name(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
+            )
+        curves = [_curve(net, graph, seq, shares, metric, scores) for seq in _track(parts, progress)]
     return Sensitivity(type(net).__name__, _name(metric), base, tuple(curves), higher_is_better)
 
 
@@ -108,15 +113,17 @@ class _MeanLoss:
     """Mean loss over batches; each batch draws the same random numbers every time."""
 
     loss: Loss
-    batches: list[Any]
+    batches: Iterable[Any]
     seed: int
 
     def __call__(self, model: nn.Module) -> float:
-        total = 0.0
+        losses = []
         for i, batch in enumerate(self.batches):
             seed_torch(model, self.seed + i)
-            total += float(self.loss(model, batch))
-        return total / len(self.batches)
+            losses.append(float(self.loss(model, batch)))
+        if not losses:
+            raise InputsError("data holds no batch; pass an iterable with at least one")
+        return sum(losses) / len(losses)
 
 
 def _name(metric: Metric) -> str:

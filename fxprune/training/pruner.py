@@ -16,6 +16,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import InputsError, PluginError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
+from fxprune.graph.turns import in_turn
 from fxprune.masking.live import LiveMasks
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
@@ -124,9 +125,10 @@ class Pruner(Generic[M]):
         limits = replace(limits, ignore=(*named(self.net, limits.ignore), *adapter.protect(self.net)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
-        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention)
-        self.graph: ChannelGraph = made.graph
-        self.masks = LiveMasks(self.net, self.graph)
+        with in_turn:
+            made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention)
+            self.graph: ChannelGraph = made.graph
+            self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
         self.problem = Problem(self.graph, ratio, steps, of, limits)
         try:
