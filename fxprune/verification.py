@@ -18,7 +18,7 @@ from fxprune.errors import VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import deep_copy
 from fxprune.graph.turns import in_turn
-from fxprune.masking.comparison import outputs, relative_error, tolerance
+from fxprune.masking.comparison import outputs, overflow, relative_error, tolerance
 from fxprune.masking.masked_run import run_masked
 from fxprune.planning.plan import Plan
 
@@ -46,6 +46,11 @@ def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: P
         VerifyError: where the dense model does not run.
     """
     reference = run_masked(graph, model, graph.traced.example, plan.kept(graph), plan.norms, plan.blocks)
+    if overflow(reference):
+        raise VerifyError(
+            f"the {type(model).__name__} gives NaN or infinite numbers on the example inputs, so that nothing can be proved: "
+            "pass example_inputs= that it can compute with, or look for NaN in its weights"
+        )
     try:
         got = outputs(small, graph.traced.example)
     except Exception as e:

@@ -11,13 +11,15 @@ from rich.markup import escape
 from fxprune import api
 from fxprune.adapter import find_adapter
 from fxprune.cli.console import out, print_plan, told
-from fxprune.cli.folder import Folder, on_device, open_folder
+from fxprune.cli.folder import Folder, on_device, open_folder, saved_somewhere, writable
 from fxprune.errors import InputsError
+from fxprune.reporting.figures import check_picture
 from fxprune.reporting.report import report
 from fxprune.saving.folder import claim
-from fxprune.saving.save import save
 from fxprune.training.images import image_batches
 from fxprune.training.options import Training
+
+RATE = 1e-4  # of learning
 
 
 def prune(
@@ -49,7 +51,7 @@ def prune(
         Path | None, typer.Option(metavar="FOLDER", help="Images to train with, for a model that draws pixels.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images a step (and process).")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-4,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = RATE,
     ema_decay: Annotated[float | None, typer.Option(help="Save an average of the weights, such as 0.999.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     checkpoints: Annotated[
@@ -101,7 +103,10 @@ def prune(
     Example: fxprune prune ddpm-cifar10-32 --ratio 0.4 --criterion gradflow -o small
     """
     with told():
-        claim(output)  # before the work, not after it
+        writable(claim(output))  # before the work, not after it
+        if picture is not None:
+            check_picture(picture, "--picture")
+        _refuse_untrained(steps, after, learning_rate, ema_decay, mixed_precision, checkpoints, picture)
         model = on_device(open_folder(directory), device)
         options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
         options |= {"learning_rate": learning_rate, "ema_decay": ema_decay, "picture": picture}
@@ -135,8 +140,24 @@ def prune(
             progress=not quiet,
         )
         _print_pruned(small)
-        save(small, output)
+        saved_somewhere(small, output)
         out.print(f"saved in {escape(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _refuse_untrained(
+    steps: int | None,
+    after: int,
+    learning_rate: float,
+    ema_decay: float | None,
+    mixed_precision: str | None,
+    checkpoints: Path | None,
+    picture: Path | None,
+) -> None:
+    """Options of training without --steps would do nothing."""
+    asked = {"--after": after, "--learning-rate": learning_rate != RATE, "--ema-decay": ema_decay is not None}
+    asked |= {"--mixed-precision": mixed_precision, "--checkpoints": checkpoints, "--picture": picture}
+    if steps is None and (found := [name for name, given in asked.items() if given]):
+        raise InputsError(f"{found[0]} goes with training: pass --steps and --data too, or leave it out")
 
 
 def _shares(given: list[str] | None) -> dict[str, float] | None:

@@ -1,4 +1,4 @@
-"""Whether a loss or a metric looks at the model that it is given."""
+"""Whether a loss looks at the model that it is given."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def looking(model: nn.Module, who: str) -> Iterator[None]:
             handle.remove()
     if not used:
         raise InputsError(
-            f"{who}: the loss or metric does not look at the model it is given, so that it cannot tell one from another; "
-            "call model(...) in it"
+            f"{who}: loss(model, batch) does not look at the model it is given, and cannot tell one from another; call "
+            "model(...) in it"
         )

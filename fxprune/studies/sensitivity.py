@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -98,7 +99,7 @@ def sensitivity(
         scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
         allowed = [not out for out in ignored(graph, (*named(net, ignore), *adapter.protect(net)))]
         parts = _parts(graph, scores.values, allowed)
-        with looking(net, _name(metric)):
+        with looking(net, "sensitivity") if isinstance(metric, _MeanLoss) else contextlib.nullcontext():
             base = _measure(metric, net)
         if not np.isfinite(base):
             raise CriterionError(

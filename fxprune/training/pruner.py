@@ -35,7 +35,8 @@ from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import Average
 from fxprune.training.carry_over import Carry
 from fxprune.training.display import draw
-from fxprune.training.scheduler import Flow, Problem, Scheduler, scheduler_of
+from fxprune.training.options import whole
+from fxprune.training.scheduler import Flow, Problem, Scheduler, begun, scheduler_of
 from fxprune.training.serialization import from_plain, to_plain
 
 M = TypeVar("M", bound=nn.Module)
@@ -111,8 +112,7 @@ class Pruner(Generic[M]):
         limits = gathered(Limits, limits, keywords)
         if limits.ratios is not None:
             raise InputsError("a Pruner gives every group what its scores say; leave ratios= out of its limits")
-        if steps < 1:
-            raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
+        whole("steps", steps, least=1)
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         require_whole(self.net)
@@ -132,7 +132,7 @@ class Pruner(Generic[M]):
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
         self.problem = Problem(self.graph, ratio, steps, of, limits)
         try:
-            self.flow: Flow = chosen.begin(self.problem)
+            self.flow: Flow = begun(chosen, self.problem)
         except Exception:
             self.masks.detach()
             raise

@@ -66,7 +66,8 @@ def _check_trackers(training: Training) -> None:
             continue
         if one not in known:
             raise InputsError(f"log_with={one!r} is no tracker of accelerate; there are {', '.join(known)}")
-        raise InputsError(f"log_with={one!r} needs its package: pip install {one.replace('_', '-')}")
+        package = '"fxprune[tensorboard]"' if one == "tensorboard" else one.replace("_", "-")
+        raise InputsError(f"log_with={one!r} needs a package that is not installed: pip install {package}")
 
 
 @contextlib.contextmanager
