@@ -1,8 +1,8 @@
 """While a module is exported, its integers remember where they came from, and calls with such integers are recorded.
 
 `torch.export` turns `x.view(b, n, self.num_heads, c // self.num_heads)` into constants.  So while it runs, the integer
-attributes of modules and the sizes of tensors are `TracedInt`s.  A torch-function mode records, for every call with such
-an argument, the expressions, and marks the fx nodes that the call created with the number of the call.  Memoised
+attributes of modules and the sizes of tensors are `TracedInt`s.  A torch-function mode records, for every call with
+such an argument, the expressions, and marks the fx nodes that the call created with the number of the call.  Memoised
 functions take equal integers for the same, so they are computed anew meanwhile.
 """
 

@@ -2,6 +2,6 @@
 
     scores → removals (steps that keep every constraint) → ranking → search → selection → Plan
 
-In: `ChannelGraph`, `Scores`, `Budget`, `Limits`.  Out: `Plan`, pure data; `Draft` while it is edited by hand.  What a plan
-costs is counted in `costs`, a latency is measured.  May import `scoring`, `graph`, `errors`.
+In: `ChannelGraph`, `Scores`, `Budget`, `Limits`.  Out: `Plan`, pure data; `Draft` while it is edited by hand.  What a
+plan costs is counted in `costs`, a latency is measured.  May import `scoring`, `graph`, `errors`.
 """

@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Removals:
-    """A sequence of removals, to be taken in order: removal k takes channel[i] of group[i] for ends[k] <= i < ends[k + 1].
+    """A sequence of removals, taken in order: number k takes channel[i] of group[i] for ends[k] <= i < ends[k + 1].
 
     `score[k]` is the mean score of what removal k takes.
     """
@@ -99,7 +99,7 @@ def clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]
 
 
 def _aligned(removals: Removals, sizes: Ints, width: int) -> Removals:
-    """The same channels in fewer removals, each of which leaves the groups multiples of `width`; as it was where none can.
+    """The same channels in fewer removals that leave the groups multiples of `width`; as it was where none can.
 
     Args:
         sizes: channels of every group, by index.

@@ -1,4 +1,4 @@
-"""Which channels go: the set of removals nearest to a budget, lowest scores first, norms kept exact where that will do."""
+"""Which channels go: the removals nearest to a budget, lowest scores first, norms kept exact where that will do."""
 
 from __future__ import annotations
 

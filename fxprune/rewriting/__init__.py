@@ -2,6 +2,6 @@
 
     slicing (tensors) → attributes (integers follow) → blocks (`Skip` where a branch was) → or the graph as the forward
 
-In: module, `ChannelGraph`, `Plan`.  Out: `Rewritten`; the given module stays.  `compensation` gives weights that make up
-for what goes.  May import `planning`, `scoring`, `graph`, `errors`.
+In: module, `ChannelGraph`, `Plan`.  Out: `Rewritten`; the given module stays.  `compensation` gives weights that make
+up for what goes.  May import `planning`, `scoring`, `graph`, `errors`.
 """

@@ -1,4 +1,4 @@
-"""Integers that a module's Python holds follow the plan: those that equations solve for, and those of torch.nn layers."""
+"""Integers that a module's Python holds follow the plan: what equations solve for, and what torch.nn layers tell."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 
@@ -37,7 +37,6 @@ from fxprune.verification import Check
 
 FORMAT = 1
 HEADER = "fxprune.json"
-T = TypeVar("T")
 _NAMES = """float64 float32 float16 bfloat16 complex64 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool
 float8_e4m3fn float8_e5m2 float8_e8m0fnu"""
 DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in _NAMES.split() if hasattr(torch, n)}

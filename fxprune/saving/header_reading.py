@@ -2,21 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from fxprune.saving.header import (
-    DTYPES,
-    FORMAT,
-    HEADER,
-    Header,
-    Saved,
-    SavedPipeline,
-    SkipInfo,
-    TensorInfo,
-    is_identifier,
-)
-
-T = TypeVar("T")
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +14,20 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import from_data
+from fxprune.saving.header import (
+    DTYPES,
+    FORMAT,
+    HEADER,
+    Header,
+    Saved,
+    SavedPipeline,
+    SkipInfo,
+    TensorInfo,
+    is_identifier,
+)
 from fxprune.verification import Check
+
+T = TypeVar("T")
 
 
 class _Bad(ValueError):

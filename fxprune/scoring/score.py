@@ -135,8 +135,8 @@ def score(
             criteria that look several times (see `fxprune.scoring.streaming`).
         loss: `loss(model, batch) -> scalar tensor`.
         seed: for criteria and losses that draw random numbers.
-        reduce: "sum", "mean", "max", "l2" or "first" over a channel's elements (see `fxprune.scoring.saliency`); None: the
-            criterion's `reduction`, else "sum".
+        reduce: "sum", "mean", "max", "l2" or "first" over a channel's elements (see `fxprune.scoring.saliency`); None:
+            the criterion's `reduction`, else "sum".
         normalize: "mean", "max", "standardize" or "rank" within a group; "none": don't; None: the criterion's
             `normalization`, else "none".
         progress: show a bar.

@@ -1,4 +1,4 @@
-"""Importances of Torch-Pruning (https://github.com/VainF/Torch-Pruning) as criteria: `TorchPruningImportance(importance)`."""
+"""Importances of Torch-Pruning (https://github.com/VainF/Torch-Pruning) as criteria."""
 
 from __future__ import annotations
 

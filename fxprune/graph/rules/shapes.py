@@ -1,7 +1,8 @@
 """Ops that only rearrange: axes move, split into factors and merge again.
 
 A reshape is read as a list of common factors: each input axis splits into some of them, each output axis is the
-product of some.  (C) -> (heads, head_dim) is a split; which factor lives is settled later (`fxprune.graph.labels.resolve`).
+product of some.  (C) -> (heads, head_dim) is a split; which factor lives is settled later
+(`fxprune.graph.labels.resolve`).
 """
 
 from __future__ import annotations
