@@ -48,8 +48,8 @@ def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: P
     reference = run_masked(graph, model, graph.traced.example, plan.kept(graph), plan.norms, plan.blocks)
     if overflow(reference):
         raise VerifyError(
-            f"the {type(model).__name__} gives NaN or infinite numbers on the example inputs, so that nothing can be proved: "
-            "pass example_inputs= that it can compute with, or look for NaN in its weights"
+            f"the {type(model).__name__} gives NaN or infinite numbers on the example inputs, so that nothing can be "
+            "proved: pass example_inputs= that it can compute with, or look for NaN in its weights"
         )
     try:
         got = outputs(small, graph.traced.example)

@@ -1,7 +1,8 @@
 """Prune one network of the zoo and judge the result.
 
 ok        all of: the same output shapes, finite; other batch sizes work where the dense model's do; it trains; it
-          deep-copies; the asked half of the parameters is gone (47.5 % or more); masked = dense; the permutation certificate
+          deep-copies; the asked half of the parameters is gone (47.5 % or more); masked = dense; the permutation
+          certificate
 weak      all of these, but less is gone
 wrong     it came back, and one of these fails
 refused   a FxPruneError with its reason; error: any other exception

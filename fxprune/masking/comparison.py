@@ -44,7 +44,7 @@ def relative_error(a: Sequence[Any], b: Sequence[Any]) -> float:
 
 
 def overflow(values: Sequence[Any]) -> bool:
-    """Whether outputs hold NaN or +inf, or no finite number at all: nothing can be proved of them.  -inf is a mask's."""
+    """Whether outputs hold NaN or +inf, or no finite number: nothing can be proved of them.  (-inf is a mask's.)"""
     floating = [t for t in values if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel()]
     over = any(bool((t.isnan() | t.isposinf()).any()) for t in floating)
     return over or (bool(floating) and not any(bool(t.isfinite().any()) for t in floating))

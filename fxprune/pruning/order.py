@@ -44,7 +44,7 @@ class Scoring:
     max_batches: int | None = None
 
     def __post_init__(self) -> None:
-        most = self.max_batches
+        most: Any = self.max_batches
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise InputsError(f"max_batches={most!r} must be a whole number, at least 1, or None")
 

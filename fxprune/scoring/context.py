@@ -193,8 +193,8 @@ class Context:
                 found = torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True)
         if all(g is None for g in found):
             raise InputsError(
-                f"{self.who}: loss(model, batch) does not look at the model it is given: its gradient reaches none of the "
-                "parameters; call model(...) in the loss"
+                f"{self.who}: loss(model, batch) does not look at the model it is given: its gradient reaches none of "
+                "the parameters; call model(...) in the loss"
             )
         return {n: torch.zeros_like(t) if g is None else g for n, t, g in zip(names, tensors, found, strict=True)}
 

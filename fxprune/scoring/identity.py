@@ -69,7 +69,8 @@ def of_data(data: Any) -> str:
     """
     if data is None or (isinstance(data, Iterator) and not isinstance(data, DataLoader)):
         return "none" if data is None else f"{type(data).__qualname__}, read once"
-    source, how = data, ()
+    source: Any = data
+    how: tuple[Any, ...] = ()
     if isinstance(data, DataLoader):
         source = data.dataset
         sampler = data.batch_sampler or data.sampler
@@ -179,7 +180,7 @@ class _Walk:
         elif isinstance(value, functools.partial):
             yield from self.pieces([value.func, value.args, value.keywords])
         elif isinstance(value, (type, types.ModuleType)) or not hasattr(value, "__dict__"):
-            yield (getattr(value, "__qualname__", None) or getattr(value, "__name__", "")).encode()
+            yield str(getattr(value, "__qualname__", None) or getattr(value, "__name__", "")).encode()
         else:
             yield from self._object(value)
 

@@ -52,7 +52,7 @@ class Draws:
 
     def __init__(self, data: Any = None) -> None:
         self._own = generators(data)
-        self._first = {"rng": rng_state(), "own": [g.get_state() for g in self._own]}
+        self._first: dict[str, Any] = {"rng": rng_state(), "own": [g.get_state() for g in self._own]}
         self._now = self._first["rng"]
 
     def rewind(self) -> None:

@@ -68,8 +68,8 @@ class Batches:
             raise InputsError("data holds no batch; pass an iterable with at least one (a generator runs only once)")
         if self._passed and number < len(self._seen):
             raise InputsError(
-                f"data gave {len(self._seen)} batches and now gives {number}; pass something that can be iterated again "
-                "and again, such as a list or a DataLoader"
+                f"data gave {len(self._seen)} batches and now gives {number}; pass something that can be iterated "
+                "again and again, such as a list or a DataLoader"
             )
         self._passed = True
 

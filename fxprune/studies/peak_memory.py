@@ -17,9 +17,9 @@ EVERY = 0.005  # seconds between looks at the process
 class Peak:
     """Within: watches memory.  Afterwards `bytes` is the growth at its highest, None where that cannot be known.
 
-    On a GPU that is what torch allocated, exactly.  On the CPU it is what is in use of the process's heap (glibc), looked
-    at every few milliseconds; with other C libraries its resident memory (Linux only), in which memory that earlier work
-    has left to be used again does not count.
+    On a GPU that is what torch allocated, exactly.  On the CPU it is what is in use of the process's heap (glibc),
+    looked at every few milliseconds; with other C libraries its resident memory (Linux only), in which memory that
+    earlier work has left to be used again does not count.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -55,14 +55,8 @@ class Peak:
 class _Heap(ctypes.Structure):
     """`struct mallinfo2` of glibc."""
 
-    _fields_ = tuple((f"_{i}", ctypes.c_size_t) for i in range(4)) + (
-        ("mapped", ctypes.c_size_t),
-        ("_5", ctypes.c_size_t),
-        ("_6", ctypes.c_size_t),
-        ("used", ctypes.c_size_t),
-        ("_8", ctypes.c_size_t),
-        ("_9", ctypes.c_size_t),
-    )
+    _names = ("a", "b", "c", "d", "mapped", "f", "g", "used", "i", "j")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
 
 
 def _mallinfo() -> Any:

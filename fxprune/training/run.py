@@ -33,7 +33,7 @@ from fxprune.reporting.report import attach, report
 from fxprune.rewriting.rewrite import transplant
 from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.average import Average
-from fxprune.training.checkpoints import Checkpoints, kept, saved_beside
+from fxprune.training.checkpoints import kept, saved_beside
 from fxprune.training.display import bar, draw
 from fxprune.training.distillation import Teacher
 from fxprune.training.options import Objective, Training, set_rate
@@ -43,6 +43,7 @@ from fxprune.training.serialization import to_plain
 from fxprune.training.setup import (
     accelerate_released,
     accelerator_for,
+    checkpoints_of,
     graph_of,
     identity,
     losses_of,
@@ -89,10 +90,8 @@ class Run:
         require_whole(self.given)
         self.scoring, self.loss = losses_of(adapter, model, order)
         self.accelerator = accelerator_for(training)
-        self.checkpoints = training.checkpoint_dir and Checkpoints(training.checkpoint_dir, self.accelerator)
-        if self.checkpoints:
-            self.checkpoints.prepare()
-        self.name = self._identity()
+        self.checkpoints = checkpoints_of(training, self.accelerator)
+        self.name = identity(self.given, scheduler, training, order, self.accelerator.mixed_precision)
         self.place = next(self.given.parameters()).device
         self.modes = {name: m.training for name, m in self.given.named_modules()}
         self.net = self.given if order.inplace else deep_copy(self.given)
@@ -104,12 +103,6 @@ class Run:
         self.pruner: Pruner[nn.Module] | None = None
         self.history = History()
         self.teacher: Teacher | None = None
-
-    def _identity(self) -> dict[str, str]:
-        """What a checkpoint and trackers say of the run; the data are looked at for a checkpoint's sake only."""
-        scoring = self.order.scoring
-        order = self.order if self.training.checkpoint_dir else replace(self.order, scoring=replace(scoring, data=None))
-        return identity(self.given, self.scheduler, self.training, order, self.accelerator.mixed_precision)
 
     def result(self) -> Any:
         """Take all steps, or those that are left; give back what `prune` does."""

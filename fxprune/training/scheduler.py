@@ -231,7 +231,9 @@ def begun(scheduler: Scheduler, problem: Problem) -> Flow:
     """
     flow: Any = scheduler.begin(problem)
     if not isinstance(flow, Flow):
-        raise PluginError(f"{type(scheduler).__name__}.begin() returned a {type(flow).__name__}; return an fxprune.Flow")
+        raise PluginError(
+            f"{type(scheduler).__name__}.begin() returned a {type(flow).__name__}; return an fxprune.Flow"
+        )
     if missing := [name for name in ("problem", "taken", "mask", "chosen") if not hasattr(flow, name)]:
         raise PluginError(
             f"a {type(flow).__name__} has no {', '.join(missing)}: call super().__init__(problem) first in its __init__"

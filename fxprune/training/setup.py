@@ -20,6 +20,7 @@ from fxprune.pruning.prune import trace
 from fxprune.reporting.report import is_pruned, report
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
+from fxprune.training.checkpoints import Checkpoints
 from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler
 
@@ -70,6 +71,15 @@ def _check_trackers(training: Training) -> None:
         raise InputsError(f"log_with={one!r} needs a package that is not installed: pip install {package}")
 
 
+def checkpoints_of(training: Training, accelerator: Accelerator) -> Checkpoints | None:
+    """The folder of checkpoints, ready to be written to; None where none was asked for."""
+    if training.checkpoint_dir is None:
+        return None
+    made = Checkpoints(training.checkpoint_dir, accelerator)
+    made.prepare()
+    return made
+
+
 @contextlib.contextmanager
 def tracked(accelerator: Accelerator, training: Training, name: dict[str, str]) -> Iterator[None]:
     """Within, trackers run, if there are any."""
@@ -105,11 +115,12 @@ def refuse(order: Order) -> None:
 def identity(net: nn.Module, scheduler: Scheduler, training: Training, order: Order, precision: str) -> dict[str, str]:
     """What a checkpoint must have been made with: weights, data, loss and all options."""
     scoring, limits = order.scoring, order.limits
+    looked_at = scoring.data if training.checkpoint_dir else None  # for a checkpoint's sake only
     own = {k: getattr(scoring, k) for k in ("criterion", "timesteps", "normalize", "loss")}
     own |= {**vars(order.budget), **vars(limits), **{k: getattr(order, k) for k in ORDERED}}
     return {
         "model": of_model(net),
-        "data": of_data(scoring.data),
+        "data": of_data(looked_at),
         "scheduler": told(scheduler),
         **training.told(),
         "precision": precision,
