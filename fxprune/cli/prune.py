@@ -154,12 +154,9 @@ def _refuse_untrained(
     picture: Path | None,
 ) -> None:
     """Options of training without --steps would do nothing."""
-    asked: dict[str, Any] = {
-        "--after": after,
-        "--learning-rate": learning_rate != RATE,
-        "--ema-decay": ema_decay is not None,
-    }
-    asked |= {"--mixed-precision": mixed_precision, "--checkpoints": checkpoints, "--picture": picture}
+    asked: dict[str, Any] = {"--after": after, "--learning-rate": learning_rate != RATE}
+    asked |= {"--ema-decay": ema_decay is not None, "--mixed-precision": mixed_precision}
+    asked |= {"--checkpoints": checkpoints, "--picture": picture}
     if steps is None and (found := [name for name, given in asked.items() if given]):
         raise InputsError(f"{found[0]} goes with training: pass --steps and --data too, or leave it out")
 

@@ -91,6 +91,7 @@ class Run:
         self.scoring, self.loss = losses_of(adapter, model, order)
         self.accelerator = accelerator_for(training)
         self.checkpoints = checkpoints_of(training, self.accelerator)
+        self.shown = order.progress and self.accelerator.is_main_process
         self.name = identity(self.given, scheduler, training, order, self.accelerator.mixed_precision)
         self.place = next(self.given.parameters()).device
         self.modes = {name: m.training for name, m in self.given.named_modules()}
@@ -110,7 +111,7 @@ class Run:
             self._start()
             with (
                 tracked(self.accelerator, self.training, self.name),
-                bar(self._shown, self.training.total, len(self.history)) as tell,
+                bar(self.shown, self.training.total, len(self.history)) as tell,
             ):
                 self._steps(tell)
         except BaseException:
@@ -172,7 +173,7 @@ class Run:
         else:
             batches = list(itertools.islice(self.stream, self.training.remember))
             scoring = replace(order.scoring, data=batches, loss=self.scoring)
-            self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self._shown))
+            self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self.shown))
         self.plans = plans_of(self.net)[len(plans_of(dense)) :]
         if self.training.distill:
             graph = graph_of(dense, self.plans, order.example_inputs)
@@ -236,11 +237,10 @@ class Run:
         return value
 
     def _sound(self) -> None:
-        """Nothing is written or returned that is not finite."""
         self.watch.state(len(self.history), self.net, self.average, self.optimizer)
 
     def _rehearse(self, pruner: Pruner[nn.Module]) -> None:
-        """Find out after one step, not after all of them, that the hand-off cannot be proved."""
+        """Find out now that the hand-off cannot be proved, not after all steps."""
         try:
             pruner.rehearse(self.order.strict)
         except (RewriteError, VerifyError) as e:
@@ -348,7 +348,3 @@ class Run:
         if self.accelerator.is_main_process:
             draw(self.history, Path(self.training.picture))
         return str(self.training.picture)
-
-    @property
-    def _shown(self) -> bool:
-        return self.order.progress and self.accelerator.is_main_process
