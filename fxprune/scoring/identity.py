@@ -62,6 +62,15 @@ def of_model(model: nn.Module) -> str:
     return f"{type(model).__qualname__} {_hexed(_weights(model))}"
 
 
+def differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What is another than before, by name; empty where nothing is.  What was not written down counts as another."""
+    return "; ".join(
+        f"{name} was {was.get(name, 'not written down')} and now is {text}"
+        for name, text in now.items()
+        if was.get(name) != text
+    )
+
+
 def of_data(data: Any) -> str:
     """The kind and length of an iterable of batches, with a fingerprint of a few of them.
 

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from fxprune.errors import FxPruneError, SaveError
+from fxprune.scoring.identity import differences
 from fxprune.training.serialization import from_plain, to_plain
 
 NAME = re.compile(r"step-(\d{8})")
@@ -92,8 +93,7 @@ class Checkpoints:
             SaveError: the checkpoint is of another run or another number of processes, or damaged.
         """
         shared = _read(path / "shared.pt")
-        if different := [k for k in run if shared["run"].get(k) != run[k]]:
-            what = "; ".join(_differs(k, shared["run"], run) for k in different)
+        if what := differences(shared["run"], run):
             raise SaveError(
                 f"{path} is of another run: {what}; go on with the same arguments, or name another checkpoint_dir="
             )
@@ -142,12 +142,6 @@ def kept(error: FxPruneError, net: nn.Module, steps: int, write: Callable[[], Pa
     made = type(error)(f"{error}; what {steps} steps have trained {where}is this error's `kept`")
     made.kept = net
     return made
-
-
-def _differs(name: str, was: Mapping[str, str], now: Mapping[str, str]) -> str:
-    if name not in was:  # by an earlier fxprune
-        return f"{name} was not written down and now is {now[name]}"
-    return f"{name} was {was[name]} and now is {now[name]}"
 
 
 def _write(state: Mapping[str, Any], path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import InputsError, PluginError
+from fxprune.errors import InputsError, PluginError, SaveError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
 from fxprune.graph.turns import in_turn
@@ -28,6 +28,7 @@ from fxprune.pruning.realize import finished
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.scoring import distributed as ranks
+from fxprune.scoring.identity import differences, told
 from fxprune.scoring.saliency import Normalization
 from fxprune.scoring.score import Criterion, needs_of, score
 from fxprune.scoring.streaming import as_batches
@@ -139,6 +140,10 @@ class Pruner(Generic[M]):
         self.batches: deque[Any] = deque(maxlen=remember)
         self.data, self.given, self.scored = as_batches(data), data is not None, ""
         self.history = History([g.name for g in self.graph.groups])
+        groups = {g.name: len(g) for g in self.graph.groups}
+        asked = {"scheduler": chosen, "criterion": criterion, "ratio": ratio, "of": of, "steps": steps, "seed": seed}
+        asked |= {"groups": groups, "loss": loss, "normalize": normalize, "limits": limits, "remember": remember}
+        self.made = {name: told(value) for name, value in asked.items()}
 
     # ---- while training -----------------------------------------------------------------------------------------
 
@@ -290,12 +295,18 @@ class Pruner(Generic[M]):
         """
         batches = [] if self.given else list(self.batches)
         own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
-        state: dict[str, Any] = to_plain({**own, "scored": self.scored})
+        state: dict[str, Any] = to_plain({**own, "scored": self.scored, "made": self.made})
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
+        """Go on where `state_dict` was taken, with a pruner made by the same arguments.
+
+        Raises:
+            SaveError: it was made by others.
+        """
         state = from_plain(state)
+        if what := differences(state.get("made", {}), self.made):
+            raise SaveError(f"this state is of another pruner: {what}; make it by the same arguments")
         self.scored = state["scored"]
         self.flow.load_state_dict(state["flow"])
         if not self.given:

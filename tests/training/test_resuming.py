@@ -135,3 +135,27 @@ def test_checkpoints_that_do_not_say_what_they_are_of_are_refused(finished: Trai
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
     run(Training(7, checkpoint_dir=tmp_path, checkpoint_every=2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000006", "step-00000007"]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("ratio", {"ratio": 0.31}),
+        ("steps", {"steps": 9}),
+        ("scheduler", {"scheduler": "one_shot"}),
+        ("criterion", {"criterion": "lamp"}),
+        ("limits", {"min_width": 3}),
+        ("groups", {"model": nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))}),
+    ],
+)
+def test_the_state_of_a_pruner_fits_a_pruner_of_the_same_arguments(name: str, other: dict[str, Any]) -> None:
+    def pruner(**given: Any) -> fxprune.Pruner[nn.Module]:
+        options = {"scheduler": "group_lasso", "criterion": "magnitude", "ratio": 0.3, "steps": 8, **given}
+        return fxprune.Pruner(options.pop("model", None) or net(), example_inputs=X[:1], **options)
+
+    made = pruner()
+    made.step()
+    state = made.state_dict()
+    pruner().load_state_dict(state)
+    with pytest.raises(fxprune.SaveError, match=rf"is of another pruner: {name} was .* and now is"):
+        pruner(**other).load_state_dict(state)
