@@ -34,12 +34,13 @@ test: export OMP_NUM_THREADS := 1
 test: setup ## Run the tests and the doctests
 	$(BIN)/pytest -n auto --doctest-modules tests fxprune $(ARGS)
 
+# No --quiet for MkDocs: it hides warnings from --strict, too.
 check: setup ## Lint, formatting, strict types, order of imports, strict docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 format: setup ## Repair what ruff can repair
 	$(BIN)/ruff check --fix .

@@ -32,7 +32,6 @@ def whole(pipeline: DDPMPipeline, ratio: float, steps: int, out: Path) -> DDPMPi
         after=steps // 4,
         learning_rate=5e-4,
         warmup=steps // 20,
-        anneal=True,
         ema_decay=0.99,
         distill=fxprune.Distillation(output=0.5),
         checkpoint_dir=out / "checkpoints",

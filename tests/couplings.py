@@ -7,10 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+
+import fxprune
+from fxprune.graph.modules import Inputs, as_inputs
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], float]] = {}
 
@@ -647,3 +651,15 @@ class Similar(nn.Module):
         out[..., :7].copy_(torch.cdist(a, self.p))
         out[..., 7].copy_(F.cosine_similarity(a, b, dim=-1))
         return self.o(F.relu(self.c(out)))
+
+
+def made(name: str) -> tuple[nn.Module, Inputs]:
+    """A network of the table, in eval mode, and its inputs."""
+    torch.manual_seed(0)
+    cls, inputs, _ = CASES[name]
+    return cls().eval(), as_inputs(inputs())
+
+
+def random_scores(graph: fxprune.ChannelGraph, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {g.name: rng.random(len(g)) for g in graph.groups}

@@ -1,16 +1,20 @@
 """Random networks for property tests: blocks that exercise couplings, chained as a list of names says.
 
 `build(names, seed)` gives a module and example inputs.  Image blocks map (B, C, H, W) to (B, C', H, W), token blocks
-(B, N, C) to (B, N, C').  Every block is a few lines of what real networks do.
+(B, N, C) to (B, N, C').  Every block is a few lines of what real networks do.  FXPRUNE_EXAMPLES sets how many of
+`NETWORKS` a law is tried on.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 SIDE = 6
@@ -250,3 +254,27 @@ def build(image: list[str], token: list[str], seed: int) -> tuple[nn.Module, tup
     """A random network in eval mode and its example inputs."""
     net = Net(image, token, seed).eval()
     return net, (torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)),)
+
+
+NETWORKS = st.tuples(
+    st.lists(st.sampled_from(sorted(IMAGE)), max_size=4),
+    st.lists(st.sampled_from(sorted(TOKEN)), max_size=3),
+    st.integers(0, 2**16),
+)
+SETTINGS = settings(max_examples=int(os.environ.get("FXPRUNE_EXAMPLES", "25")))
+
+
+class Heads(nn.Module):
+    """An attention on a residual stream, its number of heads and their size in attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.dim = 4, 8
+        self.i, self.o, self.proj = nn.Linear(6, 32), nn.Linear(32, 3), nn.Linear(32, 32)
+        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(x + self.proj(y.transpose(1, 2).flatten(2)))

@@ -82,4 +82,5 @@ def found(root: Path, name: str) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
     main(Path(sys.argv[1]))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import Heads
 from torch import Tensor, nn
 
 import fxprune
@@ -154,33 +155,6 @@ def test_ignore_and_limits() -> None:
     assert small.b.out_features % 4 == 0
     local = fxprune.report(fxprune.prune(model, "magnitude", 0.5, example_inputs=X, scope="local", progress=False)).plan
     assert abs(len(local.removed["a.weight:0"]) - len(local.removed["b.weight:0"])) <= 1
-
-
-def test_explain_and_networkx() -> None:
-    graph = fxprune.trace(Small(), X)
-    assert "prunable in a.weight:0" in graph.explain("a")
-    assert "reaches the model's output" in graph.explain("c.weight")
-    assert "cannot change" in graph.explain("a", 1) or "fixed" in graph.explain("a", 1)
-    with pytest.raises(fxprune.PlanError, match="no tensor"):
-        graph.explain("nope")
-    drawn = graph.to_networkx()
-    assert drawn.nodes["a.weight:0"]["channels"] == 16
-    assert "a.bias" in drawn["a.weight:0"]
-    assert "2 groups, 32 channels" in repr(graph)
-
-
-class Heads(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads, self.dim = 4, 8
-        self.i, self.o, self.proj = nn.Linear(6, 32), nn.Linear(32, 3), nn.Linear(32, 32)
-        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.i(x)
-        q, k, v = (f(x).view(*x.shape[:2], self.heads, self.dim).transpose(1, 2) for f in (self.q, self.k, self.v))
-        y = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.o(x + self.proj(y.transpose(1, 2).flatten(2)))
 
 
 @pytest.mark.parametrize(

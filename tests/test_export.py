@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import fxprune
 from fxprune.adapter import find_adapter
 
 pytest.importorskip("diffusers")
-from diffusion_nets import model
+from diffusion_nets import model, smaller, steady_images
 
 NAMES = ["ddpm", "sdxl", "dit", "flux", "tiny-vae"]
 
@@ -22,11 +21,13 @@ NAMES = ["ddpm", "sdxl", "dit", "flux", "tiny-vae"]
 @pytest.fixture(scope="module", params=NAMES)
 def net(request: pytest.FixtureRequest) -> Any:
     """A pruned model."""
-    return fxprune.prune(model(request.param), "magnitude", 0.4, progress=False)
+    return smaller(model(request.param))
 
 
 def inputs(net: Any, n: int = 1) -> dict[str, Any]:
     """Example inputs, n times along the batch, the samples all different."""
+    if type(net).__name__ == "AutoencoderTiny":
+        return {"sample": steady_images(net, n)}
     example: dict[str, Any] = dict(find_adapter(net).example_inputs(net))  # type: ignore[arg-type]
     return {k: _batch(k, v, n) for k, v in example.items()}
 
@@ -48,6 +49,11 @@ def eager(net: Any, given: dict[str, Any]) -> Tensor:
     return out
 
 
+def close(got: Tensor, wanted: Tensor) -> None:
+    """Equal up to what other kernels, summing in another order, make of float32."""
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
 def free_batch(net: Any) -> dict[str, Any]:
     """Dynamic shapes that leave the batch open."""
 
@@ -63,7 +69,7 @@ def test_torch_export_captures_a_pruned_model_for_any_batch(net: Any) -> None:
     given = inputs(net, 2) | {"return_dict": False}
     program = torch.export.export(net, (), given, dynamic_shapes=free_batch(net), strict=False)
     for n in (2, 3):
-        torch.testing.assert_close(program.module()(**inputs(net, n), return_dict=False)[0], eager(net, inputs(net, n)))
+        close(program.module()(**inputs(net, n), return_dict=False)[0], eager(net, inputs(net, n)))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -80,18 +86,18 @@ def test_onnxruntime_computes_what_eager_does(net: Any) -> None:
     names = [i.name for i in session.get_inputs()]
     assert len(names) == len(flat)
     (out,) = session.run(None, {k: v.numpy() for k, v in zip(names, flat, strict=True)})
-    torch.testing.assert_close(torch.from_numpy(out), eager(net, given), rtol=1e-4, atol=1e-4)
+    close(torch.from_numpy(out), eager(net, given))
 
 
 def test_dynamo_captures_a_pruned_model_whole(net: Any) -> None:
     torch.compiler.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(eager(compiled, inputs(net)), eager(net, inputs(net)))
+    close(eager(compiled, inputs(net)), eager(net, inputs(net)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_torch_compile_runs_a_pruned_model() -> None:
     torch.compiler.reset()
-    net = fxprune.prune(model("tiny-vae"), "magnitude", 0.4, progress=False)
-    torch.testing.assert_close(eager(torch.compile(net), inputs(net)), eager(net, inputs(net)), rtol=1e-4, atol=1e-5)
+    net = smaller(model("tiny-vae"))
+    close(eager(torch.compile(net), inputs(net)), eager(net, inputs(net)))

@@ -5,14 +5,12 @@ FXPRUNE_EXAMPLES sets how many networks are drawn (2,000 was run once; CI draws 
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from networks import IMAGE, TOKEN, build
+from networks import NETWORKS, SETTINGS, build
 from torch import nn
 
 from fxprune.errors import BudgetError
@@ -23,20 +21,6 @@ from fxprune.masking.comparison import outputs
 from fxprune.planning.planner import plan
 from fxprune.rewriting.rewrite import rewrite
 from fxprune.verification import check_dense, check_permutation
-
-EXAMPLES = int(os.environ.get("FXPRUNE_EXAMPLES", "25"))
-NETWORKS = st.tuples(
-    st.lists(st.sampled_from(sorted(IMAGE)), max_size=4),
-    st.lists(st.sampled_from(sorted(TOKEN)), max_size=3),
-    st.integers(0, 2**16),
-)
-SETTINGS = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-    print_blob=True,
-)
 
 
 def random_scores(graph: ChannelGraph, seed: int) -> dict[str, np.ndarray]:

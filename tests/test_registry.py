@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plugins import install_by_hand
 
 from fxprune import registry
 from fxprune.errors import CriterionError, PluginError
@@ -27,14 +28,6 @@ CRITERIA = {
 }
 CRITERIA |= {"lamp", "fpgm", "hrank", "obs", "diff_pruning"}
 PLUGIN = Path(__file__).parent / "plugin"
-
-
-def install_by_hand(folder: Path, package: str, entry_points: str) -> None:
-    """What `pip install` leaves behind of a package, as far as entry points go."""
-    info = folder / f"{package.replace('-', '_')}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text(entry_points, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +99,8 @@ def test_a_third_party_criterion_is_installed_and_scores_by_name(tmp_path: Path)
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         "import torch\n"
         "from fxprune import registry\n"
-        "from fxprune.channels import analyse\n"
-        "from fxprune.score import score\n"
+        "from fxprune.graph.analysis import analyse\n"
+        "from fxprune.scoring.score import score\n"
         "net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))\n"
         "scores = score(analyse(net, ((torch.ones(1, 2),), {})), net, 'last_first')\n"
         "print(scores.criterion, scores.values['0.weight:0'].tolist())\n"

@@ -19,8 +19,6 @@ from fxprune.saving.folder import claim
 from fxprune.training.images import image_batches
 from fxprune.training.options import Training
 
-RATE = 1e-4  # of learning
-
 
 def prune(
     directory: Folder,
@@ -51,7 +49,12 @@ def prune(
         Path | None, typer.Option(metavar="FOLDER", help="Images to train with, for a model that draws pixels.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images a step (and process).")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = RATE,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW, at its highest; else half a percent of the weights' size.")
+    ] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill/--no-distill", help="Learn from the dense model's outputs, too.")
+    ] = True,
     ema_decay: Annotated[float | None, typer.Option(help="Save an average of the weights, such as 0.999.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     checkpoints: Annotated[
@@ -109,7 +112,12 @@ def prune(
         _refuse_untrained(steps, after, learning_rate, ema_decay, mixed_precision, checkpoints, picture)
         model = on_device(open_folder(directory), device)
         options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
-        options |= {"learning_rate": learning_rate, "ema_decay": ema_decay, "picture": picture}
+        options |= {
+            "learning_rate": learning_rate,
+            "distill": "auto" if distill else None,
+            "ema_decay": ema_decay,
+            "picture": picture,
+        }
         options |= {"mixed_precision": mixed_precision, "checkpoint_dir": checkpoints}
         options |= {"checkpoint_every": checkpoint_every}
         training = _training(steps, options)
@@ -147,14 +155,14 @@ def prune(
 def _refuse_untrained(
     steps: int | None,
     after: int,
-    learning_rate: float,
+    learning_rate: float | None,
     ema_decay: float | None,
     mixed_precision: str | None,
     checkpoints: Path | None,
     picture: Path | None,
 ) -> None:
     """Options of training without --steps would do nothing."""
-    asked: dict[str, Any] = {"--after": after, "--learning-rate": learning_rate != RATE}
+    asked: dict[str, Any] = {"--after": after, "--learning-rate": learning_rate is not None}
     asked |= {"--ema-decay": ema_decay is not None, "--mixed-precision": mixed_precision}
     asked |= {"--checkpoints": checkpoints, "--picture": picture}
     if steps is None and (found := [name for name, given in asked.items() if given]):

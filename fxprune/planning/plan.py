@@ -175,7 +175,10 @@ class Plan:
         Raises:
             PlanError: where the text is not a plan, or of a newer format.
         """
-        return cls(**plan_fields(text))
+        try:
+            return cls(**plan_fields(text))
+        except TypeError as e:
+            raise PlanError(f"not a plan: {e}; write one with plan.to_json()") from e
 
     @classmethod
     def of_cut(cls, costs: Costs, cut: Cut, ratio: float, of: str, criterion: str) -> Plan:
@@ -286,7 +289,9 @@ class Draft:
 
         Args:
             graph: from `fxprune.trace`, of the model or of another checkpoint.
-            round_to, min_width, max_ratio: as in `fxprune.plan`, for what is not as planned.
+            round_to: as in `fxprune.plan`, for what is not as planned.
+            min_width: likewise.
+            max_ratio: likewise.
 
         Raises:
             PlanError: the plans were made for another graph.

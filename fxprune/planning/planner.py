@@ -51,7 +51,7 @@ def plan(
         ratio: share of `of` to remove, in [0, 1).
         of: "params", "macs" (multiply-accumulates of one forward on the example inputs), "channels", "memory" (bytes
             of weights and of activations where these take most) or "latency" (microseconds of one forward on the
-            device of the weights, from measured times; see `fxprune.planning.costs.latency`).
+            device of the weights, from measured times; see `fxprune.planning.latency`).
         target: in place of `ratio`, the cost to end at, in units of `of` (20e6 parameters, say).
         ratios: name or glob of groups -> share of their channels that goes, whatever their scores; the other groups
             meet the budget (or lose nothing, where neither `ratio` nor `target` is given). The first pattern that

@@ -74,23 +74,30 @@ def compare(
         criteria: registered names or criteria.
         ratios: shares of `of` to remove, in (0, 1).
         seeds: how many times; each draws other random numbers, and other samples if the adapter draws them.
+        of: as for `fxprune.prune`.
+        example_inputs: as for `fxprune.prune`.
         data: batches for the criteria; None: the model's adapter makes `samples` of them for each seed.
         held_out: batches that the loss is measured on; None: `data`, or other samples that the adapter makes.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
+        attention: as for `fxprune.prune`.
+        ignore: as for `fxprune.prune`.
+        samples: as for `fxprune.prune`.
         out: folder for compare.csv and compare.png; None: nothing is written.
-        of, example_inputs, attention, ignore, samples, progress: as for `fxprune.prune`.
+        progress: as for `fxprune.prune`.
 
     Raises:
         InputsError: data or a loss are missing, or `out` holds another comparison.
         CriterionError: a criterion's name is unknown.
         BudgetError: not even the smallest ratio can be reached.
 
-    >>> import torch, fxprune
-    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> x = torch.ones(2, 4)
-    >>> given = {"example_inputs": x, "data": [x], "loss": lambda net, x: net(x).pow(2).mean(), "progress": False}
-    >>> [(row.criterion, row.ratio) for row in fxprune.compare(net, ["magnitude", "random"], [0.5], **given).rows]
-    [('magnitude', 0.5), ('random', 0.5)]
+    Examples:
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.ones(2, 4)
+        >>> given = {"example_inputs": x, "data": [x], "loss": lambda net, x: net(x).pow(2).mean(), "progress": False}
+        >>> made = fxprune.compare(net, ["magnitude", "random"], [0.5], **given)
+        >>> [(row.criterion, row.ratio) for row in made.rows]
+        [('magnitude', 0.5), ('random', 0.5)]
     """
     if not criteria or not ratios or not all(0 < r < 1 for r in ratios) or seeds < 1:
         raise InputsError(

@@ -63,11 +63,16 @@ def sensitivity(
         model: as for `fxprune.prune`; it is left as it is.
         criterion: which channels go first.
         shares: of a part's channels to remove, in (0, 1); taken as nearly as its constraints allow.
+        example_inputs: as for `fxprune.prune`.
         data: batches for the loss and for the criterion; None: the model's adapter makes `samples` of them.
         loss: `loss(model, batch) -> scalar`, averaged over the batches; None: the adapter's.
         metric: `metric(model) -> number`, measured in place of the loss.
         higher_is_better: of the metric, such as an accuracy.
-        attention, example_inputs, ignore, samples, seed, progress: as for `fxprune.prune`.
+        attention: as for `fxprune.prune`.
+        ignore: as for `fxprune.prune`.
+        samples: as for `fxprune.prune`.
+        seed: as for `fxprune.prune`.
+        progress: as for `fxprune.prune`.
 
     Raises:
         InputsError: data or a loss are missing.

@@ -74,7 +74,9 @@ class Sensitivity:
 
         Args:
             graph: of the model that was measured.
-            ratio, of, options: as in `fxprune.plan`.
+            ratio: as in `fxprune.plan`.
+            of: as in `fxprune.plan`.
+            options: others of `fxprune.plan`.
         """
         zeros = {g.name: np.zeros(len(g)) for g in graph.groups}
         made = make_plan(graph, zeros, ratio, of, ratios=self, **options)

@@ -60,7 +60,7 @@ def _check_recognition(claims: Claims, adapter: Adapter, model: Any) -> None:
         claims.hold(adapter.recognises(model) is True, f"it does not recognise a {type(model).__name__}")
         claims.hold(adapter.recognises(object()) is False, "it recognises a plain object()")
     new = {name.partition(".")[0] for name in set(sys.modules) - loaded} - {"fxprune"}
-    claims.hold(not new, f"recognises() imported {', '.join(sorted(new))}; see fxprune.adapter.comes_from")
+    claims.hold(not new, f"recognises() imported {', '.join(sorted(new))}; see fxprune.graph.modules.comes_from")
 
 
 def _check_inputs(claims: Claims, adapter: Adapter, net: nn.Module) -> None:

@@ -28,7 +28,8 @@ def check_scheduler(
 
     Args:
         scheduler: a class that can be called without arguments, an instance, or a registered name.
-        ratio, steps: the problem to solve.
+        ratio: share of the cost to remove.
+        steps: of the run.
         most: the largest change of a mask's entry in one step, where the scheduler promises one; its flows may declare
             it by an attribute of that name.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -78,15 +79,18 @@ class Teacher:
 
     Args:
         model: the dense model, which is taken over and frozen.
-        graph: its channels.
+        graph: its channels; only features need them.
         options: what to learn from it.
+        required: raise where the loss or the model leaves nothing to learn from; otherwise warn, and go on without.
 
     Raises:
-        InputsError: a layer is unknown or gives no single tensor; or none is found.
+        InputsError: a layer is unknown or gives no single tensor; or none is found; or features without a graph.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, options: Distillation) -> None:
-        self.options = options
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph | None, options: Distillation, required: bool = True
+    ) -> None:
+        self.options, self.required, self.idle = options, required, False
         self.model = model.eval().requires_grad_(False)
         self.sites: dict[str, Axes] = _chosen(model, graph, options.layers) if options.features else {}
         self.mask: Tensor | None = None
@@ -104,14 +108,23 @@ class Teacher:
 
     def loss(self, student: nn.Module, task: Callable[[], Tensor]) -> Tensor:
         """What `task` returns, with the terms of distillation for every call of the student in it."""
+        if self.idle:
+            return task()
         with self._watched(student) as calls:
             value = task()
-        if not calls:
-            raise InputsError(
-                f"the loss does not call the {type(student).__name__} itself, so that its outputs cannot be compared "
-                "with the dense model's; call model(...) in the loss, or leave distill= out"
-            )
-        return value + sum((self._term(call) for call in calls), torch.zeros_like(value))
+        try:
+            if not calls:
+                raise InputsError(
+                    f"the loss does not call the {type(student).__name__} itself, so that its outputs cannot be "
+                    "compared with the dense model's; call model(...) in the loss, or pass distill=None"
+                )
+            return value + sum((self._term(call) for call in calls), torch.zeros_like(value))
+        except InputsError as e:
+            if self.required:
+                raise
+            self.idle = True
+            warnings.warn(f"this run trains without the dense model's outputs: {e}", stacklevel=2)
+            return value
 
     def _term(self, call: _Call) -> Tensor:
         with torch.no_grad(), self._watched(self.model) as seen:
@@ -129,8 +142,12 @@ class Teacher:
         if kind != "mse" and isinstance(logits, Tensor):
             return _divergence(logits, teacher.logits, t)
         compare = (lambda a, b: _divergence(a, b, t)) if kind == "kl" else _error
-        pairs = zip(pytree.tree_leaves(student), pytree.tree_leaves(teacher), strict=True)
-        terms = [compare(a, b) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point()]
+        ours, theirs = pytree.tree_leaves(student), pytree.tree_leaves(teacher)
+        if list(map(_shape, ours)) != list(map(_shape, theirs)):
+            raise InputsError(
+                "the model's outputs in training are not of the structure and shapes of the dense model's in eval mode"
+            )
+        terms = [compare(a, b) for a, b in zip(ours, theirs, strict=True) if _is_float(a)]
         if not terms:
             raise InputsError("the model gives no floating-point tensor, so there is no output to learn from")
         return torch.stack(terms).sum()
@@ -169,6 +186,14 @@ class Teacher:
             yield calls
 
 
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _divergence(student: Tensor, teacher: Tensor, t: float) -> Tensor:
     a, b = (F.log_softmax(z.float() / t, -1).flatten(0, -2) for z in (student, teacher))
     return F.kl_div(a, b, reduction="batchmean", log_target=True) * t * t
@@ -181,7 +206,9 @@ def _error(student: Tensor, teacher: Tensor) -> Tensor:
 # ---- where features are -------------------------------------------------------------------------------------------
 
 
-def _chosen(model: nn.Module, graph: ChannelGraph, layers: tuple[str, ...]) -> dict[str, Axes]:
+def _chosen(model: nn.Module, graph: ChannelGraph | None, layers: tuple[str, ...]) -> dict[str, Axes]:
+    if graph is None:
+        raise InputsError("features= knows one cut only, and attention='both' makes two; prune heads, or head_dim")
     sites = feature_sites(graph)
     names = layers or tuple(_blocks(model, sites, ""))
     if not names:

@@ -1,4 +1,14 @@
-"""How `prune(..., steps=...)` trains: its options, the learning rate, and the loss as one module."""
+"""How `prune(..., steps=...)` trains: its options, the learning rate, and the loss as one module.
+
+The recipe that is used where nothing else is said, by steps t = 0, 1, ... of n:
+
+    rate(t) = peak · min(1, (t + 1) / warmup) · (1 + cos(π t / n)) / 2      warmup = n / 10
+    peak    = 0.005 · √(mean of θ² over all matrices and kernels)           half a percent of the weights' own size
+    loss    = the caller's + D(outputs, outputs of the dense model)         see `Distillation`
+
+Source: Loshchilov and Hutter, SGDR, ICLR 2017 (cosine); Shazeer and Stern, Adafactor, ICML 2018 (steps relative to the
+size of the weights); Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +28,10 @@ from fxprune.training.distillation import Distillation, Teacher
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 PathLike: TypeAlias = "str | os.PathLike[str]"
+AUTO = "auto"
+WARMUP = 0.1  # of all steps
+RELATIVE = 0.005  # of the weights' size, the largest step of a weight
+FALLBACK = 1e-4  # learning rate of weights that are all zero
 # What does not change the result.
 BESIDE = ("checkpoint_dir", "checkpoint_every", "log_with", "log_dir", "picture", "accelerate")
 
@@ -31,16 +45,18 @@ class Training:
     Attributes:
         steps: while the masks move; for `one_shot`, which cuts first, steps of the small model.
         after: steps of the small model after the hand-off.
-        learning_rate: of AdamW.
+        learning_rate: of AdamW, at its highest; None: half a percent of the root mean square of the weights.
         optimizer: another one, made from the parameters: `lambda p: torch.optim.SGD(p, 0.1)`; then `learning_rate`
             counts for nothing.
-        warmup: steps in which the learning rate rises to its value.
+        warmup: steps in which the learning rate rises to its value; None: a tenth of all.
         anneal: let it fall to zero along a cosine, over all steps.
         clip: largest norm of the gradient; None: any.
         accumulate: batches a step.
         mixed_precision: "no", "bf16" or "fp16"; None: what `accelerate launch` was told.
         ema_decay: return an exponential moving average of the weights, such as 0.999; None: the weights themselves.
-        distill: what to learn from the dense model.
+        distill: what to learn from the dense model beside the loss.  It costs one forward of the dense model a step,
+            and its memory.  "auto": its outputs, where the loss calls the model itself and there are outputs to
+            compare, else nothing, with a warning; None: nothing.
         remember: how many of the last batches the criterion sees.
         checkpoint_dir: folder for checkpoints, of which it keeps two.  Where it holds one of the same run, the run goes
             on from there; one of other weights, data, loss or options is refused.
@@ -56,15 +72,15 @@ class Training:
 
     steps: int
     after: int = 0
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     optimizer: MakeOptimizer | None = None
-    warmup: int = 0
-    anneal: bool = False
+    warmup: int | None = None
+    anneal: bool = True
     clip: float | None = 1.0
     accumulate: int = 1
     mixed_precision: str | None = None
     ema_decay: float | None = None
-    distill: Distillation | None = None
+    distill: Distillation | str | None = "auto"
     remember: int = 4
     checkpoint_dir: PathLike | None = None
     checkpoint_every: int = 500
@@ -77,15 +93,18 @@ class Training:
         for name in ("steps", "accumulate", "remember", "checkpoint_every"):
             whole(name, getattr(self, name), least=1)
         for name in ("after", "warmup"):
-            whole(name, getattr(self, name), least=0)
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), least=0)
         if self.clip is not None and not self.clip > 0:
             raise InputsError(f"clip={self.clip} must be above 0, such as 1.0; None lets gradients be of any length")
-        if not 0 <= self.learning_rate < math.inf:
-            raise InputsError(f"learning_rate={self.learning_rate} must be finite and not negative, such as 1e-4")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputsError(
                 f"ema_decay={self.ema_decay} is outside [0, 1); 0.999 averages over about a thousand steps"
             )
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputsError(f"learning_rate={self.learning_rate} must be positive, such as 1e-4; None finds one")
+        if not (self.distill in (None, AUTO) or isinstance(self.distill, Distillation)):
+            raise InputsError(f'distill={self.distill!r} must be an fxprune.Distillation, "auto", or None')
 
     @property
     def total(self) -> int:
@@ -95,17 +114,24 @@ class Training:
     def rate(self, step: int) -> float:
         """Factor of the learning rate at a step (0, 1, ...).
 
-        >>> Training(8, warmup=2).rate(0), Training(8, anneal=True).rate(4)
+        >>> Training(8, warmup=2, anneal=False).rate(0), Training(8, warmup=0).rate(4)
         (0.5, 0.5)
         """
-        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        warmup = round(WARMUP * self.total) if self.warmup is None else self.warmup
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
         return rise * ((1 + math.cos(math.pi * step / self.total)) / 2 if self.anneal else 1.0)
 
     def made(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer."""
-        if self.optimizer is None:
-            return torch.optim.AdamW(parameters, self.learning_rate)
-        return self.optimizer(parameters)
+        if self.optimizer is not None:
+            return self.optimizer(parameters)
+        parameters = list(parameters)
+        return torch.optim.AdamW(parameters, self.learning_rate or relative_rate(parameters))
+
+    @property
+    def distillation(self) -> Distillation | None:
+        """What to learn from the dense model."""
+        return Distillation() if isinstance(self.distill, str) else self.distill
 
     def told(self) -> dict[str, str]:
         """What a checkpoint must have been made with."""
@@ -118,6 +144,21 @@ def whole(name: str, value: Any, least: int) -> None:
         raise InputsError(f"{name}={value!r} must be a whole number, at least {least}")
     if value < least:
         raise InputsError(f"{name}={value} must be at least {least}")
+
+
+def relative_rate(parameters: Iterable[Tensor]) -> float:
+    """Half a percent of the root mean square of all weights of two axes or more (of all, where there is none).
+
+    AdamW moves each weight by about its learning rate a step: with this one, by half a percent of the weights' size.
+
+    >>> relative_rate([torch.full((4, 4), 0.05), torch.ones(4)])
+    0.00025
+    """
+    every = [p.detach() for p in parameters if p.is_floating_point() and p.numel()]
+    chosen = [p for p in every if p.dim() > 1] or every
+    squares = sum(float(p.float().square().sum()) for p in chosen)
+    size = math.sqrt(squares / max(1, sum(p.numel() for p in chosen)))
+    return round(RELATIVE * size, 9) or FALLBACK
 
 
 class Objective(nn.Module):

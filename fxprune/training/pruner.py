@@ -141,7 +141,8 @@ class Pruner(Generic[M]):
         self.data, self.given, self.scored = as_batches(data), data is not None, ""
         self.history = History([g.name for g in self.graph.groups])
         groups = {g.name: len(g) for g in self.graph.groups}
-        asked = {"scheduler": chosen, "criterion": criterion, "ratio": ratio, "of": of, "steps": steps, "seed": seed}
+        asked: dict[str, Any] = {"scheduler": chosen, "criterion": criterion, "ratio": ratio, "of": of}
+        asked |= {"steps": steps, "seed": seed}
         asked |= {"groups": groups, "loss": loss, "normalize": normalize, "limits": limits, "remember": remember}
         self.made = {name: told(value) for name, value in asked.items()}
 

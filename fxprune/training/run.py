@@ -22,11 +22,11 @@ from torch import nn
 
 from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, RewriteError, VerifyError
+from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import deep_copy, require_whole
-from fxprune.planning.cost_model import CostModel
 from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
-from fxprune.pruning.prune import apply, prune_once, seeing, trace
+from fxprune.pruning.prune import apply, prune_once, seeing
 from fxprune.reporting.figures import check_picture
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
@@ -36,7 +36,7 @@ from fxprune.training.average import Average
 from fxprune.training.checkpoints import kept, saved_beside
 from fxprune.training.display import bar, draw
 from fxprune.training.distillation import Teacher
-from fxprune.training.options import Objective, Training, set_rate
+from fxprune.training.options import AUTO, Objective, Training, set_rate
 from fxprune.training.pruner import Pruner
 from fxprune.training.scheduler import Scheduler
 from fxprune.training.serialization import to_plain
@@ -49,6 +49,7 @@ from fxprune.training.setup import (
     losses_of,
     plans_of,
     refuse,
+    share_of,
     tracked,
 )
 from fxprune.training.soundness import Watch, norm_of_gradients
@@ -141,13 +142,13 @@ class Run:
 
     def _mask(self) -> None:
         """Put the masks on."""
-        dense = deep_copy(self.net) if self.training.distill else self.net
+        dense = deep_copy(self.net) if self.training.distillation else self.net
         order = self.order
         self.pruner = Pruner(
             self.net,
             self.scheduler,
             order.scoring.criterion,
-            self._ratio(),
+            share_of(order, self.net),
             steps=self.training.steps,
             of=order.budget.of,
             loss=self.scoring,
@@ -159,8 +160,7 @@ class Run:
             limits=order.limits,
         )
         self.history = self.pruner.history
-        if self.training.distill:
-            self.teacher = Teacher(dense, self.pruner.graph, self.training.distill)
+        self.teacher = self._teacher(dense, self.pruner.graph)
 
     def _cut_first(self, plans: tuple[Plan, ...]) -> None:
         """Cut before training: by plans of before, or by scores of the first batches."""
@@ -175,20 +175,19 @@ class Run:
             scoring = replace(order.scoring, data=batches, loss=self.scoring)
             self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self.shown))
         self.plans = plans_of(self.net)[len(plans_of(dense)) :]
-        if self.training.distill:
-            graph = graph_of(dense, self.plans, order.example_inputs)
+        if self.training.distillation:
             dense = deep_copy(dense) if dense is self.given else dense
-            self.teacher = Teacher(dense, graph, self.training.distill)
-            self.teacher.cut(self.plans[0].kept(graph))
+            graph = graph_of(dense, self.plans, order.example_inputs) if self.training.distillation.features else None
+            self.teacher = self._teacher(dense, graph)
+            if self.teacher is not None and graph is not None:
+                self.teacher.cut(self.plans[0].kept(graph))
 
-    def _ratio(self) -> float:
-        """The share to remove."""
-        budget, ratio = self.order.budget, self.order.budget.ratio
-        if budget.target is not None:
-            graph = trace(self.net, self.order.example_inputs, attention=self.order.attention)
-            ratio = budget.share(CostModel(graph))
-        assert ratio is not None
-        return ratio
+    def _teacher(self, dense: nn.Module, graph: ChannelGraph | None) -> Teacher | None:
+        """The dense model to learn from, if one is wanted."""
+        options = self.training.distillation
+        if options is None:
+            return None
+        return Teacher(dense, graph, options, required=self.training.distill != AUTO)
 
     def _prepare(self) -> None:
         """Hand model and optimizer to accelerate, at the beginning and again after the hand-off."""
@@ -228,7 +227,8 @@ class Run:
         if self.training.clip is not None:
             length = self.accelerator.clip_grad_norm_(self.net.parameters(), self.training.clip)
         value = float(self.accelerator.reduce(total, "mean"))
-        self.watch.step(len(self.history) + 1, value, float(length), self.accelerator.scaler is not None)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.watch.step(len(self.history) + 1, value, float(length), rate, self.accelerator.scaler is not None)
         set_rate(self.optimizer, self.training.rate(len(self.history)))
         self.stepper.step()
         self.stepper.zero_grad()

@@ -14,6 +14,7 @@ from torch import nn
 from fxprune.adapter import Adapter
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.cost_model import CostModel
 from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
 from fxprune.pruning.prune import trace
@@ -133,8 +134,17 @@ def plans_of(net: nn.Module) -> tuple[Plan, ...]:
     return (*report(net).earlier, report(net).plan) if is_pruned(net) else ()
 
 
-def graph_of(dense: nn.Module, plans: tuple[Plan, ...], example: Any) -> ChannelGraph:
-    """The graph that the one plan was made for."""
+def graph_of(dense: nn.Module, plans: tuple[Plan, ...], example: Any) -> ChannelGraph | None:
+    """The graph that the one plan was made for; None where there are several."""
     if len(plans) > 1:
-        raise InputsError("distill= knows one cut only, and attention='both' makes two; prune heads, or head_dim")
+        return None
     return trace(dense, example, attention=plans[0].traced[0]).revised(plans[0].traced[1:])
+
+
+def share_of(order: Order, net: nn.Module) -> float:
+    """The share to remove."""
+    ratio = order.budget.ratio
+    if order.budget.target is not None:
+        ratio = order.budget.share(CostModel(trace(net, order.example_inputs, attention=order.attention)))
+    assert ratio is not None
+    return ratio

@@ -70,13 +70,14 @@ class Watch:
             )
         self.unbounded = frozenset(not_finite(dict(model.named_buffers())))
 
-    def step(self, number: int, loss: float, length: float, scaled: bool) -> None:
+    def step(self, number: int, loss: float, length: float, rate: float, scaled: bool) -> None:
         """Look at a step before the optimizer takes it.
 
         Args:
             number: of the step.
             loss: of all processes.
             length: of the gradient.
+            rate: of learning.
             scaled: whether the loss is scaled (fp16): a step whose gradient overflows is then left out.
 
         Raises:
@@ -89,7 +90,7 @@ class Watch:
             ("length of the gradient", length, overflows and not 0 < self.skipped <= SKIPS),
         ):
             if bad:
-                raise InputsError(f"the {what} of step {number} is {value} ({self.stream.where}); {self._advice()}")
+                raise InputsError(f"the {what} of step {number} is {value} ({self.stream.where}); {self._advice(rate)}")
 
     def state(self, number: int, net: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer) -> None:
         """Look at all that a checkpoint or a result is made of.
@@ -104,13 +105,14 @@ class Watch:
         for what, named in held.items():
             if bad := [n for n in not_finite(named) if n not in self.unbounded]:
                 raise InputsError(
-                    f"{what}{bad[0]} is not finite after step {number} ({self.stream.where}); {self._advice()}"
+                    f"{what}{bad[0]} is not finite after step {number} ({self.stream.where}); "
+                    f"{self._advice(optimizer.param_groups[0]['lr'])}"
                 )
 
-    def _advice(self) -> str:
+    def _advice(self, rate: float) -> str:
         last = self.checkpoints.latest() if self.checkpoints else None
         good = f"; the last good checkpoint is {last}" if last else ""
         return (
-            f"lower learning_rate= (now {self.training.learning_rate:g}) or clip= (now {self.training.clip}), and "
+            f"lower learning_rate= (now {rate:g}) or clip= (now {self.training.clip}), and "
             f"check this batch and the loss for NaN, a division by zero and the root of zero{good}"
         )

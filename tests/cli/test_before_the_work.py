@@ -17,7 +17,7 @@ from fxprune.cli.prune import _refuse_untrained
 
 
 def test_options_of_training_need_steps() -> None:
-    nothing: dict[str, Any] = {"after": 0, "learning_rate": 1e-4, "ema_decay": None, "mixed_precision": None}
+    nothing: dict[str, Any] = {"after": 0, "learning_rate": None, "ema_decay": None, "mixed_precision": None}
     nothing |= {"checkpoints": None, "picture": None}
     _refuse_untrained(None, **nothing)
     for name, value in (("after", 5), ("learning_rate", 0.1), ("ema_decay", 0.0), ("picture", Path("run.png"))):

@@ -158,7 +158,7 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(monkeypatch: pytes
     ("name", "value"),
     [(n, v) for n in ("steps", "accumulate", "remember", "checkpoint_every") for v in (2.5, torch.inf, "3", True, 0)]
     + [("after", 0.5), ("warmup", -1), ("clip", 0.0), ("clip", -1.0), ("clip", torch.nan)]
-    + [("learning_rate", torch.nan), ("learning_rate", -1.0), ("ema_decay", 1.0), ("ema_decay", torch.nan)],
+    + [("learning_rate", torch.nan), ("learning_rate", 0.0), ("ema_decay", 1.0), ("ema_decay", torch.nan)],
 )
 def test_numbers_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(fxprune.InputsError, match=re.escape(f"{name}=")):

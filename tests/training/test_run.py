@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+import training_runs
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import GeneralTracker
 from torch import Tensor, nn
@@ -20,10 +20,6 @@ from training_runs import IMAGES, Net, Stopping, die, loader, loss, net, noisy, 
 
 import fxprune
 from fxprune import Distillation, Training
-from fxprune.reporting.history import ROWS, History
-from fxprune.training.serialization import from_plain, to_plain
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +45,7 @@ def test_a_run_ends_with_a_small_trained_model(scheduler: str) -> None:
     model = net().eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.get_rng_state()
-    small = run(Training(30, after=10, learning_rate=1e-2), scheduler, model=model)
+    small = run(Training(30, after=10, learning_rate=1e-2, distill=None), scheduler, model=model)
     assert type(small) is Net
     assert not small.training
     assert size(small) == pytest.approx(0.6 * size(model), rel=0.05)
@@ -95,17 +91,6 @@ def test_averages_are_what_comes_back() -> None:
     )
     assert same(kept, fast)
     assert not same(kept, averaged)
-
-
-def test_averages_by_hand() -> None:
-    line = nn.Linear(1, 1, bias=False)
-    average = fxprune.Average(line, 0.5)
-    first = line.weight.item()
-    with torch.no_grad():
-        line.weight.add_(1)
-    average.step(line)
-    d = min(0.5, 2 / 11)
-    assert average.values["weight"].item() == pytest.approx(d * first + (1 - d) * (first + 1))
 
 
 def test_accumulated_batches_are_one_large_batch() -> None:
@@ -218,16 +203,6 @@ def test_distillation_does_not_jump_at_the_hand_off() -> None:
     assert all(not m._forward_hooks for m in small.modules())
 
 
-def test_logits_are_compared_as_distributions() -> None:
-    from fxprune.training.distillation import _divergence
-
-    a, b = torch.randn(4, 5), torch.randn(4, 5)
-    p, q = (b / 2).softmax(-1), (a / 2).softmax(-1)
-    want = 4 * (p * (p / q).log()).sum(-1).mean()
-    assert torch.allclose(_divergence(a, b, 2.0), want, atol=1e-6)
-    assert _divergence(a, a + 3, 1.0).abs() < 1e-6
-
-
 @pytest.mark.parametrize(
     ("distill", "how", "message"),
     [
@@ -273,9 +248,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(scheduler: str, at: int, tmp_path: Pa
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    child = subprocess.run(
-        [sys.executable, HERE / "training_runs.py", "killed", tmp_path], env=environment(), check=False
-    )
+    child = subprocess.run([sys.executable, training_runs.__file__, "killed", tmp_path], env=environment(), check=False)
     assert child.returncode == -signal.SIGKILL
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000025"]
     training = Training(32, after=8, ema_decay=0.9)
@@ -293,7 +266,7 @@ def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(Training(20, checkpoint_dir=tmp_path))
-    with pytest.raises(fxprune.SaveError, match=r"is of another run: learning_rate was 0\.0001 and now is 0\.1"):
+    with pytest.raises(fxprune.SaveError, match=r"is of another run: learning_rate was None and now is 0\.1"):
         run(Training(20, checkpoint_dir=tmp_path, learning_rate=0.1))
     file = max(tmp_path.glob("*/shared.pt"))
     file.write_bytes(file.read_bytes()[:100])
@@ -309,28 +282,20 @@ def test_what_a_checkpoint_cannot_hold_is_told_at_the_first_step(tmp_path: Path)
         run(Training(20, checkpoint_dir=tmp_path), how=lambda m, b: loss(m, b.images), data=[Batch()])
 
 
-def test_plain_data_comes_back() -> None:
-    state = {"a": np.arange(3.0), "b": (1, [torch.ones(2), None, "x"]), 3: np.float64(0.5)}
-    back = from_plain(to_plain(state))
-    assert isinstance(back["a"], np.ndarray)
-    assert back["a"].tolist() == [0, 1, 2]
-    assert back["b"][0] == 1
-    assert back["b"][1][0].tolist() == [1, 1]
-    assert type(back[3]) is float
-
-
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    """On as many threads as here: with another number, sums are of another order."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return {**os.environ, **threads, "ACCELERATE_USE_CPU": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     """The same plan, losses and weights from two halves of a batch; and FSDP is refused in words."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     child = subprocess.run(
-        [*launch, HERE / "training_runs.py", "two", tmp_path],
+        [*launch, training_runs.__file__, "two", tmp_path],
         env=environment(),
         capture_output=True,
         text=True,
@@ -411,18 +376,3 @@ def test_a_run_is_drawn(tmp_path: Path) -> None:
     pruner = fxprune.Pruner(net(), "soft", "magnitude", 0.4, steps=20, example_inputs=IMAGES[:2])
     with pytest.raises(fxprune.InputsError, match="has taken no step yet"):
         pruner.picture(tmp_path / "none.png")
-
-
-def test_a_long_history_is_thinned_out() -> None:
-    history = History(["a", "b"])
-    for step in range(3 * ROWS):
-        history.add(None, {"remaining": step} if step else {}, [step, -step])
-    assert ROWS / 2 <= len(history.means) <= ROWS
-    assert history.means[:, 0].tolist() == [k * history.every for k in range(len(history.means))]
-    assert history[0].figures == {}
-    assert history[-1].loss is None
-    assert history[-1].figures == {"remaining": 3 * ROWS - 1}
-    other = History()
-    other.load_state_dict(from_plain(to_plain(history.state_dict())))
-    assert other[:] == history[:]
-    assert np.array_equal(other.means, history.means)

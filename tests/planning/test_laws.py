@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import build
+from networks import NETWORKS, SETTINGS, build
 from plan_checker import violations
-from test_random_networks import NETWORKS, SETTINGS
 
 import fxprune
 from fxprune.graph.analysis import analyse

@@ -9,8 +9,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
@@ -20,7 +18,6 @@ from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.one_shot import OneShot
 from fxprune.schedulers.shapes import SHAPES
 from fxprune.schedulers.soft import Soft, SoftFlow
-from fxprune.training.energy import Energy, State, step
 from fxprune.training.scheduler import Problem, Scheduler
 
 SCHEDULERS: dict[str, Scheduler] = {
@@ -61,58 +58,6 @@ def problem(ratio: float = 0.4, steps: int = 60, of: str = "params") -> Problem:
 def random_values(p: Problem, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {g.name: rng.normal(size=len(g)) for g in p.graph.groups}
-
-
-# ---- the energy -----------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def states(draw: st.DrawFn) -> tuple[Energy, np.ndarray, State]:
-    n, seed = draw(st.integers(1, 30)), draw(st.integers(0, 10**6))
-    rng = np.random.default_rng(seed)
-    shares = rng.uniform(0.01, 1, n)
-    state = State(
-        rng.uniform(0, 2, n),
-        shares / shares.sum(),
-        draw(st.floats(0, 1)),
-        draw(st.floats(0, 2)),
-        draw(st.floats(0, 3)),
-    )
-    return Energy(draw(st.floats(0.1, 50))), rng.uniform(0, 1, n), state
-
-
-@settings(max_examples=200, deadline=None)
-@given(states(), st.floats(0.001, 1.0), st.floats(0.05, 1.0))
-def test_energy_never_rises(drawn: tuple[Energy, np.ndarray, State], most: float, part: float) -> None:
-    """Under the stated bound on the step, with and without a cap on single entries."""
-    energy, m, state = drawn
-    for _ in range(20):
-        new = step(energy, m, state, part / energy.lipschitz(state), most)
-        assert energy.value(new, state) <= energy.value(m, state) + 1e-9
-        assert np.abs(new - m).max() <= most + 1e-12
-        assert new.min() >= 0
-        assert new.max() <= 1
-        m = new
-
-
-@settings(max_examples=50, deadline=None)
-@given(states())
-def test_slope_is_the_derivative(drawn: tuple[Energy, np.ndarray, State]) -> None:
-    energy, m, state = drawn
-    eps = 1e-5
-    for i in range(len(m)):
-        ahead, behind = m.copy(), m.copy()
-        ahead[i] += eps
-        behind[i] -= eps
-        numeric = (energy.value(ahead, state) - energy.value(behind, state)) / (2 * eps) / state.shares[i]
-        assert numeric == pytest.approx(energy.slope(m, state)[i], rel=1e-4, abs=1e-4)
-
-
-def test_a_step_over_the_bound_can_raise_the_energy() -> None:
-    """So the bound says something."""
-    state = State(np.zeros(1), np.ones(1), 0.5)
-    energy, m = Energy(budget=10.0), np.array([0.6])
-    assert energy.value(step(energy, m, state, 2.5 / 10.0, 1.0), state) > energy.value(m, state)
 
 
 # ---- schedulers -----------------------------------------------------------------------------------------------------

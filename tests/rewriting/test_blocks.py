@@ -18,7 +18,7 @@ import torch
 from depthnets import NETS, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models import digits, random_weights
+from real_models import digits, random_weights, timm_model
 from torch import Tensor, nn
 
 import fxprune
@@ -151,7 +151,7 @@ def test_a_block_mask_of_one_is_the_model_and_between_it_is_smooth() -> None:
     graph = fxprune.trace(net, x)
     with torch.no_grad():
         whole = MaskedRun(graph, net, blocks=dict.fromkeys(blocks, 1.0))((x, {}))[0]
-    assert torch.equal(whole, net(*x))
+    torch.testing.assert_close(whole, net(*x), rtol=1e-5, atol=1e-5)
     gate = torch.tensor(0.5, requires_grad=True)
     MaskedRun(graph, net, blocks={blocks[0]: gate})((x, {}))[0].sum().backward()
     assert gate.grad is not None
@@ -196,7 +196,7 @@ def test_strides_follow_the_size_of_the_image() -> None:
 
 @pytest.mark.parametrize("of", ["params", "macs"])
 @pytest.mark.parametrize("name", ["pre-norm", "resnet", "ada", "u-shape"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(ratio=st.floats(0.05, 0.5), seed=st.integers(0, 99))
 def test_a_budget_is_met_within_one_block(name: str, of: str, ratio: float, seed: int) -> None:
     net, inputs, _ = made(name)
@@ -372,16 +372,6 @@ def dit() -> nn.Module:
     return random_weights(DiTTransformer2DModel(num_layers=3, num_embeds_ada_norm=10, **shape))
 
 
-def timm_model(name: str, **options: Any) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        import timm
-
-        torch.manual_seed(0)
-        return random_weights(timm.create_model(name, pretrained=False, **options))
-
-    return make
-
-
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "digits": digits,
     "dit": dit,
@@ -482,6 +472,7 @@ LOAD = """
 import sys, torch, fxprune
 model = fxprune.load(sys.argv[1])
 x = torch.load(sys.argv[2])
+torch.set_num_threads(int(sys.argv[3]))
 with torch.no_grad():
     got = model(*x["args"]).sample
 assert torch.equal(got, x["wanted"])
@@ -495,7 +486,14 @@ def test_saved_and_loaded_in_a_new_process(tmp_path: Path) -> None:
     args = (torch.randn(2, 3, 8, 8), torch.tensor([3, 7]))
     with torch.no_grad():
         torch.save({"args": args, "wanted": small(*args).sample}, tmp_path / "x.pt")
-    command = [sys.executable, "-c", LOAD, str(tmp_path / "small"), str(tmp_path / "x.pt")]
+    command = [
+        sys.executable,
+        "-c",
+        LOAD,
+        str(tmp_path / "small"),
+        str(tmp_path / "x.pt"),
+        str(torch.get_num_threads()),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

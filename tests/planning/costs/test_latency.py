@@ -8,13 +8,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import clockwork
 import numpy as np
 import pytest
 import torch
+from clockwork import seconds_of
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.graph.rules.op import op_name
 from fxprune.planning import planner
 from fxprune.planning.costs.latency_table import Table, cache_folder
 from fxprune.planning.costs.stopwatch import take_turns
@@ -44,28 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A device on which a weighted op takes 1 µs and a nanosecond a weight, all others half a microsecond."""
-    count: list[int] = []
-
-    def laps(self: Bench) -> Any:
-        count.append(1)
-        return np.array([_seconds(self, node) for node in self.program.nodes])
-
-    monkeypatch.setattr(Bench, "laps", laps)
-    return count
-
-
-def _seconds(bench: Bench, node: torch.fx.Node) -> float:
-    if op_name(node.target) not in ("aten::conv2d", "aten::linear"):
-        return 0.5e-6
-    weight = node.args[1]
-    assert isinstance(weight, torch.fx.Node)
-    return 1e-6 + 1e-9 * bench.state[bench.program.tensors[weight.name]].numel()
-
-
-def seconds_of(model: nn.Module) -> float:
-    """What `_seconds` makes of the weights of a model, without the constant part."""
-    return sum(1e-9 * m.weight.numel() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    """Times are arithmetic; grows by one at each run."""
+    return clockwork.install(monkeypatch)
 
 
 def unpruned(graph: fxprune.ChannelGraph) -> fxprune.Plan:

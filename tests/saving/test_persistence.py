@@ -311,12 +311,13 @@ def test_lora_of_the_pruned_shapes_loads_and_fuses(tmp_path: Path, saved: Path, 
     pipeline = fxprune.load_pipeline(saved)
     lora(pipeline.unet, tmp_path / "lora")
     styled = case.images(pipeline)
-    assert (styled != case.images(sd1)).any()
+    assert abs(styled - case.images(sd1)).max() > 1e-2
     with pytest.raises(SaveError, match=r"is a layer of peft .*: save it apart .* or make it part of the weights"):
         fxprune.save_pipeline(pipeline, tmp_path / "p")
     again = fxprune.load_pipeline(saved)
     again.load_lora_weights(tmp_path / "lora")
-    assert (case.images(again) == styled).all()
+    # Not bit for bit: diffusers leaves the layers where they lie in their file, and kernels round by that.
+    assert abs(case.images(again) - styled).max() < 1e-4
     again.fuse_lora()
     again.unload_lora_weights()
     fused = fxprune.load_pipeline(fxprune.save_pipeline(again, tmp_path / "fused"))

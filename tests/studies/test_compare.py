@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from plugins import install_by_hand
 from saved_nets import tiny_unet
-from test_registry import install_by_hand
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import fxprune
 from fxprune.cli import app
+from fxprune.studies import compare
 from fxprune.studies.comparison import CSV, NAMES, PNG
-from fxprune.studies.peak_memory import Peak
 
 SHAKY = """
 import torch
@@ -137,8 +136,7 @@ def test_a_bad_criterion_has_its_error_in_its_rows_and_the_others_go_on(tmp_path
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[str] = []
-    inside = sys.modules["fxprune.studies.compare"]
-    real = inside.score
+    real = compare.score
 
     def spy(graph: Any, model: Any, criterion: Any, **options: Any) -> Any:
         scored.append(f"{criterion} {options['seed']}")
@@ -146,7 +144,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
         return real(graph, model, criterion, **options)
 
-    monkeypatch.setattr(inside, "score", spy)
+    monkeypatch.setattr(compare, "score", spy)
     ask: dict[str, Any] = {"seeds": 2, "out": tmp_path, **GIVEN}
     with pytest.raises(KeyboardInterrupt):
         fxprune.compare(net(), ["magnitude", "random"], [0.3, 0.5], **ask)
@@ -156,7 +154,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     made = fxprune.compare(net(), ["magnitude", "random"], [0.3, 0.5], **ask)
     assert scored == ["magnitude 0", "random 0", "magnitude 1", "magnitude 1", "random 1"]
     assert len(rows_of(tmp_path)) == len(made.rows) == 8
-    monkeypatch.setattr(inside, "score", real)
+    monkeypatch.setattr(compare, "score", real)
     fresh = fxprune.compare(net(), ["magnitude", "random"], [0.3, 0.5], seeds=2, **GIVEN)
     assert [r.loss for r in fresh.rows] == pytest.approx([r.loss for r in made.rows])
     more = fxprune.compare(net(), ["lamp", "magnitude"], [0.5], out=tmp_path, **GIVEN)
@@ -193,12 +191,3 @@ def test_the_command_line(tmp_path: Path, shaky: None) -> None:
     assert (tmp_path / "out" / PNG).is_file()
     bad = CliRunner().invoke(app, [*ask[:5], "0.2,many"])
     assert bad.exit_code == 1
-
-
-def test_memory_is_the_growth_at_its_highest() -> None:
-    with Peak(torch.device("cpu")) as peak:
-        held = torch.ones(16 * 2**20)
-        del held
-    if peak.bytes is None:
-        pytest.skip("no /proc here")
-    assert 0.8 * 2**26 < peak.bytes < 2 * 2**26

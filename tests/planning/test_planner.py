@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_api import Heads
+from networks import Heads
 from torch import Tensor, nn
 
 import fxprune

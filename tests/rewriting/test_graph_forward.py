@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from couplings import random_scores
 from torch import Tensor, nn
 
 import fxprune
@@ -121,3 +122,24 @@ def test_the_module_itself_follows(make: Callable[[], nn.Module]) -> None:
         assert small.width == small.b.in_features < 8
     else:
         assert small.heads == 4
+
+
+def test_a_graph_forward_repeats_for_any_batch() -> None:
+    """`repeat_interleave` carries a hint of its output's size, which is the traced batch's."""
+
+    class Repeating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            times = torch.full((x.shape[0],), 2)
+            h = torch.relu(self.a(x))
+            return self.b(torch.repeat_interleave(h, times, dim=0, output_size=2 * x.shape[0]))
+
+    model, inputs = Repeating().eval(), as_inputs(torch.randn(2, 4))
+    graph = analyse(model, inputs)
+    planned = plan(graph, random_scores(graph), 0.3)
+    small = rewrite(model, graph, planned, forward="graph").model
+    assert check_dense(model, small, graph, planned).ok
+    assert small(torch.randn(3, 4)).shape == (6, 3)

@@ -75,7 +75,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_a_new_process_loads_the_same_bits(tmp_path: Path, folders: Path, unet: Any, plain: Plain) -> None:
     root = shutil.copytree(folders, tmp_path / "root")
-    command = [sys.executable, saved_nets.__file__, str(root)]
+    command = [sys.executable, saved_nets.__file__, str(root), str(torch.get_num_threads())]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
     for name, before in (("unet", everything(unet, *unet_inputs())), ("plain", everything(plain, IDS))):
         after = found(root, name)

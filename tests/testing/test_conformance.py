@@ -19,7 +19,7 @@ from fxprune.adapter import Adapter
 from fxprune.testing import check_adapter, check_criterion, check_scheduler
 from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "plugin"
 
 

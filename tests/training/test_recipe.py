@@ -1,0 +1,126 @@
+"""The recipe that a run uses where nothing is said: a rate of the weights' size, warm-up, cosine, the dense outputs."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from training_runs import IMAGES, loss, net, run
+
+import fxprune
+from fxprune import Distillation, Training
+from fxprune.training.options import relative_rate
+
+
+def rates(training: Training) -> list[float]:
+    return [training.rate(step) for step in range(training.total)]
+
+
+def test_the_rate_rises_for_a_tenth_and_falls_to_zero_along_a_cosine() -> None:
+    found = rates(Training(80, after=20))
+    assert found.index(max(found)) == 9
+    assert all(a < b for a, b in zip(found[:9], found[1:10], strict=True))
+    assert all(a > b for a, b in zip(found[9:-1], found[10:], strict=True))
+    assert found[50] == pytest.approx(0.5)
+    assert found[-1] < 0.001
+
+
+def test_a_constant_rate_is_two_arguments_away() -> None:
+    assert set(rates(Training(20, warmup=0, anneal=False))) == {1.0}
+
+
+def test_the_rate_is_half_a_percent_of_the_weights_size() -> None:
+    model = net()
+    wide = [p for p in model.parameters() if p.dim() > 1]
+    size = torch.cat([p.detach().flatten() for p in wide]).square().mean().sqrt()
+    (group,) = Training(1).made(model.parameters()).param_groups
+    assert group["lr"] == pytest.approx(0.005 * float(size), rel=1e-5)
+    with torch.no_grad():
+        for p in wide:
+            p.mul_(3)
+    assert relative_rate(model.parameters()) == pytest.approx(3 * group["lr"], rel=1e-5)
+    (stated,) = Training(1, learning_rate=1e-5).made(model.parameters()).param_groups
+    assert stated["lr"] == 1e-5
+
+
+def test_weights_that_are_all_zero_still_move() -> None:
+    assert relative_rate([torch.zeros(4, 4)]) > 0
+    assert relative_rate([torch.full((3,), 0.5)]) == pytest.approx(0.0025)
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"distill": "features"}])
+def test_what_is_no_recipe_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(fxprune.InputsError, match=next(iter(options))):
+        Training(10, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheduler", ["one_shot", "soft"])
+def test_the_dense_outputs_are_learned_from_unless_switched_off(scheduler: str) -> None:
+    """With a task of weight zero only the dense model's outputs are left to learn from."""
+
+    def idle(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return loss(model, batch) * (0.0 if model.training else 1.0)
+
+    def distance(distill: Distillation | str | None) -> float:
+        dense = net().eval()
+        small = run(Training(60, learning_rate=5e-3, distill=distill), scheduler, how=idle, model=dense)
+        with torch.no_grad():
+            return float((small(IMAGES) - dense(IMAGES)).square().mean())
+
+    assert distance("auto") < 0.5 * distance(None)
+    assert distance("auto") == pytest.approx(distance(Distillation()))
+
+
+def test_a_loss_that_does_not_call_the_model_trains_without_the_dense_one_and_says_so() -> None:
+    class Outside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    def inner(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return loss(model.body, batch)  # type: ignore[arg-type]
+
+    with pytest.warns(UserWarning, match=r"without the dense model's outputs: the loss does not call the Outside"):
+        run(Training(10), "one_shot", how=inner, model=Outside())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(Training(10, distill=None), "one_shot", how=inner, model=Outside())
+    with pytest.raises(fxprune.InputsError, match=r"does not call the Outside itself.*distill=None"):
+        run(Training(10, distill=Distillation()), "one_shot", how=inner, model=Outside())
+
+
+def test_outputs_that_differ_in_training_are_not_compared() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+            y = self.body(x)
+            return (y, y) if self.training else y
+
+    def first(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        out = model(batch)
+        return (out[0] if isinstance(out, tuple) else out).square().mean()
+
+    with pytest.warns(UserWarning, match="not of the structure and shapes of the dense model's in eval mode"):
+        run(Training(10), "one_shot", how=first, model=Twice())
+
+
+def test_both_cuts_of_an_attention_learn_from_outputs_but_not_from_features() -> None:
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+
+    def near(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).square().mean()  # type: ignore[no-any-return]
+
+    given = {"data": [x], "example_inputs": x, "attention": "both", "progress": False}
+    fxprune.prune(model, "magnitude", 0.3, loss=near, training=Training(2), **given)
+    with pytest.raises(fxprune.InputsError, match=r"features= knows one cut only"):
+        training = Training(2, distill=Distillation(features=1.0))
+        fxprune.prune(model, "magnitude", 0.3, loss=near, training=training, **given)
