@@ -3,9 +3,9 @@
     python benchmarks/scoring.py            # two tables: time and memory, in multiples of one training step
 
 A step is forward, backward and AdamW on the noise-prediction loss of the batch that is scored; `score` gets the same
-batch and the traced graph.  In turns in one process, the fastest of `--repeats` counts, on the CPU in processor
-seconds, which other work on the machine does not add to.  Memory is the peak of a process of its own, beside what it
-held with the model and the graph in place.
+batch and the traced graph.  "Coarse" is a refresh of `Soft(coarse=True)`, which needs a quarter of it.  In turns in
+one process, the fastest of `--repeats` counts, on the CPU in processor seconds, which other work on the machine does
+not add to.  Memory is the peak of a process of its own, beside what it held with the model and the graph in place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude:Magnitude", {}),
     "taylor": ("taylor:Taylor", {}),
     "gradflow exact": ("gradflow:GradFlow", {"method": "exact"}),
+    "gradflow exact, coarse": ("gradflow:GradFlow", {"method": "exact"}),
     "gradflow finite difference": ("gradflow:GradFlow", {"method": "finite_difference"}),
+    "gradflow finite difference, coarse": ("gradflow:GradFlow", {"method": "finite_difference"}),
     "fisher": ("fisher:Fisher", {}),
     "diff_pruning": ("diff_pruning:DiffPruning", {}),
     "wanda": ("wanda:Wanda", {}),
@@ -36,7 +38,9 @@ CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     "lamp": ("lamp:Lamp", {}),
     "fpgm": ("fpgm:Fpgm", {}),
 }
-LIMITS = {"magnitude": 0.1, "taylor": 1.2, "wanda": 0.7, "gradflow exact": 4, "gradflow finite difference": 4}
+LIMITS = {"magnitude": 0.1, "taylor": 1.2, "wanda": 0.7}
+LIMITS |= {"gradflow exact": 4, "gradflow finite difference": 4}
+LIMITS |= {"gradflow exact, coarse": 2, "gradflow finite difference, coarse": 2}
 MEASURED = ("step", "taylor", "gradflow exact", "gradflow finite difference")
 
 
@@ -48,6 +52,8 @@ def _work(device: str) -> dict[str, Callable[[], Any]]:
 
     import fxprune
     from fxprune.adapter import find_adapter
+    from fxprune.schedulers.soft import QUARTER
+    from fxprune.scoring.batches import fewer
 
     model = unet().to(device)
     graph = fxprune.trace(model)
@@ -67,12 +73,13 @@ def _work(device: str) -> dict[str, Callable[[], Any]]:
         optimizers[0].step()
         optimizers[0].zero_grad()
 
-    def scoring(where: str, options: dict[str, Any]) -> Callable[[], Any]:
-        module, name = where.split(":")
-        criterion = getattr(importlib.import_module(f"fxprune.criteria.{module}"), name)(**options)
-        return lambda: fxprune.score(graph, model, criterion, data=[batch], loss=loss)
+    def scoring(name: str, where: str, options: dict[str, Any]) -> Callable[[], Any]:
+        module, kind = where.split(":")
+        criterion = getattr(importlib.import_module(f"fxprune.criteria.{module}"), kind)(**options)
+        data = fewer([batch], QUARTER if name.endswith("coarse") else 1.0)
+        return lambda: fxprune.score(graph, model, criterion, data=data, loss=loss)
 
-    return {"step": step, **{name: scoring(*how) for name, how in CRITERIA.items()}}
+    return {"step": step, **{name: scoring(name, *how) for name, how in CRITERIA.items()}}
 
 
 def _seconds(call: Callable[[], Any], device: str) -> float:

@@ -1,62 +1,93 @@
-"""Gradient flow: prune what keeps the network from training fast."""
+"""Gradient flow: prune what costs little and leaves the flow alone."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
-from fxprune.scoring.hessian import METHODS, Method
+from fxprune.scoring.hessian import METHODS, Curvature, Method
+
+Form: TypeAlias = Literal["weighed", "literal"]
+FORMS: tuple[Form, ...] = ("weighed", "literal")
+HORIZON = 1.0  # in units of T*
 
 
 @dataclass(frozen=True)
 class GradFlow:
-    """θ · (H g), signed, summed over a channel's elements; the lowest are pruned first.
+    """|θ g| + T |θ (H g)|, summed over a channel's elements: what a removal costs, and what it takes from the flow.
 
-    A gradient step of size η lowers the loss by η ‖g‖² to first order, so ‖g‖² is how fast a network trains.  With
-    g = ∇L and H = ∇²L, the gradient of ‖g‖² = gᵀg is 2 H g.  Removing weight q is the step Δθ = −θ_q e_q, hence
+    g = ∇L and H = ∇²L are those of the mean loss over all batches.  Removing weight q is the step Δθ = −θ_q e_q:
 
-        Δ‖g‖² = (2 H g)ᵀ Δθ = −2 θ_q (H g)_q        to first order
-        score(c) = Σ_{q ∈ E(c)} θ_q (H g)_q         so that removing channel c changes ‖g‖² by −2 score(c)
+        ΔL     = −θ_q g_q         to first order: the loss at once
+        Δ‖g‖²  = −2 θ_q (H g)_q   to first order: a gradient step of length T lowers the loss by
+                                  T ‖g‖² − ½ T² gᵀHg, so this is how fast what is left trains
 
-    A low (most negative) score means that the removal *raises* the gradient norm: such channels go first, and what is
-    left trains fastest.  A high one means that gradient flow would be lost with the channel.  The sign matters, so
-    nothing is made absolute; scores of a channel may cancel.  (GraSP writes −θ·Hg and removes the highest: the same
-    channels.)
+        score(c) = Σ_{q ∈ E(c)} |θ_q g_q| + T |θ_q (H g)_q|,    T = horizon · T*,    T* = ‖g‖² / |gᵀ H g|
 
-    preserve=True takes |θ_q (H g)_q| instead: those go first whose removal changes ‖g‖² least, up or down.  On a
-    network that has been trained, what raises the gradient norm most is often what the loss can least do without;
-    Lubana and Dick show it, and so do this project's measurements (see the documentation's page on quality).
+    Both terms are in units of the loss, so their sum has no weight to tune: T* is the step that a line search along the
+    flow takes.  Where gᵀHg < 0 the loss curves down along the flow (a saddle) and there is no such step; T* is then
+    where its slope has doubled, which is as far as the quadratic model may be trusted on that side.  Either way it is
+    the step after which the slope has changed by its own size, and the order of channels has no jump where gᵀHg changes
+    sign: T* is at most 10 ‖g‖ / ‖H g‖, ten times the step in which the gradient changes by its own length.  Where
+    H g = 0 the first term decides alone; where g = 0 nothing can be told, and that is an error.
+
+    Effects of opposite sign do not cancel: over one channel and a few batches the sign is mostly noise.
+
+    Args:
+        method: how H g is computed; the report says which it was.
+            "exact": a second backward pass, H_b g = ∂(g_bᵀ v)/∂θ at v = g held fixed.  Attention runs in PyTorch's
+                math kernel, the only one with a second derivative.
+            "finite_difference": H g ≈ ‖g‖ (∇L(θ + ε ĝ) − ∇L(θ − ε ĝ)) / 2ε, ĝ = g/‖g‖, ε = eps · ‖θ‖, error O(ε²).
+                Two ordinary backward passes; the weights move and are put back bit for bit.
+            "auto": exact; finite differences where a function in the loss's graph has no second derivative, or a
+                backward pass that was written by hand (PyTorch takes what that computes from detached copies for
+                constant, without a word), or where the memory that is free does not hold a second pass.
+        eps: step of the finite difference, as a fraction of the parameters' norm.
+        horizon: T in units of T*.  0 is `taylor`, and H g is not computed; infinity keeps the second term alone, which
+            is `gradflow_preserving`.
+        form: "weighed" is the score above.  "literal" is the published one, Σ θ_q (H g)_q with its sign: the lowest,
+            pruned first, raise the gradient norm.  It does what it says and is no choice for trained networks: what
+            raises the gradient norm most is what the loss can least do without.  On the digits model that ships, 40 %
+            of the parameters, no training: held-out loss 0.86, where random has 0.33, taylor 0.150 and the dense model
+            0.134; on another DDPM at 50 %, 0.73, and 0.21 after 120 steps of training, where taylor has 0.156 and
+            0.080.
 
     L is the mean loss over all batches.  g is accumulated over all of them first, then H g batch by batch, as the mean
     of H_b g: memory for one batch, and four to six tensors as large as the parameters.
 
-    method:
-        "exact": a second backward pass, H_b g = ∂(g_bᵀ v)/∂θ at v = g held fixed.  Attention runs in PyTorch's math
-            kernel, the only one with a second derivative.
-        "finite_difference": H g ≈ ‖g‖ (∇L(θ + ε ĝ) − ∇L(θ − ε ĝ)) / 2ε, ĝ = g/‖g‖, ε = eps · ‖θ‖, error O(ε²).  Two
-            ordinary backward passes; the weights move and are put back bit for bit.
-        "auto": exact, and where PyTorch says that an op has no second derivative or that memory ran out, finite
-            differences.
-    eps: step of the finite difference, as a fraction of the parameters' norm.
-
     Needs data and a loss.  Shape: a saliency of each parameter's own shape; buffers are not trained and do not count.
-    Unit: loss² per (weight unit)², i.e. that of ‖g‖².
-    Errors: InputsError without data or loss; CriterionError where the loss or a derivative is NaN or infinite, for an
-    unknown method, for "exact" where an op has no second derivative, and for finite differences of half-precision
-    weights.
+    Unit: that of the loss (loss² per weight², that of ‖g‖², for an infinite horizon and the literal form).
+    Errors: InputsError without data or loss; CriterionError where the loss or a derivative is NaN or infinite, or the
+    gradient zero, for an unknown method or form, for "exact" where an op has no second derivative or a wrong one, for
+    finite differences of half-precision weights, and for "auto" where neither way fits into the memory that is free.
     Source: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (GraSP), ICLR 2020;
-    structured and iterated for diffusion models by Wan et al., arXiv 2501.09464; preserving: Lubana and Dick, A
-    Gradient Flow Framework for Analyzing Network Pruning, ICLR 2021.
+    structured and iterated for diffusion models by Wan et al., arXiv 2501.09464 (the literal form); preserving: Lubana
+    and Dick, A Gradient Flow Framework for Analyzing Network Pruning, ICLR 2021.  Their sum is this project's.
+
+    >>> import torch
+    >>> from fxprune.graph.analysis import analyse
+    >>> from fxprune.scoring.score import score
+    >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> net.load_state_dict({"0.weight": torch.tensor([[3.0], [-1.0]]), "1.weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> graph = analyse(net, ((torch.ones(1, 1),), {}))
+    >>> def loss(model, batch):  # L = (a₁² + 2 a₂²) / 2: g = (a₁, 2 a₂), H g = (a₁, 4 a₂), T* = (9 + 4) / (9 + 8)
+    ...     return (model[0].weight.square() * torch.tensor([[1.0], [2.0]])).sum() / 2
+    >>> scores = score(graph, net, GradFlow(), data=[None], loss=loss)
+    >>> [round(float(v) * 17) for v in scores.values["0.weight:0"]]  # 17 (9 + 13/17 · 9), 17 (2 + 13/17 · 4)
+    [270, 86]
     """
 
     method: Method = "auto"
     eps: float = 1e-4
-    preserve: bool = False
+    horizon: float = HORIZON
+    form: Form = "weighed"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     reduction: ClassVar[str] = "sum"
 
@@ -65,10 +96,46 @@ class GradFlow:
             raise CriterionError(f"GradFlow(method={self.method!r}): use one of {', '.join(map(repr, METHODS))}")
         if not self.eps > 0:
             raise CriterionError(f"GradFlow(eps={self.eps}): the step must be positive, such as 1e-4")
+        if not self.horizon >= 0:
+            raise CriterionError(f"GradFlow(horizon={self.horizon}): pass a number of steps T*, such as {HORIZON}")
+        if self.form not in FORMS:
+            raise CriterionError(f"GradFlow(form={self.form!r}): use one of {', '.join(map(repr, FORMS))}")
+        if self.form == "literal" and self.horizon != HORIZON:
+            raise CriterionError(f"GradFlow(form='literal', horizon={self.horizon}): that form has no horizon; drop it")
 
+    @torch.no_grad()
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
-        """Saliency θ (H g) of every parameter, or its absolute value."""
-        product = ctx.hessian_gradient(self.method, self.eps)
-        with torch.no_grad():
-            signed = {name: p * product[name] for name, p in ctx.parameters.items()}
-            return {name: s.abs() for name, s in signed.items()} if self.preserve else signed
+        """Saliency of every parameter."""
+        if self.form == "weighed" and self.horizon == 0:
+            return _absolute(ctx, _not_zero(ctx, ctx.gradients()))
+        with torch.enable_grad():
+            found = ctx.curvature(self.method, self.eps)
+        _not_zero(ctx, found.gradient)
+        ctx.note(str(found))
+        if self.form == "literal":
+            return {name: p * found.product[name] for name, p in ctx.parameters.items()}
+        return self._weighed(ctx, found)
+
+    def _weighed(self, ctx: Context, found: Curvature) -> dict[str, Tensor]:
+        if math.isinf(self.horizon):
+            return _absolute(ctx, found.product)
+        if found.along < 0:
+            ctx.note("the loss curves down along its gradient: T* is where its slope has doubled, not a minimum")
+        scores = _absolute(ctx, found.gradient)
+        for name, p in ctx.parameters.items():
+            scores[name].add_((p * found.product[name]).abs_(), alpha=self.horizon * found.step)
+        return scores
+
+
+def _absolute(ctx: Context, direction: dict[str, Tensor]) -> dict[str, Tensor]:
+    """|θ d|."""
+    return {name: (p * direction[name]).abs_() for name, p in ctx.parameters.items()}
+
+
+def _not_zero(ctx: Context, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not any(bool(g.any()) for g in gradient.values()):
+        raise CriterionError(
+            f"{ctx.who}: the gradient of the loss is zero for all parameters, which tells nothing about any channel; "
+            "check data= and loss=, or use criterion='magnitude'"
+        )
+    return gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fxprune.criteria.gradflow import GradFlow
@@ -9,14 +10,15 @@ from fxprune.criteria.gradflow import GradFlow
 
 @dataclass(frozen=True)
 class GradFlowPreserving(GradFlow):
-    """|θ · (H g)|, summed over a channel's elements: `GradFlow(preserve=True)` under a name of its own.
+    """|θ · (H g)|, summed over a channel's elements: `GradFlow(horizon=math.inf)` under a name of its own.
 
         score(c) = Σ_{q ∈ E(c)} |θ_q (H g)_q|
 
-    For networks that have been trained, where it did better than the signed form in every run so far (see the
-    documentation's page on quality).  Needs, shape, unit and errors are those of `GradFlow`.
+    What a removal costs at once is left out, and only what it takes from the flow counts.  Before training that does
+    better than `gradflow` now and then, after training no better in any run so far.  Needs, shape and errors are those
+    of `GradFlow`; the unit is loss² per weight², that of ‖g‖².
 
     Source: Lubana and Dick, A Gradient Flow Framework for Analyzing Network Pruning, ICLR 2021.
     """
 
-    preserve: bool = True
+    horizon: float = math.inf

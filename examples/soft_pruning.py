@@ -38,14 +38,14 @@ def whole(pipeline: DDPMPipeline, ratio: float, steps: int, out: Path) -> DDPMPi
         checkpoint_every=200,
         picture=out / "run.png",
     )
-    return fxprune.prune(pipeline, "gradflow", ratio, scheduler="soft", training=training, data=batches(64))
+    return fxprune.prune(pipeline, ratio=ratio, scheduler="soft", training=training, data=batches(64))
 
 
 def own_loop(pipeline: DDPMPipeline, ratio: float, steps: int, out: Path) -> DDPMPipeline:
     """Train by hand; the pruner needs one call a step."""
     unet, scheduler = pipeline.unet.train(), pipeline.scheduler
     optimizer = torch.optim.AdamW(unet.parameters(), 5e-4)
-    pruner = fxprune.Pruner(unet, "soft", "gradflow", ratio, steps=steps)
+    pruner = fxprune.Pruner(unet, "soft", ratio=ratio, steps=steps)
     while not pruner.done:
         for images in batches(64):
             loss = training_loss(unet, scheduler, images)

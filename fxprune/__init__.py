@@ -1,6 +1,6 @@
 """fxprune: structural pruning of PyTorch networks, right, general and exact about budgets.
 
-    small = fxprune.prune(model, criterion="gradflow", ratio=0.4)
+    small = fxprune.prune(model, ratio=0.4)
 
 is five calls in order: `trace` → `score` → `plan` → `rewrite` → `verify`.
 """

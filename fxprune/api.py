@@ -20,7 +20,7 @@ from fxprune.pruning.order import Order, Scoring
 from fxprune.pruning.prune import prune_once, seeing
 from fxprune.scoring.context import Loss
 from fxprune.scoring.saliency import Normalization
-from fxprune.scoring.score import Criterion
+from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler, scheduler_of
@@ -30,7 +30,7 @@ M = TypeVar("M")
 
 def prune(
     model: M,
-    criterion: str | type[Any] | Criterion = "gradflow",
+    criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
     ratio: float | None = None,
     *,
     of: str = "params",

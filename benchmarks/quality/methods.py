@@ -27,6 +27,7 @@ import fxprune
 from fxprune import Scheduler
 from fxprune.criteria.diff_pruning import DiffPruning
 from fxprune.criteria.gradflow import GradFlow
+from fxprune.criteria.gradflow_preserving import GradFlowPreserving
 from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.soft import Soft
 
@@ -133,17 +134,20 @@ def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any]
     return small
 
 
+# "gradflow" in the rows that were measured is the published criterion, with its sign.
+LITERAL = GradFlow(form="literal")
 METHODS: dict[str, Method] = {
     "random": Method("random"),
     "magnitude": Method("magnitude", scope="global"),
     "taylor": Method("taylor", scope="global"),
     "diff-pruning": Method(DiffPruning(), scope="global"),
-    "gradflow": Method(GradFlow(), scope="global"),
-    "gradflow preserving": Method(GradFlow(preserve=True), scope="global"),
+    "gradflow": Method(LITERAL, scope="global"),
+    "gradflow preserving": Method(GradFlowPreserving(), scope="global"),
     "taylor per cost": Method("taylor"),
     "taylor per cost snr": Method("taylor", gamma=0.2),
     "diff-pruning per cost": Method(DiffPruning()),
-    "gradflow preserving per cost": Method(GradFlow(preserve=True)),
+    "gradflow weighed per cost": Method(GradFlow()),
+    "gradflow preserving per cost": Method(GradFlowPreserving()),
     "torch-pruning magnitude": Method(cut=torch_pruning("magnitude")),
     "torch-pruning taylor": Method(cut=torch_pruning("taylor")),
     "torch-pruning diff-pruning": Method(cut=torch_pruning("diff-pruning")),
@@ -151,12 +155,14 @@ METHODS: dict[str, Method] = {
     "iterative magnitude": Method("magnitude", Iterative()),
     "iterative taylor": Method("taylor", Iterative()),
     "iterative taylor snr": Method("taylor", Iterative(), gamma=0.2),
-    "iterative gradflow": Method(GradFlow(), Iterative()),
-    "iterative gradflow preserving": Method(GradFlow(preserve=True), Iterative()),
-    "soft gradflow": Method(GradFlow(), Soft()),
-    "soft gradflow preserving": Method(GradFlow(preserve=True), Soft()),
+    "iterative gradflow": Method(LITERAL, Iterative()),
+    "iterative gradflow preserving": Method(GradFlowPreserving(), Iterative()),
+    "soft gradflow": Method(LITERAL, Soft()),
+    "soft gradflow weighed": Method(GradFlow(), Soft()),
+    "soft gradflow weighed, coarse": Method(GradFlow(), Soft(coarse=True)),
+    "soft gradflow preserving": Method(GradFlowPreserving(), Soft()),
     "soft taylor": Method("taylor", Soft()),
-    "soft gradflow preserving snr": Method(GradFlow(preserve=True), Soft(), gamma=0.2),
+    "soft gradflow preserving snr": Method(GradFlowPreserving(), Soft(), gamma=0.2),
     "soft taylor snr": Method("taylor", Soft(), gamma=0.2),
     "soft magnitude": Method("magnitude", Soft()),
 }

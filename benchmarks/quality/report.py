@@ -197,10 +197,10 @@ written by `benchmarks/quality/report.py` from what `make bench-quality` measure
 Magnitude, taylor, Diff-Pruning and Torch-Pruning rank channels by their scores alone, as published. "Per cost", soft
 and iterative methods weigh a channel's score against what it costs and what its group has left (`scope="knapsack"`,
 this library's default). "gradflow" takes what raises the gradient norm, as in the paper; "gradflow preserving" takes
-what changes it least. "snr" scores by the error of the clean sample instead of the noise
-(`Timesteps("snr", gamma=0.2)`); all methods train with the same loss. "scratch" is the architecture that magnitude
-leaves, with fresh weights. The settings of soft and iterative, the ranking and the 0.2 were chosen by trials on these
-same networks and held-out images; the published methods were not tuned.
+what changes it least, "gradflow weighed" is this library's default. "snr" scores by the error of the clean sample
+instead of the noise (`Timesteps("snr", gamma=0.2)`); all methods train with the same loss. "scratch" is the
+architecture that magnitude leaves, with fresh weights. The settings of soft and iterative, the ranking and the 0.2 were
+chosen by trials on these same networks and held-out images; the published methods were not tuned.
 
 Equal parameters are not equal MACs: magnitude, which takes about the same share of every
 layer, leaves the fewest.

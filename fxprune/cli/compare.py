@@ -11,15 +11,16 @@ from rich.markup import escape
 from fxprune.cli.console import err, out, print_table, told
 from fxprune.cli.folder import Folder, on_device, open_folder
 from fxprune.errors import InputsError
+from fxprune.scoring.score import COMPARED
 from fxprune.studies.compare import compare as compare_
 from fxprune.studies.comparison import Comparison
 
 
 def compare(
     directory: Folder,
-    criteria: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Criteria, see `fxprune list`.")
-    ] = "magnitude,taylor,gradflow,random",
+    criteria: Annotated[str, typer.Option(metavar="A,B,...", help="Criteria, see `fxprune list`.")] = ",".join(
+        COMPARED
+    ),
     ratios: Annotated[str, typer.Option(metavar="R,R,...", help="Shares of --of to remove.")] = "0.3,0.5",
     seeds: Annotated[int, typer.Option(help="How often, each time with other calibration samples.")] = 1,
     output: Annotated[
@@ -35,7 +36,7 @@ def compare(
 
     Rows that OUT/compare.csv holds already are not made again.
 
-    Example: fxprune compare ddpm-cifar10-32 --criteria magnitude,gradflow --ratios 0.3,0.5 --seeds 3
+    Example: fxprune compare ddpm-cifar10-32 --criteria gradflow,taylor --ratios 0.3,0.5 --seeds 3
     """
     with told():
         made = compare_(

@@ -16,6 +16,7 @@ from fxprune.errors import InputsError
 from fxprune.reporting.figures import check_picture
 from fxprune.reporting.report import report
 from fxprune.saving.folder import claim
+from fxprune.scoring.score import DEFAULT_CRITERION
 from fxprune.training.images import image_batches
 from fxprune.training.options import Training
 
@@ -33,7 +34,7 @@ def prune(
     target: Annotated[
         float | None, typer.Option(help="In place of --ratio: what is to stay of --of, such as 20e6 parameters.")
     ] = None,
-    criterion: Annotated[str, typer.Option(help="How channels are ranked; see `fxprune list`.")] = "gradflow",
+    criterion: Annotated[str, typer.Option(help="How channels are ranked; see `fxprune list`.")] = DEFAULT_CRITERION,
     of: Annotated[str, typer.Option(help="The budget is one of params, macs, channels, memory, latency.")] = "params",
     group_ratio: Annotated[
         list[str] | None,
@@ -103,7 +104,7 @@ def prune(
 
     Read the result with fxprune.load(OUT): a model or pipeline of the same class.
 
-    Example: fxprune prune ddpm-cifar10-32 --ratio 0.4 --criterion gradflow -o small
+    Example: fxprune prune ddpm-cifar10-32 --ratio 0.4 -o small
     """
     with told():
         writable(claim(output))  # before the work, not after it

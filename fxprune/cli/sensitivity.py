@@ -11,6 +11,7 @@ from rich.markup import escape
 from fxprune.cli.console import out, told
 from fxprune.cli.folder import Folder, on_device, open_folder
 from fxprune.reporting.figures import check_file, check_picture
+from fxprune.scoring.score import DEFAULT_CRITERION
 from fxprune.studies.sensitivity import SHARES
 from fxprune.studies.sensitivity import sensitivity as measure
 
@@ -19,7 +20,7 @@ def sensitivity(
     directory: Folder,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves, as .png, .svg or .pdf.")] = None,
-    criterion: Annotated[str, typer.Option(help="Which channels go first; see `fxprune list`.")] = "magnitude",
+    criterion: Annotated[str, typer.Option(help="Which channels go first; see `fxprune list`.")] = DEFAULT_CRITERION,
     share: Annotated[list[float] | None, typer.Option(help="A share of the channels to remove; repeatable.")] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor or module to leave whole, or a glob; repeatable.")

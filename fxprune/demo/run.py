@@ -31,6 +31,7 @@ from fxprune.demo.digits import SampleOptions
 from fxprune.demo.measure import SSIM_WINDOW, Measured, latencies, measure, measure_in_fresh_process, ssim
 from fxprune.demo.results import Results, column, draw
 from fxprune.demo.training import TrainOptions, train
+from fxprune.scoring.score import DEFAULT_CRITERION
 from fxprune.training.setup import accelerate_released
 
 NAMES = ("dense", "pruned", "fine-tuned")
@@ -51,7 +52,7 @@ class DemoOptions:
     """
 
     ratio: float = 0.4
-    criterion: str = "gradflow_preserving"
+    criterion: str = DEFAULT_CRITERION
     seed: int = 0
     training: TrainOptions = FINE_TUNING
     samples: int = 256

@@ -13,7 +13,7 @@ from fxprune.graph.modules import ExampleInputs
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.scoring.saliency import Normalization
-from fxprune.scoring.score import Criterion
+from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
 from fxprune.scoring.timesteps import Timesteps
 
 LossFunction: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -35,7 +35,7 @@ class Scoring:
         max_batches: how many of the data's batches are read; None: all, or 1000 where the data tell no length.
     """
 
-    criterion: str | type[Any] | Criterion = "gradflow"
+    criterion: str | type[Any] | Criterion = DEFAULT_CRITERION
     normalize: Normalization | None = None
     data: Iterable[Any] | None = field(default=None, repr=False)
     loss: LossFunction | None = None

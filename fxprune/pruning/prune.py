@@ -76,9 +76,12 @@ def prune_once(model: M, order: Order) -> M:
     limits = replace(order.limits, ignore=(*named(net, order.limits.ignore), *adapter.protect(net)))
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
+    notes: list[str] = []
+
     def plan_of(graph: ChannelGraph) -> Plan:
         with clock("score"):
             scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
+        notes.extend(scores.notes)
         if order.budget.of == "latency":
             with clock("measure"):
                 latency_of(graph, order.progress)
@@ -90,7 +93,7 @@ def prune_once(model: M, order: Order) -> M:
             return compensated(graph, net, plan, scoring.criterion, **given)
 
     made = realize(base, graph, plan_of, clock, order.verify, order.strict)
-    pruned: M = back(reported(net, made, clock, order.inplace, order.seed))
+    pruned: M = back(reported(net, made, clock, order.inplace, order.seed, notes))
     return pruned
 
 

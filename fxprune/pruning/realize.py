@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -172,8 +172,10 @@ def finished(
         return reported(net, made, clock, inplace, seed)
 
 
-def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None) -> nn.Module:
-    """The dense model, with its report."""
+def reported(
+    net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None, notes: Sequence[str] = ()
+) -> nn.Module:
+    """The dense model, with its report; `notes` tell how the scores came about."""
     timing = None
     if made.plan.of == "latency" and made.check is not None:
         with clock("confirm"):
@@ -190,6 +192,7 @@ def reported(net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: 
         dict(clock.seconds),
         seed=seed,
         timing=timing,
+        scoring=tuple(dict.fromkeys(notes)),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small

@@ -64,9 +64,10 @@ class Report:
         held: why the rest could not be pruned.
         seconds: step -> seconds.
         seed: what everything drawn at random came from.
+        scoring: what the criterion tells about how it computed its scores.
         timing: dense and pruned model timed against each other, where the budget was a latency.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
-            drawn.  Both are not saved with the model.
+            drawn.  Neither these nor `scoring` are saved with the model.
     """
 
     plan: Plan
@@ -81,6 +82,7 @@ class Report:
     timing: Timing | None = None
     history: History | None = None
     picture: str = ""
+    scoring: tuple[str, ...] = ()
 
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
@@ -91,6 +93,7 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]

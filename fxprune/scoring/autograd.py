@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.autograd.function as once
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
+CPP = "torch::autograd::CppNode"  # a function that an extension wrote in C++
 
-def autograd_functions(loss: Tensor) -> Iterator[type[torch.autograd.Function]]:
-    """The `torch.autograd.Function` classes in a loss's graph."""
-    todo = [loss.grad_fn]
-    seen = set(todo)
+
+def autograd_nodes(loss: Tensor) -> Iterator[Any]:
+    """The nodes of a loss's graph, each once."""
+    todo: list[Any] = [loss.grad_fn]
+    seen = {None, *todo} if loss.grad_fn is not None else {None}
     while todo:
         node = todo.pop()
-        function = getattr(node, "_forward_cls", None)
-        if function is not None:
-            yield function
-        for following, _ in node.next_functions if node is not None else ():
+        if node is None:
+            continue
+        yield node
+        for following, _ in node.next_functions:
             if following not in seen:
                 seen.add(following)
                 todo.append(following)
+
+
+def autograd_functions(loss: Tensor) -> Iterator[type[torch.autograd.Function]]:
+    """The `torch.autograd.Function` classes in a loss's graph."""
+    for node in autograd_nodes(loss):
+        function = getattr(node, "_forward_cls", None)
+        if function is not None:
+            yield function
 
 
 def once_differentiable(loss: Tensor) -> str:
@@ -37,4 +48,19 @@ def once_differentiable(loss: Tensor) -> str:
         # The decorator returns a wrapper that lives in torch.autograd.function, whatever its name pretends.
         if getattr(getattr(function, "backward", None), "__globals__", {}).get("__name__") == once.__name__:
             return f"{getattr(function, '__name__', function)} is marked @once_differentiable"
+    return ""
+
+
+def handwritten(loss: Tensor) -> str:
+    """An autograd function in the loss's graph whose backward pass somebody wrote ("" if there is none).
+
+    PyTorch differentiates such a backward pass a second time as it stands: what it computes from detached copies, or
+    from values that `forward` kept on `ctx`, counts as constant, and nothing raises.
+    """
+    for node in autograd_nodes(loss):
+        function = getattr(node, "_forward_cls", None)
+        if function is not None:
+            return f"{getattr(function, '__name__', function)} is an autograd.Function with a backward pass of its own"
+        if node.name().startswith(CPP):
+            return f"{node.name()} has a backward pass of its own"
     return ""

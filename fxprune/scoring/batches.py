@@ -43,6 +43,14 @@ def take(batch: Any, samples: Sequence[int]) -> Any:
     return pytree.tree_map(cut, _plain(batch), is_leaf=texts)
 
 
+def fewer(batches: Sequence[Any], share: float) -> list[Any]:
+    """The last batches, at most such a share of them but one at least; of a single batch the same share of samples."""
+    n = max(1, int(share * len(batches)))
+    if share < 1 and len(batches) == 1 and (size := batch_size(batches[0])) > 1:
+        return [take(batches[0], range(max(1, int(share * size))))]
+    return list(batches)[-n:]
+
+
 def _leaves(batch: Any) -> list[Any]:
     return pytree.tree_leaves(_plain(batch))
 
@@ -68,6 +76,11 @@ def missing(who: str, data: bool, loss: bool) -> str:
         if absent
     ]
     return f"{who} looks at the model at work: pass {', and '.join(wanted)}"
+
+
+def blind(who: str, why: str) -> str:
+    """The sentence about a loss that ignores its model."""
+    return f"{who}: loss(model, batch) does not look at the model it is given: {why}; call model(...) in the loss"
 
 
 def run(model: nn.Module, batch: Any) -> Any:

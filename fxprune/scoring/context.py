@@ -20,11 +20,11 @@ from fxprune.graph.labels import Ints
 from fxprune.graph.modules import seed_torch
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.autograd import autograd_functions
-from fxprune.scoring.batches import batch_size, describe, missing, named, run, take
-from fxprune.scoring.hessian import Method, hessian_gradient
+from fxprune.scoring.batches import batch_size, blind, describe, missing, named, run, take
+from fxprune.scoring.hessian import Curvature, Method, curvature
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Call, Observer, Visit
-from fxprune.scoring.streaming import Batches, as_batches
+from fxprune.scoring.streaming import Batches, as_batches, number_of
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Tensors: TypeAlias = dict[str, Tensor]
@@ -46,6 +46,7 @@ class Context:
         progress: whether `track` shows a bar.
         package: where the criterion comes from, if from a third party.
         memo: what has been computed, for criteria that are given the same model, data, loss and seed.
+        notes: what the criterion has to say about how it computed its scores; see `note`.
     """
 
     graph: ChannelGraph
@@ -57,6 +58,7 @@ class Context:
     progress: bool = False
     package: str = ""
     memo: dict[Any, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def who(self) -> str:
@@ -146,15 +148,9 @@ class Context:
 
     def _seeded(self, batch: Any, number: int | None = None) -> int:
         if number is None:
-            number = self._number_of(batch)
+            number = number_of(self.batches, batch)
         seed_torch(self.model, self.seed + number)
         return number
-
-    def _number_of(self, batch: Any) -> int:
-        held = self.batches
-        if isinstance(held, Batches):
-            return held.number_of(batch)
-        return next((i for i, b in enumerate(held) if b is batch), 0)
 
     def _call(self, function: Loss, batch: Any, number: int) -> Any:
         try:
@@ -176,7 +172,7 @@ class Context:
             create_graph: keep the graph, for a second backward pass.
 
         Raises:
-            InputsError: the loss has no gradient at all.
+            InputsError: the loss has no gradient at all, or its backward pass fails.
         """
         if not loss.requires_grad:
             raise InputsError(
@@ -186,20 +182,27 @@ class Context:
         names, tensors = zip(*self.parameters.items(), strict=True)
         found: tuple[Tensor | None, ...]
         with torch.enable_grad():
-            # Reentrant checkpoints refuse autograd.grad.
-            if not create_graph and any(f is CheckpointFunction for f in autograd_functions(loss)):
-                found = self._backward(loss, tensors)
+            if create_graph:
+                found = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
             else:
-                found = torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True)
+                found = self._backward(loss, tensors)
         if all(g is None for g in found):
-            raise InputsError(
-                f"{self.who}: loss(model, batch) does not look at the model it is given: its gradient reaches none of "
-                "the parameters; call model(...) in the loss"
-            )
+            raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
         return {n: torch.zeros_like(t) if g is None else g for n, t, g in zip(names, tensors, found, strict=True)}
 
-    def _backward(self, loss: Tensor, tensors: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
-        loss.backward()  # type: ignore[no-untyped-call]
+    def _backward(self, loss: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        reentrant = any(f is CheckpointFunction for f in autograd_functions(loss))
+        try:
+            if not reentrant:
+                return torch.autograd.grad(loss, tensors, allow_unused=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # reentrant checkpoints refuse autograd.grad
+        except (FxPruneError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            raise InputsError(
+                f"the backward pass of loss(model, batch) failed: {type(e).__name__}: {e}; check that "
+                "loss(model, batch).backward() runs, once for each call of the loss"
+            ) from e
         found = tuple(t.grad for t in tensors)
         for p in self.model.parameters():
             p.grad = None
@@ -243,9 +246,18 @@ class Context:
 
         return self.once(("squared gradients", per_sample), make)
 
+    def curvature(self, method: Method = "auto", eps: float = 1e-4) -> Curvature:
+        """The gradient g of the mean loss, H g with its Hessian H, and how that was computed."""
+        return self.once(("H g", method, eps), lambda: curvature(self, method, eps))
+
     def hessian_gradient(self, method: Method = "auto", eps: float = 1e-4) -> Tensors:
-        """H g, with the Hessian H and the gradient g of the mean loss (see `fxprune.scoring.hessian`)."""
-        return self.once(("H g", method, eps), lambda: hessian_gradient(self, method, eps))
+        """H g alone (see `fxprune.scoring.hessian`)."""
+        return self.curvature(method, eps).product
+
+    def note(self, text: str) -> None:
+        """Have the report tell something about how the scores came about."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def inputs(self, covariance: bool = False) -> dict[Key, Inputs]:
         """(weight, axis) -> mean squares of what is summed over it, or covariances if the axis can be pruned."""
@@ -294,10 +306,7 @@ class Context:
                     raise failed[0] from None
                 raise
         if not calls and self.loss_function is not None and self.tensors:
-            raise InputsError(
-                f"{self.who}: loss(model, batch) does not look at the model it is given: it uses none of its weights; "
-                "call model(...) in the loss"
-            )
+            raise InputsError(blind(self.who, "it uses none of its weights"))
 
     def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Tensors:
         """`mean_over` the batches, behind a progress bar."""

@@ -45,6 +45,9 @@ from fxprune.scoring.saliency import (
 from fxprune.scoring.tp_importance import TorchPruningImportance
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
+DEFAULT_CRITERION = "gradflow"  # of everything that scores
+WEIGHTS = 'criterion="magnitude"'
+COMPARED = (DEFAULT_CRITERION, "taylor", "magnitude", "random")  # where a comparison is asked for by no names
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,7 @@ class Scores:
         unscored: groups about which the criterion had nothing to say; their channels have the largest score there is.
         blocks: block name -> sum of the saliencies of all tensors that go with it.
         additive: whether the scores of several channels add up, so that `plan` may weigh them against what they cost.
+        notes: what the criterion tells about how it computed them; not saved, and no part of equality.
     """
 
     values: Mapping[str, Floats]
@@ -64,6 +68,7 @@ class Scores:
     unscored: tuple[str, ...] = ()
     blocks: Mapping[str, float] = field(default_factory=dict)
     additive: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
@@ -92,6 +97,7 @@ class Scores:
         if self.unscored:
             more = f" and {len(self.unscored) - 3} more" if len(self.unscored) > 3 else ""
             lines.append(f"  last, for want of a score: {', '.join(self.unscored[:3])}{more}")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -112,7 +118,7 @@ class Scores:
 def score(
     graph: ChannelGraph,
     model: nn.Module,
-    criterion: str | type[Any] | Criterion = "magnitude",
+    criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
     *,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -146,7 +152,8 @@ def score(
     Raises:
         CriterionError: the criterion is unknown, changed a weight, or returned something of the wrong shape, of an
             unknown name, or not finite; or the loss is not finite.
-        InputsError: the criterion needs data or a loss that is missing; the model is not the graph's.
+        InputsError: the criterion (the default one, too) needs data or a loss that is missing; the model is not the
+            graph's.
 
     >>> import torch
     >>> from fxprune.graph.analysis import analyse
@@ -174,27 +181,28 @@ def score(
     top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)
     filled = {g.name: values.get(g.name, np.full(len(g), top)) for g in graph.groups}
     summed = reduce == "sum" and normalize == "none" and not any(g.name in returned for g in graph.groups)
-    return Scores(filled, name, unscored, blocks, summed)
+    return Scores(filled, name, unscored, blocks, summed, tuple(ctx.notes))
 
 
 def _called(call: Criterion, ctx: Context) -> Any:
     """What the criterion returns, or returned before for the tensors of the graph."""
     key = ("returned", call if getattr(call, "__hash__", None) is not None else object())
-    held = ctx.memo.get(key)
+    held, notes = ctx.memo.get(key, (None, ()))
     if isinstance(held, Mapping) and held and all(n in ctx.graph.shapes for n in held):
+        ctx.notes.extend(notes)
         return held
     own = type(call).__module__.startswith("fxprune.criteria.")
     with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own):
         seed_torch(ctx.model, ctx.seed)
         try:
-            ctx.memo[key] = call(ctx)
+            ctx.memo[key] = call(ctx), ctx.notes
         except (FxPruneError, torch.OutOfMemoryError):
             raise
         except Exception as e:
             if not ctx.package:
                 raise
             raise CriterionError(f"{ctx.who} failed: {type(e).__name__}: {e}; report it to {ctx.package}") from e
-    return ctx.memo[key]
+    return ctx.memo[key][0]
 
 
 def resolve(criterion: str | type[Any] | Criterion) -> tuple[Criterion, str, str]:
@@ -252,7 +260,7 @@ def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
     needs: frozenset[str] = getattr(call, "needs", frozenset())
     no_data, no_loss = "data" in needs and data is None, "loss" in needs and loss is None
     if no_data or no_loss:
-        raise InputsError(missing(who, no_data, no_loss))
+        raise InputsError(f"{missing(who, no_data, no_loss)}; or choose one that looks at weights alone: {WEIGHTS}")
 
 
 def _check_model(graph: ChannelGraph, model: nn.Module) -> None:

@@ -73,10 +73,6 @@ class Batches:
             )
         self._passed = True
 
-    def number_of(self, batch: Any) -> int:
-        """The number of the batch that was read last; 0 for any other."""
-        return self.number if batch is self.current else 0
-
     def _read(self) -> Iterator[Any]:
         self._draws.rewind()
         with self._draws:
@@ -128,6 +124,13 @@ def as_batches(data: Any, most: int | None = None) -> Any:
         if empty(batch):
             raise InputsError(f"batch {number} of data is empty; leave it out")
     return found
+
+
+def number_of(batches: Iterable[Any], batch: Any) -> int:
+    """The place of a batch among those in memory, or of the streamed one that was read last; 0 for any other."""
+    if isinstance(batches, Batches):
+        return batches.number if batch is batches.current else 0
+    return next((i for i, b in enumerate(batches) if b is batch), 0)
 
 
 def tell_cut(kind: str) -> None:

@@ -38,7 +38,7 @@ from fxprune.scoring.batches import missing
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
 from fxprune.scoring.preservation import attributes_kept
-from fxprune.scoring.score import Criterion, Scores, resolve, score
+from fxprune.scoring.score import COMPARED, Criterion, Scores, resolve, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.use import looking
 from fxprune.studies.comparison import Compared, Comparison, Table
@@ -49,7 +49,7 @@ HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an
 
 def compare(
     model: Any,
-    criteria: Sequence[str | Criterion],
+    criteria: Sequence[str | Criterion] = COMPARED,
     ratios: Sequence[float] = (0.3, 0.5),
     *,
     seeds: int = 1,

@@ -28,7 +28,7 @@ from fxprune.pruning.prune import trace
 from fxprune.rewriting.rewrite import UnsolvedError, rewrite
 from fxprune.scoring.batches import missing
 from fxprune.scoring.context import Loss
-from fxprune.scoring.score import Criterion, Scores, needs_of, score
+from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.use import looking
 from fxprune.studies.sensitivity_table import Curve, Sensitivity
@@ -41,7 +41,7 @@ SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 def sensitivity(
     model: Any,
-    criterion: str | type[Any] | Criterion = "magnitude",
+    criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
     *,
     shares: Sequence[float] = SHARES,
     example_inputs: ExampleInputs | None = None,
@@ -99,7 +99,10 @@ def sensitivity(
         loss = loss or adapter.loss_of(model, seed)
         if metric is None:
             if batches is None or loss is None:
-                raise InputsError(missing("sensitivity", batches is None, loss is None))
+                raise InputsError(
+                    f"{missing('sensitivity', batches is None, loss is None)}; or measure something else: metric=, a "
+                    f"callable metric(model) -> number, with {WEIGHTS}"
+                )
             metric = _MeanLoss(loss, batches, seed)
         scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
         allowed = [not out for out in ignored(graph, (*named(net, ignore), *adapter.protect(net)))]

@@ -28,12 +28,13 @@ from fxprune.pruning.realize import finished
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.scoring import distributed as ranks
+from fxprune.scoring.batches import fewer
 from fxprune.scoring.identity import differences, told
 from fxprune.scoring.saliency import Normalization
-from fxprune.scoring.score import Criterion, needs_of, score
+from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, needs_of, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
-from fxprune.training.average import Average
+from fxprune.training.average import carry_average
 from fxprune.training.carry_over import Carry
 from fxprune.training.display import draw
 from fxprune.training.options import whole
@@ -47,7 +48,7 @@ NAMES = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")
 class Pruner(Generic[M]):
     """Masks a model's channels while it trains, and cuts them out at the end.
 
-        pruner = fxprune.Pruner(model, scheduler="soft", criterion="gradflow", ratio=0.4, steps=2000, loss=loss)
+        pruner = fxprune.Pruner(model, scheduler="soft", ratio=0.4, steps=2000, loss=loss)
         for batch in loader:
             loss(model, batch).backward()
             optimizer.step(); optimizer.zero_grad()
@@ -91,7 +92,7 @@ class Pruner(Generic[M]):
         self,
         model: M,
         scheduler: str | Scheduler = "soft",
-        criterion: str | type[Any] | Criterion = "gradflow",
+        criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
         ratio: float = 0.4,
         *,
         steps: int,
@@ -138,7 +139,9 @@ class Pruner(Generic[M]):
             self.masks.detach()
             raise
         self.batches: deque[Any] = deque(maxlen=remember)
-        self.data, self.given, self.scored = as_batches(data), data is not None, ""
+        self.data: Any = as_batches(data)
+        self.given, self.scored = data is not None, ""
+        self.notes: tuple[str, ...] = ()
         self.history = History([g.name for g in self.graph.groups])
         groups = {g.name: len(g) for g in self.graph.groups}
         asked: dict[str, Any] = {"scheduler": chosen, "criterion": criterion, "ratio": ratio, "of": of}
@@ -211,17 +214,24 @@ class Pruner(Generic[M]):
                 self.graph,
                 self.net,
                 self.criterion,
-                data=self.data if self.given else list(self.batches) or None,
+                data=self._sample(),
                 loss=self.loss,
                 normalize=self.normalize,
                 seed=self.seed + self.flow.taken,
                 progress=self.progress,
             )
-        self.scored = scores.criterion
+        self.scored, self.notes = scores.criterion, scores.notes
         values, of = scores.values, self.problem.of
         if scope_of(self.scope, scores, of) == "knapsack":
             values = per_cost(self.problem.cost, of, values, scores.unscored)
         return self._agreed(values)
+
+    def _sample(self) -> Any:
+        """The batches that this refresh looks at; streamed ones are read whole."""
+        held = self.data if self.given else list(self.batches)
+        if not isinstance(held, (list, tuple)):
+            return held
+        return fewer(held, self.flow.sample) if held else None
 
     def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
         """The mean over processes (which the built-in criteria have taken already), the same bits in each of them."""
@@ -276,8 +286,8 @@ class Pruner(Generic[M]):
         if optimizer is not None:
             carry.optimizer(optimizer)
         if ema is not None:
-            _carry_average(carry, ema)
-        attach(small, replace(report(small), history=self.history))
+            carry_average(carry, ema)
+        attach(small, replace(report(small), history=self.history, scoring=self.notes))
         return small  # type: ignore[return-value]
 
     def detach(self) -> None:
@@ -296,7 +306,8 @@ class Pruner(Generic[M]):
         """
         batches = [] if self.given else list(self.batches)
         own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
-        state: dict[str, Any] = to_plain({**own, "scored": self.scored, "made": self.made})
+        own |= {"scored": self.scored, "notes": list(self.notes), "made": self.made}
+        state: dict[str, Any] = to_plain(own)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -308,7 +319,7 @@ class Pruner(Generic[M]):
         state = from_plain(state)
         if what := differences(state.get("made", {}), self.made):
             raise SaveError(f"this state is of another pruner: {what}; make it by the same arguments")
-        self.scored = state["scored"]
+        self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
         self.flow.load_state_dict(state["flow"])
         if not self.given:
             self.batches.extend(state["batches"])
@@ -321,24 +332,13 @@ class Pruner(Generic[M]):
 
 def _check_needs(criterion: Any, loss: Any) -> None:
     if "loss" in needs_of(criterion) and loss is None:
-        raise InputsError("the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor")
+        raise InputsError(
+            "the criterion needs a loss: pass loss=, a callable loss(model, batch) -> scalar tensor; or choose one "
+            f"that looks at weights alone: {WEIGHTS}"
+        )
 
 
 def _scale(p: nn.Parameter, axis: int, positions: np.ndarray[Any, Any], factor: np.ndarray[Any, Any]) -> None:
     along = torch.ones(p.shape[axis], dtype=torch.float64)
     along[torch.from_numpy(positions.reshape(-1))] = torch.from_numpy(np.repeat(factor, positions.shape[1]))
     p.mul_(along.to(device=p.device, dtype=p.dtype).view([-1 if d == axis else 1 for d in range(p.dim())]))
-
-
-def _carry_average(carry: Carry, ema: Any) -> None:
-    if isinstance(ema, Average):
-        ema.cut(carry)
-    elif hasattr(ema, "shadow_params"):
-        ema.shadow_params = carry.tensors(ema.shadow_params)
-    elif isinstance(ema, torch.optim.swa_utils.AveragedModel):
-        ema.module = carry.module(ema.module)
-    else:
-        raise InputsError(
-            f"ema is a {type(ema).__name__}; pass an fxprune.Average, diffusers' EMAModel or torch's AveragedModel, or "
-            "carry its tensors with fxprune.Carry(model, small, graph, plan).tensors(...)"
-        )

@@ -144,9 +144,11 @@ class Flow(abc.ABC):
         due: whether `refresh` has to be called before the next step; `refresh` clears it, `step` may set it.
         done: read only: whether `taken` has come to `problem.steps`; `plan` is then what goes.
         decay: extra weight decay of each channel from this step on, shape (n,), or None.
+        sample: the share of the batches kept for scoring that a refresh needs.
     """
 
     due: bool = True
+    sample: float = 1.0
     decay: Floats | None = None
 
     def __init__(self, problem: Problem) -> None:

@@ -136,7 +136,7 @@ def test_each_block_and_all_of_them_are_as_if_multiplied_by_zero(name: str) -> N
 def test_nothing_removed_is_the_identity(name: str) -> None:
     net, inputs, _ = made(name)
     graph = fxprune.trace(net, inputs(2))
-    plan = fxprune.plan(graph, fxprune.score(graph, net), 0.0, granularity="block")
+    plan = fxprune.plan(graph, fxprune.score(graph, net, "magnitude"), 0.0, granularity="block")
     assert not plan.blocks
     done = fxprune.rewrite(net, graph, plan)
     assert not skips(done.model)
@@ -235,7 +235,7 @@ def _share(graph: fxprune.ChannelGraph, blocks: list[str], of: str) -> float:
 def test_blocks_and_channels_meet_the_budget_together() -> None:
     net, inputs, _ = made("pre-norm")
     graph = fxprune.trace(net, inputs(2))
-    scores = fxprune.score(graph, net)
+    scores = fxprune.score(graph, net, "magnitude")
     for of in ("params", "macs"):
         plan = fxprune.plan(graph, scores, 0.6, of, granularity="both")
         assert plan.blocks
@@ -301,7 +301,7 @@ def test_types_of_modules_are_ignored_and_ratios_need_a_budget() -> None:
 def test_a_target_counts_what_stays() -> None:
     net, inputs, _ = made("ada")
     graph = fxprune.trace(net, inputs(2))
-    scores = fxprune.score(graph, net)
+    scores = fxprune.score(graph, net, "magnitude")
     plan = fxprune.plan(graph, scores, target=0.7 * count(net), granularity="both")
     assert plan.ratio == pytest.approx(0.3)
     assert plan.cost("params") == pytest.approx(0.7 * count(net), rel=0.02)
@@ -312,7 +312,7 @@ def test_edited_and_replayed_plans_keep_their_blocks() -> None:
     sibling = copy.deepcopy(net)
     nn.init.normal_(sibling.head.weight)
     graph = fxprune.trace(net, inputs(2))
-    scores = fxprune.score(graph, net)
+    scores = fxprune.score(graph, net, "magnitude")
     plan, more = (fxprune.plan(graph, scores, r, granularity="both") for r in (0.52, 0.55))
     assert plan.blocks == more.blocks != ()
     assert (plan & more).on(graph).blocks == plan.blocks
@@ -549,7 +549,7 @@ def test_masks_of_blocks_and_channels_agree_with_the_reduced_graph() -> None:
     net, inputs, _ = made("resnet")
     x = (inputs(2), {})
     graph = fxprune.trace(net, x[0])
-    plan = fxprune.plan(graph, fxprune.score(graph, net), 0.6, granularity="both")
+    plan = fxprune.plan(graph, fxprune.score(graph, net, "magnitude"), 0.6, granularity="both")
     assert plan.blocks
     masked = run_masked(graph, net, x, plan.kept(graph), plan.norms, plan.blocks)
     reduced = run_masked(graph.without(plan.blocks), net, x, plan.kept(graph), plan.norms)

@@ -123,6 +123,8 @@ def test_a_loss_that_ignores_the_model_is_refused() -> None:
     with pytest.raises(fxprune.InputsError, match="does not look at the model"):
         compared(loss=lambda m, b: b.sum())
     with pytest.raises(fxprune.InputsError, match="does not look at the model"):
-        fxprune.sensitivity(net(), example_inputs=X, data=[X], loss=lambda m, b: b.sum(), progress=False)
-    constant = fxprune.sensitivity(net(), example_inputs=X, metric=lambda m: 1.0, shares=[0.5], progress=False)
+        fxprune.sensitivity(net(), "magnitude", example_inputs=X, data=[X], loss=lambda m, b: b.sum(), progress=False)
+    constant = fxprune.sensitivity(
+        net(), "magnitude", example_inputs=X, metric=lambda m: 1.0, shares=[0.5], progress=False
+    )
     assert constant.base == 1.0

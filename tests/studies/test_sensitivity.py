@@ -47,7 +47,12 @@ def table(net: Two) -> fxprune.Sensitivity:
         wanted = net(X)
     data = [(X[:40], wanted[:40]), (X[40:], wanted[40:])]
     return fxprune.sensitivity(
-        net, example_inputs=X[:2], data=data, loss=lambda m, b: (m(b[0]) - b[1]).pow(2).mean(), progress=False
+        net,
+        "magnitude",  # the loss is zero, and so are its gradients
+        example_inputs=X[:2],
+        data=data,
+        loss=lambda m, b: (m(b[0]) - b[1]).pow(2).mean(),
+        progress=False,
     )
 
 
@@ -141,7 +146,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no data": ({}, fxprune.InputsError, "pass data="),
     "no loss": ({"data": [X]}, fxprune.InputsError, "pass loss="),
     "shares": ({"shares": [0.0]}, fxprune.InputsError, r"in \(0, 1\), such as"),
-    "nan": ({"metric": lambda m: float("nan")}, fxprune.CriterionError, "of the dense Two is nan"),
+    "nan": (
+        {"criterion": "magnitude", "metric": lambda m: float("nan")},
+        fxprune.CriterionError,
+        "of the dense Two is nan",
+    ),
 }
 
 

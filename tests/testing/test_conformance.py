@@ -30,7 +30,8 @@ def own(kind: registry.Kind) -> list[str]:
 DEGREES: dict[str, dict[str, float]] = {
     "magnitude": {"weights": 2, "loss": 0},
     "taylor": {"loss": 1},
-    "gradflow": {"loss": 2},
+    "gradflow": {"loss": 1},
+    "gradflow_preserving": {"loss": 2},
     "fisher": {"loss": 2},
     "lamp": {"weights": 0},
     "bn_scale": {"weights": 1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -21,8 +22,8 @@ def rates(training: Training) -> list[float]:
 def test_the_rate_rises_for_a_tenth_and_falls_to_zero_along_a_cosine() -> None:
     found = rates(Training(80, after=20))
     assert found.index(max(found)) == 9
-    assert all(a < b for a, b in zip(found[:9], found[1:10], strict=True))
-    assert all(a > b for a, b in zip(found[9:-1], found[10:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(found[:10]))
+    assert all(a > b for a, b in itertools.pairwise(found[9:]))
     assert found[50] == pytest.approx(0.5)
     assert found[-1] < 0.001
 
@@ -121,6 +122,6 @@ def test_both_cuts_of_an_attention_learn_from_outputs_but_not_from_features() ->
 
     given = {"data": [x], "example_inputs": x, "attention": "both", "progress": False}
     fxprune.prune(model, "magnitude", 0.3, loss=near, training=Training(2), **given)
+    training = Training(2, distill=Distillation(features=1.0))
     with pytest.raises(fxprune.InputsError, match=r"features= knows one cut only"):
-        training = Training(2, distill=Distillation(features=1.0))
         fxprune.prune(model, "magnitude", 0.3, loss=near, training=training, **given)
