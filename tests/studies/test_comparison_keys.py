@@ -119,11 +119,15 @@ def test_it_prints_as_a_table() -> None:
     assert [line.split()[:2] for line in lines[1:]] == [["criterion", "ratio"], ["magnitude", "0.3"], ["random", "0.3"]]
 
 
+def blind(model: nn.Module, batch: Tensor) -> Tensor:
+    return batch.sum()
+
+
 def test_a_loss_that_ignores_the_model_is_refused() -> None:
     with pytest.raises(fxprune.InputsError, match="does not look at the model"):
-        compared(loss=lambda m, b: b.sum())
+        compared(loss=blind)
     with pytest.raises(fxprune.InputsError, match="does not look at the model"):
-        fxprune.sensitivity(net(), "magnitude", example_inputs=X, data=[X], loss=lambda m, b: b.sum(), progress=False)
+        fxprune.sensitivity(net(), "magnitude", example_inputs=X, data=[X], loss=blind, progress=False)
     constant = fxprune.sensitivity(
         net(), "magnitude", example_inputs=X, metric=lambda m: 1.0, shares=[0.5], progress=False
     )
