@@ -22,6 +22,9 @@ SAMPLES = 16_000  # one second of sound
 SECOND_INPUTS = {"input_ids": "text_config", "pixel_values": "vision_config", "input_features": "audio_config"}
 
 
+CACHES = ("cache", "past_key_values", "cache_params", "mems")
+
+
 class TransformersAdapter(Adapter):
     """Models of Hugging Face transformers.
 
@@ -57,6 +60,12 @@ class TransformersAdapter(Adapter):
                 f"{type(model).__name__}.forward takes {name!r}, unknown to fxprune: pass example_inputs="
             )
         return {**inputs, **({"use_cache": False} if "use_cache" in takes else {})}
+
+    def released(self, model: nn.Module) -> tuple[str | type, ...]:
+        """The caches of decoders."""
+        from transformers.cache_utils import Cache
+
+        return (Cache, *CACHES)
 
     def loss_of(self, given: Any, seed: int = 0) -> Loss:
         """`model(**batch).loss`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Random:
     without unit.  The numbers follow the order of the graph's groups, so `seed=` repeats them.  Raises nothing.
     Source: the usual baseline; Mittal et al., Recovering from Random Pruning, WACV 2018, shows that it is a strong one.
     """
+
+    weights: ClassVar[bool] = False  # it works on the meta device, too
 
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
         """Group name -> one score a channel."""

@@ -24,7 +24,8 @@ from fxprune.graph.groups import Group, Slice
 from fxprune.graph.rules.op import coupling
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
-from fxprune.planning.plan import Draft, Plan, PlanDiff
+from fxprune.planning.plan import Draft, Plan
+from fxprune.planning.plan_diff import PlanDiff
 from fxprune.planning.planner import plan
 from fxprune.pruning.prune import apply, trace
 from fxprune.reporting.report import Report, report

@@ -65,6 +65,10 @@ class Adapter(abc.ABC):
         """Batches for `loss_of`, `n` samples in all, made without data from the model itself; None if impossible."""
         return None
 
+    def released(self, model: nn.Module) -> tuple[str | type, ...]:
+        """Names or classes of outputs that only the model itself reads again, such as a cache: they hold no width."""
+        return ()
+
     def protect(self, model: nn.Module) -> tuple[str, ...]:
         """Names of tensors and modules that must stay whole."""
         return ()
@@ -99,5 +103,6 @@ def find_adapter(given: object) -> Adapter:
         if adapter.recognises(given):
             return adapter
     raise InputsError(
-        f"{type(given).__name__} is neither an nn.Module nor a pipeline that fxprune knows; pass the module to prune"
+        f"{type(given).__name__} is neither an nn.Module nor a pipeline that fxprune knows; pass the module to prune "
+        "as model"
     )

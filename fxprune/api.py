@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from fxprune.adapter import find_adapter
+from fxprune.arguments import Kind, takes
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
+from fxprune.graph.outputs import Wanted
 from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
@@ -26,8 +29,10 @@ from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler, scheduler_of
 
 M = TypeVar("M")
+TRAINING = Kind("an fxprune.Training, or None", lambda v: v is None or isinstance(v, Training))
 
 
+@takes(training=TRAINING)
 def prune(
     model: M,
     criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
@@ -37,6 +42,7 @@ def prune(
     target: float | None = None,
     ratios: Mapping[str, float] | Curves | None = None,
     example_inputs: ExampleInputs | None = None,
+    outputs: Wanted | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
     timesteps: str | Timesteps | None = None,
@@ -74,6 +80,7 @@ def prune(
         target: see `plan`.
         ratios: see `plan`.
         example_inputs: see `trace`.
+        outputs: which outputs of the model count; see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself). With `steps`, the batches to train with: a list, a DataLoader, or another iterable.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
@@ -94,7 +101,8 @@ def prune(
         scope: see `plan`.
         granularity: "channel", "block" (residual branches go whole), or "both"; see `plan`.
         normalize: see `score`.
-        inplace: change `model` itself.
+        inplace: change `model` itself. Its parameters are new ones afterwards: an optimizer made before holds the old
+            ones and would train nothing (a warning says so); make a new one.
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
         strict: raise rather than run the rewritten graph as the forward.
         samples: calibration samples where the adapter makes the data.
@@ -126,6 +134,7 @@ def prune(
         gathered(Limits, limits, keywords),
         Scoring(criterion, normalize, data, loss, timesteps, samples, max_batches),
         example_inputs=example_inputs,
+        outputs=outputs,
         attention=attention,
         granularity=granularity,
         inplace=inplace,
@@ -134,8 +143,14 @@ def prune(
         seed=seed,
         progress=progress,
     ).asked
+    with torch.inference_mode(False):  # what is made there nobody could train
+        return _pruned(model, order, scheduler, steps, training)
+
+
+def _pruned(model: M, order: Order, scheduler: str | Scheduler, steps: int | None, training: Training | None) -> M:
     if steps is not None or training is not None:
-        return _trained(model, scheduler_of(scheduler), steps, training, order)
+        with torch.inference_mode(False):
+            return _trained(model, scheduler_of(scheduler), steps, training, order)
     if not scheduler_of(scheduler).at_once:
         raise InputsError(
             f"scheduler={scheduler!r} prunes while the model trains: pass steps=, such as 2000, and data="
@@ -158,6 +173,7 @@ def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Traini
     return made
 
 
+@takes()
 def calibration(
     model: Any,
     samples: int = 8,

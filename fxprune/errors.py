@@ -5,7 +5,24 @@ Every message says what happened, where, and what to type.  Catching `FxPruneErr
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
+
+DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str) -> str:
+    """Text in which what would steer a terminal or turn lines around stands as its code; for all that a file says.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return "".join(c if c in "\n\t" or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _steers(character: str) -> bool:
+    """Control characters, those that set the direction of text, line separators, and halves of pairs."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in DIRECTIONS
 
 
 class FxPruneError(Exception):
@@ -15,6 +32,9 @@ class FxPruneError(Exception):
     """
 
     kept: Any = None
+
+    def __str__(self) -> str:
+        return printable(Exception.__str__(self))
 
 
 class TraceError(FxPruneError):

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from fxprune.cli.console import err, out, print_table, told
+from fxprune.cli.console import err, out, print_table, safe, told
 from fxprune.cli.folder import Folder, on_device, open_folder
 from fxprune.errors import InputsError
 from fxprune.scoring.score import COMPARED
@@ -54,8 +53,8 @@ def compare(
         title = f"{made.model}: loss after pruning, without training (dense: {_dense(made)})"
         print_table(title, {"criterion": "left", **right}, [cells[:-1] for cells in made.summary()])
         for error in dict.fromkeys(f"{row.criterion}: {row.error}" for row in made.rows if row.error):
-            err.print(f"[red]{escape(error)}[/]", highlight=False, soft_wrap=True)
-        out.print(f"rows and picture in {escape(str(output))}", highlight=False, soft_wrap=True)
+            err.print(f"[red]{safe(error)}[/]", highlight=False, soft_wrap=True)
+        out.print(f"rows and picture in {safe(str(output))}", highlight=False, soft_wrap=True)
 
 
 def _dense(made: Comparison) -> str:

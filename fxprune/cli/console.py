@@ -12,11 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fxprune.errors import FxPruneError
+from fxprune.errors import FxPruneError, printable
 from fxprune.planning.plan import Plan
 
 out = Console()
 err = Console(stderr=True)
+
+
+def safe(text: str) -> str:
+    """Text that may come from a file, for printing: no markup, and nothing that steers the terminal."""
+    return escape(printable(text))
 
 
 @contextmanager
@@ -25,17 +30,17 @@ def told() -> Iterator[None]:
     try:
         yield
     except FxPruneError as e:
-        err.print(f"[bold red]{type(e).__name__}:[/] [red]{escape(str(e))}[/]", soft_wrap=True)
+        err.print(f"[bold red]{type(e).__name__}:[/] [red]{safe(str(e))}[/]", soft_wrap=True)
         raise typer.Exit(1) from e
 
 
 def print_table(title: str, columns: Mapping[str, Any], rows: Iterable[Sequence[str]], left_out: int = 0) -> None:
-    out.print(f"[bold]{escape(title)}[/]", highlight=False, soft_wrap=True)
+    out.print(f"[bold]{safe(title)}[/]", highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
     for name, justify in columns.items():
         table.add_column(name, justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(safe, row))
     out.print(table)
     if left_out:
         out.print(f"... and {left_out} more; --all shows them")
@@ -47,6 +52,6 @@ def print_plan(plan: Plan) -> None:
     rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in plan.costs.items()]
     print_table(title, {"": "left", "dense": "right", "pruned": "right", "change": "right"}, rows)
     if plan.blocks:
-        out.print(escape(f"blocks: {', '.join(plan.blocks)}"), highlight=False, soft_wrap=True)
+        out.print(safe(f"blocks: {', '.join(plan.blocks)}"), highlight=False, soft_wrap=True)
     if plan.regrouped:
-        out.print(escape(f"regrouped norms: {', '.join(plan.regrouped)}"), highlight=False)
+        out.print(safe(f"regrouped norms: {', '.join(plan.regrouped)}"), highlight=False)

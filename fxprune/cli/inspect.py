@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from fxprune.adapter import find_adapter
-from fxprune.cli.console import out, print_plan, print_table, told
+from fxprune.cli.console import out, print_plan, print_table, safe, told
 from fxprune.cli.folder import Folder, open_folder
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Group
 from fxprune.pruning.prune import trace
-from fxprune.reporting.report import causes
+from fxprune.reporting.report import causes, in_all
 from fxprune.saving.header import HEADER, Header, Saved
 from fxprune.saving.header_reading import read
 
@@ -43,14 +42,14 @@ def inspect(
         graph = trace(find_adapter(given).unwrap(given)[0], attention=attention)
         _print_graph(graph, None if every else SHOWN)
         for name in explain or ():
-            out.print(escape(graph.explain(name)), highlight=False, soft_wrap=True)
+            out.print(safe(graph.explain(name)), highlight=False, soft_wrap=True)
 
 
 def _print_saved(saved: Header, directory: Path) -> None:
     """What a folder of ours says of itself."""
 
     versions = ", ".join(f"{k} {v}" for k, v in saved.versions.items())
-    out.print(escape(f"{saved.name}, saved by {versions}"), highlight=False, soft_wrap=True)
+    out.print(safe(f"{saved.name}, saved by {versions}"), highlight=False, soft_wrap=True)
     if saved.metrics:
         print_table("metrics", {"": "left", "value": "right"}, [(k, str(v)) for k, v in saved.metrics.items()])
     if not isinstance(saved, Saved):
@@ -59,7 +58,7 @@ def _print_saved(saved: Header, directory: Path) -> None:
     elif saved.plan is None:
         out.print("not pruned")
     else:
-        print_plan(saved.plan)
+        print_plan(in_all((*saved.earlier, saved.plan)))
 
 
 def _print_graph(graph: ChannelGraph, most: int | None) -> None:

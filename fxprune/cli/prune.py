@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from fxprune import api
 from fxprune.adapter import find_adapter
-from fxprune.cli.console import out, print_plan, told
+from fxprune.cli.console import out, print_plan, safe, told
 from fxprune.cli.folder import Folder, on_device, open_folder, saved_somewhere, writable
 from fxprune.errors import InputsError
 from fxprune.reporting.figures import check_picture
@@ -150,7 +149,7 @@ def prune(
         )
         _print_pruned(small)
         saved_somewhere(small, output)
-        out.print(f"saved in {escape(str(output))}", highlight=False, soft_wrap=True)
+        out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
 
 
 def _refuse_untrained(
@@ -200,10 +199,10 @@ def _images(model: Any, folder: Path | None, size: int, training: Any) -> Any:
 def _print_pruned(small: Any) -> None:
 
     made = report(find_adapter(small).unwrap(small)[0])
-    print_plan(made.plan)
+    print_plan(made.total)
     for check in made.checks:
-        out.print(escape(str(check)), highlight=False)
+        out.print(safe(str(check)), highlight=False)
     if made.timing:
         out.print(str(made.timing), highlight=False)
     if made.forward != "module":
-        out.print(f"forward: {made.forward} ({escape(made.reason)})", highlight=False)
+        out.print(f"forward: {made.forward} ({safe(made.reason)})", highlight=False)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from fxprune.cli.console import out, told
+from fxprune.cli.console import out, safe, told
 from fxprune.cli.folder import Folder, on_device, open_folder
 from fxprune.reporting.figures import check_file, check_picture
 from fxprune.scoring.score import DEFAULT_CRITERION
@@ -47,7 +46,7 @@ def sensitivity(
             seed=seed,
             progress=not quiet,
         )
-        out.print(escape(repr(table)), highlight=False, soft_wrap=True)
+        out.print(safe(repr(table)), highlight=False, soft_wrap=True)
         if csv is not None:
             table.to_csv(csv)
         if plot is not None:

@@ -18,18 +18,20 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
+from fxprune.arguments import INTEGER, SEVERAL, TEXT, takes
 from fxprune.errors import PlanError
 from fxprune.graph.blocks import Block, cut_of, find_blocks, gone, modules_of
 from fxprune.graph.equations import AxisOf, Equation, render
-from fxprune.graph.explain import nearest_reasons, way_to_frozen
+from fxprune.graph.explain import meant, nearest_reasons, way_to_frozen
 from fxprune.graph.groups import Group, Held, Labelled, groups_of
 from fxprune.graph.labels import Axis, Bools, Freeze, Ints, LabelSpace, Resolved, resolve
+from fxprune.graph.makers import made_axes, makers_of
 from fxprune.graph.provenance import Attr, Size, leaves
 from fxprune.graph.reduction import reduced_equations, reduced_facts, reduced_trace
 from fxprune.graph.rules.op import Facts, Labels, op_name
-from fxprune.graph.trace import Traced
+from fxprune.graph.trace import Traced, mode_of
 
 COARSER, UNCOUPLED = "coarser", "uncoupled"
 
@@ -50,6 +52,9 @@ class ChannelGraph:
         fixed: names of blocks that cannot go: the module does not follow.
         bare: what the rules alone stated, without what the module's Python needs.
         within: tensor -> its names (tied ones have several) and the modules around it, each with its class.
+        training: the trace in train mode, where the model computes something else there; it shares labels and facts.
+        unseen: why the train mode could not be looked at, if it could not.
+        unread: parameters that no trace has read; they stay whole.
         revisions: how `holding`, `coarser` and `uncoupled` made this graph from the traced one (see `revised`).
     """
 
@@ -75,6 +80,9 @@ class ChannelGraph:
     removed: tuple[str, ...] = ()
     fixed: frozenset[str] = frozenset()
     within: Mapping[str, Mapping[str, type]] = field(default_factory=dict)
+    training: Traced | None = None
+    unseen: str = ""
+    unread: tuple[str, ...] = ()
     revisions: tuple[str, ...] = ()
     groups: tuple[Group, ...] = field(default=(), init=False)
 
@@ -103,6 +111,21 @@ class ChannelGraph:
         return np.ones(int(self.component.max()) + 1, bool)
 
     @functools.cached_property
+    def modes(self) -> tuple[ChannelGraph, ...]:
+        """This graph, and the same in train mode where the model computes something else there."""
+        if self.training is None:
+            return (self,)
+        view = copy.copy(self)
+        view.traced, view.training = self.training, None
+        for cached in ("blocks", "modes"):
+            view.__dict__.pop(cached, None)
+        return (self, view)
+
+    def mode_of(self, node: str) -> Traced:
+        """The trace, in eval or in train mode, that a node is of."""
+        return mode_of(node, self.traced, self.training)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Changes where the model's tensors or their channels do: a plan made for one fits no other."""
         if self.whole is not None:
@@ -110,6 +133,13 @@ class ChannelGraph:
         text = repr([(n, s) for n, s in self.shapes.items()]) + repr([(g.name, len(g), g.slices) for g in self.groups])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @functools.cached_property
+    def makers(self) -> dict[str, tuple[str, ...]]:
+        """Group -> the names of the tensors that make its channels, those that only read them left out."""
+        made = made_axes(self.traced, self.env, self.facts, self.tensors, self.space.size)
+        return makers_of(self.groups, self.within, made)
+
+    @takes(name=TEXT.raising(PlanError))
     def group(self, name: str) -> Group:
         """The group of that name.
 
@@ -119,14 +149,18 @@ class ChannelGraph:
         for g in self.groups:
             if g.name == name:
                 return g
-        raise PlanError(f"no group is called {name!r}; see graph.groups")
+        raise PlanError(f"no group is called {name!r}; see graph.groups{meant(name, [g.name for g in self.groups])}")
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The residual branches that can be taken out whole, in order; a nested one goes with what holds it."""
         found = find_blocks(self.traced, self.shapes, self.parameters)
+        for view in self.modes[1:]:
+            also = {(b.name, b.modules) for b in view.blocks}
+            found = tuple(b for b in found if (b.name, b.modules) in also)
         return tuple(b for b in found if b.name not in self.fixed)
 
+    @takes(names=SEVERAL)
     def without(self, names: Sequence[str]) -> ChannelGraph:
         """The same graph with some of its blocks taken out, all else labelled as before.
 
@@ -137,7 +171,9 @@ class ChannelGraph:
             return self
         known = {b.name: b for b in self.blocks}
         if unknown := [n for n in names if n not in known]:
-            raise PlanError(f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks")
+            raise PlanError(
+                f"this {self.model_class} has no block {unknown[0]!r}; see graph.blocks{meant(unknown[0], known)}"
+            )
         return self._reduced([known[n] for n in dict.fromkeys(names)])
 
     def _reduced(self, blocks: Sequence[Block]) -> ChannelGraph:
@@ -146,18 +182,24 @@ class ChannelGraph:
         modules = modules_of(self.traced, blocks)
         lost = set(gone(self.traced, after, modules))
         traced, new = reduced_trace(self.traced, after)
-        read = set(traced.tensors.values())
+        kept, trained = [traced], None
+        for view in self.modes[1:]:
+            names = {b.name for b in blocks}
+            trained, also = reduced_trace(view.traced, cut_of(view.traced, [b for b in view.blocks if b.name in names]))
+            kept, new = [traced, trained], new | also
+        read = {name for mode in kept for name in mode.tensors.values()}
         left = [n for n in self.parameters if n not in read and n not in lost]
         return replace(
             self,
             traced=traced,
+            training=trained,
             env={new[n]: v for n, v in self.env.items() if n in new},
             tensors={n: v for n, v in self.tensors.items() if n in read},
             shapes={n: v for n, v in self.shapes.items() if n in read},
             parameters=self.parameters & read,
             facts=reduced_facts(self.facts, new),
-            equations=reduced_equations(self.equations, traced, modules),
-            literals=reduced_equations(self.literals, traced, modules),
+            equations=reduced_equations(self.equations, kept, modules),
+            literals=reduced_equations(self.literals, kept, modules),
             outside=self.outside + sum(math.prod(self.shapes[n]) for n in left),
             whole=self,
             removed=tuple(b.name for b in blocks),
@@ -197,6 +239,7 @@ class ChannelGraph:
         """The same graph without what the module's own Python needs: its plans fit the rewritten graph alone."""
         return self._resolved_anew(self.bare.copy(), len(self.bare.freezes), self.fine, UNCOUPLED)
 
+    @takes(revisions=SEVERAL)
     def revised(self, revisions: Iterable[str]) -> ChannelGraph:
         """The graph that the same steps lead to from here: `revisions` of another trace.
 
@@ -253,20 +296,18 @@ class ChannelGraph:
                 out.append(Held(name, d, n, reason.cause, reason.why, op, _source(node)))
         return out
 
+    @takes(name=TEXT.raising(PlanError), axis=INTEGER.raising(PlanError))
     def explain(self, name: str, axis: int = 0) -> str:
         """Why an axis of a tensor cannot be pruned, or with what it goes: the shortest path of couplings.
 
         Args:
-            name: a parameter, a buffer or a module (then its `weight`).
+            name: a parameter, a buffer, a group (the tensor that it is called after) or a module (its `weight`, or its
+                one tensor).
 
         Raises:
-            PlanError: where the model has no such tensor.
+            PlanError: where the model has no such tensor, or a module has several.
         """
-        tensor = name if name in self.tensors else f"{name}.weight"
-        if tensor not in self.tensors:
-            raise PlanError(
-                f"this {self.model_class} has no tensor {name!r}; names are those of model.named_parameters()"
-            )
+        tensor = self._tensor(name)
         if not -len(self.shapes[tensor]) <= axis < len(self.shapes[tensor]):
             raise PlanError(f"{tensor} has {len(self.shapes[tensor])} axes, axis {axis} is asked for")
         labels = self.tensors[tensor][axis]
@@ -279,6 +320,32 @@ class ChannelGraph:
             way = way_to_frozen(self.space.size, self.resolved.edges, self.space.freezes, int(labels[frozen][0]))
             parts.append(f"frozen ({int(frozen.sum())} positions): {way}")
         return f"{head}: " + "; ".join(parts)
+
+    def _tensor(self, name: str) -> str:
+        """The tensor that a name of a tensor, module or group means."""
+        called, _, axis = name.rpartition(":")
+        if axis.partition("#")[0].isdigit() and any(g.name == name for g in self.groups):
+            name = called
+        canonical = {n: t for t, found in self.within.items() for n, kind in found.items() if kind is Tensor}
+        for tensor in (name, f"{name}.weight"):
+            if (found := canonical.get(tensor, tensor)) in self.tensors:
+                return found
+        within = [t for t, places in self.within.items() if name in places]
+        read = [t for t in within if t in self.tensors]
+        if len(read) == 1:
+            return read[0]
+        if read:
+            told = ", ".join(map(repr, read[:4]))
+            raise PlanError(
+                f"{name!r} is a module of {len(read)} tensors; ask for one: {told}{', ...' * (len(read) > 4)}"
+            )
+        if within:
+            raise PlanError(f"the traced forward of this {self.model_class} does not use {name!r}")
+        known = {place for t in self.tensors for place in (t, *self.within.get(t, ()))}
+        raise PlanError(
+            f"this {self.model_class} has no tensor {name!r}; names are those of model.named_parameters()"
+            f"{meant(name, known)}"
+        )
 
     def _groups_at(self, labels: Ints) -> str:
         """The groups that some labels are of, as text."""

@@ -1,9 +1,13 @@
-"""Why positions are frozen: the nearest stated reason of every label, and the way from one label to FROZEN."""
+"""Why positions are frozen: the nearest stated reason of every label, and the way from one label to FROZEN.
+
+And what an unknown name may have meant.
+"""
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +18,13 @@ from fxprune.graph.labels import FROZEN, Freeze, Ints
 
 Edges: TypeAlias = Sequence[tuple[Ints, Ints, str]]
 Freezes: TypeAlias = Sequence[tuple[Ints, Freeze]]
+
+
+def meant(name: str, *known: Iterable[str]) -> str:
+    """The names nearest to an unknown one, of each of several lists, as the end of a sentence ("" if none is near)."""
+    close = [n for names in known for n in difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)]
+    told = " or ".join(map(repr, dict.fromkeys(close)))
+    return f"; did you mean {told}?" if told else ""
 
 
 def nearest_reasons(size: int, edges: Edges, freezes: Freezes) -> tuple[Ints, dict[int, Freeze]]:

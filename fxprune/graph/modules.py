@@ -18,11 +18,32 @@ Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def require_whole(model: nn.Module) -> None:
-    """Raise `InputsError` where a model's parameters are sharded (FSDP's DTensors): no process has them whole."""
+    """Raise `InputsError` where a model is not one of Python's own, with parameters that are all here.
+
+    What stands around or in place of a module holds no Python that could follow; sharded parameters (FSDP's DTensors)
+    no process has whole; those made in inference mode nothing can trace or train.
+    """
+    kind = type(model).__name__
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise InputsError("the model is wrapped in DistributedDataParallel: prune model.module, and wrap the small one")
+    if isinstance(model, torch.jit.ScriptModule):
+        kind = f"{kind} is compiled by torch.jit to TorchScript"
+        raise InputsError(f"this {kind}, whose code is fixed: prune the module that it was made from")
+    try:
+        with evaluating(model):
+            pass
+    except NotImplementedError as e:
+        raise InputsError(f"this {kind} has no eval mode ({e}): prune the module that it was exported from") from e
+    named = [*model.named_parameters(), *model.named_buffers()]
+    if made := next((n for n, t in named if t.is_inference()), ""):
+        raise InputsError(
+            f"{made} was made inside torch.inference_mode(), and can neither be traced nor trained: make or load this "
+            f"{kind} outside of it, or pass copy.deepcopy(model) made outside"
+        )
     if any(type(p).__name__ == "DTensor" for p in model.parameters()):
         raise InputsError(
-            f"the parameters of this {type(model).__name__} are sharded (FSDP): prune the whole model, before "
-            "fully_shard() or from a full state dict, and shard the small one; for training on several devices use DDP"
+            f"the parameters of this {kind} are sharded (FSDP): prune the whole model, before fully_shard() or from a "
+            "full state dict, and shard the small one; for training on several devices use DDP"
         )
 
 
@@ -75,6 +96,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+@contextlib.contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in train mode, as its own `train()` sets it; afterwards every module is as it was."""
+    was = [(m, m.training) for m in model.modules()]
+    try:
+        model.train()
+        yield
+    finally:
+        for m, mode in was:
+            m.training = mode
+
+
 def tensor_names(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter and buffer -> its canonical (first) name; tied tensors share one."""
     first: dict[int, str] = {}
@@ -98,11 +131,29 @@ def lineage(model: nn.Module) -> dict[str, dict[str, type]]:
 def deep_copy(model: nn.Module, instead: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()) -> nn.Module:
     """A copy of a model with some tensors replaced.
 
-    Tensors that a module keeps from a forward with gradients (old weight norms do) are copied detached.
+    Tensors that a module keeps from a forward with gradients (old weight norms do, and hooks) are copied detached.
+
+    Raises:
+        InputsError: it holds what cannot be copied.
     """
-    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
+    kept = [t for m in model.modules() for t in _tensors_in(vars(m))]
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
-    return copy.deepcopy(model, memo | {id(old): new for old, new in instead})
+    try:
+        return copy.deepcopy(model, memo | {id(old): new for old, new in instead})
+    except (RuntimeError, TypeError, NotImplementedError) as e:
+        raise InputsError(
+            f"this {type(model).__name__} cannot be copied ({type(e).__name__}: {e!s:.200}): take off the "
+            "attribute, or the hook's store, that holds what copy.deepcopy refuses"
+        ) from e
+
+
+def _tensors_in(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
+    """Tensors in nested dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and isinstance(value, (dict, list, tuple)):
+        for held in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(held, depth - 1)
 
 
 def cuda_devices(model: nn.Module) -> list[int]:

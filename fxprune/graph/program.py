@@ -19,7 +19,9 @@ from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import origin_of
 from fxprune.graph.labels import Bools
+from fxprune.graph.packing import packed
 from fxprune.graph.provenance import Expr, Size, leaves
+from fxprune.graph.regions import computed
 from fxprune.graph.rules.op import op_name, shape_of
 from fxprune.graph.sizes import Shapes, Sized, put, shape_now, sized
 from fxprune.graph.trace import last_uses
@@ -63,8 +65,13 @@ class Rewriter:
             args[1] = self.groups.get(node.name, args[1])
         elif name == "aten::slice":
             args = self._slice(node, args)
-        elif node.name in self.groups and len(args) > 6:
-            args[7 if "transpose" in name else 6] = self.groups[node.name]
+        elif name in ("aten::repeat", "aten::tile"):
+            args[1] = self._repeats(node, args[1])
+        elif name == "aten::repeat_interleave" and isinstance(args[1], int) and len(args) > 2 and args[2] is not None:
+            d = int(args[2]) % len(shape_of(node))
+            args[1] = self.size(node, d, args[1]) if shape_of(args[0])[d] == 1 else args[1]
+        elif node.name in self.groups and (at := position_of(node, "groups")) < len(args):
+            args[at] = self.groups[node.name]
         return args
 
     def _slice(self, node: fx.Node, args: list[Any]) -> list[Any]:
@@ -80,6 +87,15 @@ class Rewriter:
             return int(self.keep[self.graph.component[axis[: border % n if border < 0 else border]]].sum())
 
         return [*args[:2], *(moved(b) for b in args[2:4]), *args[4:]]
+
+    def _repeats(self, node: fx.Node, times: Sequence[Any]) -> list[Any]:
+        """How often each axis is repeated: one of size one makes new positions, of which some may go."""
+        shape = shape_of(node.args[0])
+        rank = len(shape_of(node))
+        ahead, given = (1,) * (rank - len(shape)), len(times)
+        sizes = (ahead + shape)[rank - given :]
+        new = [self.size(node, rank - given + i, t) if isinstance(t, int) else t for i, t in enumerate(times)]
+        return [n if s == 1 else t for n, s, t in zip(new, sizes, times, strict=True)]
 
     def read(self, expr: Expr) -> Iterator[tuple[Size, tuple[fx.Node, int]]]:
         """The sizes that an expression reads: from which node, and how large they are there after pruning."""
@@ -119,7 +135,7 @@ class Program:
     out_spec: Any
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        flat, spec = pytree.tree_flatten((args, kwargs))
+        flat, spec = pytree.tree_flatten(packed((args, kwargs)))
         if len(flat) != len(self.inputs):
             raise InputsError(
                 f"this pruned {type(model).__name__} runs its traced graph, which takes {len(self.inputs)} inputs "
@@ -165,7 +181,7 @@ class Program:
                 put(args, number.path, self.shapes.now(number, args[k] if j is None else args[k][j], seen))
         if op_name(node.target) in ("aten::view", "aten::reshape", "aten::_unsafe_view"):
             args[1] = _filling(args[0].numel(), args[1])
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return computed(node, args, kwargs)
 
 
 def _filling(numel: int, sizes: Sequence[int]) -> Sequence[int]:
@@ -202,16 +218,23 @@ def program_of(graph: ChannelGraph, keep: Bools, groups: Mapping[str, int]) -> P
     )
 
 
+def position_of(node: fx.Node, argument: str) -> int:
+    """The place of an argument among the positional ones of a node's op; past their end where it has none."""
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return names.index(argument) if argument in names else len(node.args)
+
+
 def group_counts(graph: ChannelGraph, norms: Mapping[str, int], keep: Bools) -> dict[str, int]:
     """New numbers of groups, by node: of group norms as given, of grouped convolutions as their tensors say."""
     out = dict(norms)
-    for node in graph.traced.graph.nodes:
+    for node in (n for mode in graph.modes for n in mode.traced.graph.nodes):
         if node.op == "call_function" and op_name(node.target).startswith("aten::conv"):
             x, w = node.args[0], node.args[1]
             shape = shape_of(w)
             at = len(shape_of(x)) - len(shape) + 1
             channels = graph.kept(graph.env[x][at], keep, shape_of(x)[at])
-            if "transpose" in node.name:
+            at_transposed = position_of(node, "transposed")
+            if "transpose" in op_name(node.target) or (at_transposed < len(node.args) and node.args[at_transposed]):
                 n_out = graph.kept(graph.env[node][at], keep, shape_of(node)[at])
                 out[node.name] = n_out // max(1, graph.kept(graph.env[w][1], keep, shape[1]))
             else:

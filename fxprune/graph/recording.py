@@ -21,6 +21,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune.graph.outputs import Outputs
+from fxprune.graph.packing import called
 from fxprune.graph.provenance import Attr, Call, Recorder, Size, TracedInt, plain
 from fxprune.graph.values import Noting, Values
 
@@ -31,6 +33,7 @@ def _origin(x: torch.Tensor) -> tuple[str, Any] | None:
     return getattr(x, "_fxprune_origin", None)
 
 
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _ARITHMETIC = {
     *(f"{kind}{op}" for kind in ("", "r", "i") for op in ("add", "sub", "mul", "div", "truediv", "pow")),
     *("subtract", "multiply", "divide", "true_divide", "float_power", "tensor", "as_tensor", "scalar_tensor"),
@@ -50,6 +53,8 @@ class RecordingMode(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name == "__get__" and args and isinstance(args[0], torch.Tensor):
+            if func == _DATA:  # export takes what `.data` gives for a constant; this is the same view, and known to it
+                return args[0].detach()
             out = func(*args, **kwargs)
             if type(out) is torch.Size:
                 return self._sizes(args[0], out)
@@ -139,7 +144,7 @@ _GATES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_
 
 
 @contextlib.contextmanager
-def _open_functional() -> Iterator[None]:
+def open_functional() -> Iterator[None]:
     """Within, torch.nn.functional's Python functions run their bodies under the mode, instead of one opaque call."""
     import torch.nn.functional as functional
 
@@ -156,15 +161,15 @@ def _open_functional() -> Iterator[None]:
 class Recorded(nn.Module):
     """`model` under a `RecordingMode`: what is exported in place of the model itself."""
 
-    def __init__(self, model: nn.Module, recorder: Recorder, values: Values | None = None) -> None:
+    def __init__(self, model: nn.Module, recorder: Recorder, values: Values | None, returned: Outputs) -> None:
         super().__init__()
         self.model = model
-        self.__dict__.update(recorder=recorder, values=values)
+        self.__dict__.update(recorder=recorder, values=values, returned=returned)
 
     def noting(self, *args: Any, **kwargs: Any) -> None:
         """Run the model as it is, and note what its Python reads."""
-        with torch.no_grad(), _open_functional(), Noting(self.__dict__["values"]):
-            self.model(*args, **kwargs)
+        with torch.no_grad(), open_functional(), Noting(self.__dict__["values"]):
+            called(self.model, (args, kwargs))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         recorder: Recorder = self.__dict__["recorder"]
@@ -176,8 +181,8 @@ class Recorded(nn.Module):
                 x._fxprune_origin = ("input", k)  # type: ignore[attr-defined]
         recorder.active = True
         try:
-            with _open_functional(), RecordingMode(recorder, self.__dict__["values"]):
-                return self.model(*args, **kwargs)
+            with open_functional(), RecordingMode(recorder, self.__dict__["values"]):
+                return self.__dict__["returned"](called(self.model, (args, kwargs)))
         finally:
             recorder.active = False
             recorder.calls = {k: Call(c.name, *_strip((c.args, dict(c.kwargs)))) for k, c in recorder.calls.items()}

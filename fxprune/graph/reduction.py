@@ -40,9 +40,11 @@ def reduced_facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
     )
 
 
-def reduced_equations(equations: Sequence[Equation], traced: Traced, modules: Sequence[str]) -> tuple[Equation, ...]:
+def reduced_equations(
+    equations: Sequence[Equation], modes: Sequence[Traced], modules: Sequence[str]
+) -> tuple[Equation, ...]:
     """Equations of nodes that are left, but for what modules that are gone say."""
-    names = {n.name for n in traced.graph.nodes}
+    names = {n.name for traced in modes for n in traced.graph.nodes}
 
     def holds(eq: Equation) -> bool:
         attrs = [x for x in leaves(eq.expr) if isinstance(x, Attr)]

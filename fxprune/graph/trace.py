@@ -8,14 +8,10 @@ provenance (see `fxprune.graph.provenance`).
 from __future__ import annotations
 
 import contextlib
-import copy
-import inspect
-import operator
+import math
 import traceback
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,13 +21,18 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputsError, TraceError
-from fxprune.graph.modules import Inputs, evaluating, same_draws, tensor_names
+from fxprune.graph.modules import Inputs, evaluating, same_draws, tensor_names, training
+from fxprune.graph.outputs import Outputs
+from fxprune.graph.packing import called, copied
 from fxprune.graph.provenance import Recorder, TracedInt
+from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import MARK, Recorded, bypassed, traced_attributes
+from fxprune.graph.regions import flat_graph
 from fxprune.graph.turns import in_turn
+from fxprune.graph.untouched import same_buffers, untouched
 from fxprune.graph.values import Values
 
-_STATE = ("_parameters", "_buffers", "_modules")
+TRAINING = "training_"  # before the names of nodes of a graph in train mode
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Traced:
         recorder: provenance of integers (empty where recording failed).
         calls: call number -> its nodes, in order.
         noted: values that the model's Python read are those of the example inputs: true of these alone.
+        returned: which of the model's outputs count; calling it on a return value gives what `outputs` stand for.
+        in_training: whether the model was in train mode.
     """
 
     graph: fx.Graph
@@ -61,51 +64,24 @@ class Traced:
     recorder: Recorder
     calls: dict[int, list[fx.Node]]
     noted: bool = False
+    returned: Outputs = field(default_factory=Outputs)
+    in_training: bool = False
 
 
-def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """The attributes of every module, and of plain objects that modules hold (a table of positions, say)."""
-    for m in model.modules():
-        yield m.__dict__
-        for v in list(m.__dict__.values()):
-            if (
-                hasattr(v, "__dict__")
-                and not isinstance(v, (nn.Module, torch.Tensor, type))
-                and not inspect.isroutine(v)
-            ):
-                yield v.__dict__
+class _Returning(nn.Module):
+    """A model that returns only what counts."""
 
+    def __init__(self, model: nn.Module, returned: Outputs) -> None:
+        super().__init__()
+        self.model = model
+        self.__dict__["returned"] = returned
 
-@contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Afterwards every module has the attributes and hooks it had: what the forward keeps of fake tensors is let go."""
-    was = [(held, dict(held)) for held in _holders(model)]
-    kinds = (dict, list, OrderedDict)
-    kept = [v for _, before in was for k, v in before.items() if type(v) in kinds and k not in _STATE]
-    caches = [(v, copy.copy(v)) for v in kept]
-    try:
-        yield
-    finally:
-        for held, before in was:
-            held.clear()
-            held.update(before)
-        for cache, content in caches:
-            cache.clear()
-            (cache.update if isinstance(cache, dict) else cache.extend)(content)
-        for clear in _memories(model):
-            clear()
-
-
-def _memories(model: nn.Module) -> set[Callable[[], None]]:
-    """How to empty what `functools.lru_cache` remembers of the methods of the model's classes."""
-    classes = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith("torch.")}
-    cached = (v for c in classes for v in vars(c).values() if hasattr(v, "cache_clear") and hasattr(v, "cache_info"))
-    return {v.cache_clear for v in cached}
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["returned"](called(self.model, (args, kwargs)))
 
 
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return torch.export.export(model, inputs[0], inputs[1], strict=False)
 
 
@@ -116,12 +92,27 @@ def _source_line(error: BaseException) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "an unknown line"
 
 
+def _advice(error: str) -> str:
+    """What to type, by what torch.export stopped at."""
+    causes = {
+        "fake tensor in the exported program": "a tensor that the model makes from Python data while it runs was kept "
+        "from an earlier run: make it in __init__, or pass it with example_inputs=",
+        "not a known type": "pass example_inputs= made of tensors, numbers and containers of these, or register the "
+        "class with torch.utils._pytree.register_pytree_node",
+        "Unsupported input type": "pass example_inputs= made of tensors, numbers and containers of these, or register "
+        "the class with torch.utils._pytree.register_pytree_node",
+    }
+    found = (advice for text, advice in causes.items() if text in error)
+    data = "rewrite that line without data-dependent Python, or prune the part of the model that can be captured"
+    return next(found, data)
+
+
 def _example_runs(model: nn.Module, inputs: Inputs) -> None:
     if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
         return
     try:
-        with torch.no_grad():
-            model(*inputs[0], **inputs[1])
+        with torch.no_grad(), same_buffers(model):
+            called(model, copied(inputs))
     except Exception as e:
         raise InputsError(
             f"the model does not run on the example inputs: {type(e).__name__}: {e} (at {_source_line(e)}); "
@@ -129,42 +120,79 @@ def _example_runs(model: nn.Module, inputs: Inputs) -> None:
         ) from e
 
 
-def capture(model: nn.Module, inputs: Inputs) -> Traced:
+def capture(model: nn.Module, inputs: Inputs, returned: Outputs | None = None) -> Traced:
     """Export `model` in eval mode on `inputs`.
+
+    Args:
+        returned: which outputs count; None: all.
 
     Raises:
         TraceError: where `torch.export` cannot capture the model; names the source line it stopped at.
-        InputsError: where the model itself does not run on these inputs.
+        InputsError: where the model itself does not run on these inputs, or has no such outputs.
     """
-    with in_turn, evaluating(model), _untouched(model):
+    with in_turn, evaluating(model), untouched(model), torch.no_grad():
+        return _captured(model, inputs, Outputs() if returned is None else returned, _Numbers())
+
+
+def capture_training(model: nn.Module, inputs: Inputs, traced: Traced) -> Traced:
+    """Export `model` in train mode, too: names of nodes and numbers of calls are others than in `traced`.
+
+    Raises:
+        TraceError, InputsError: see `capture`.
+    """
+    numbers = _Numbers(traced.recorder.count, TRAINING)
+    with in_turn, training(model), untouched(model), torch.no_grad():
+        return replace(_captured(model, inputs, traced.returned.training(), numbers), in_training=True)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The number of the first recorded call, and what stands before the names of nodes."""
+
+    first: int = 0
+    prefix: str = ""
+
+
+def _captured(model: nn.Module, inputs: Inputs, returned: Outputs, numbers: _Numbers) -> Traced:
+    def flatten(program: torch.export.ExportedProgram, recorder: Recorder) -> Traced:
+        return replace(_flatten(model, program, inputs, recorder, numbers.prefix), returned=returned)
+
+    try:
+        return flatten(*_recorded(model, inputs, returned, numbers.first))
+    except InputsError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever recording met, plain export has the last word
         try:
-            return _flatten(model, *_recorded(model, inputs))
-        except Exception:  # noqa: BLE001 - whatever recording met, plain export has the last word
-            try:
-                return _flatten(model, _export(model, inputs), inputs, Recorder(), "")
-            except Exception as e:
-                _example_runs(model, inputs)
-                with contextlib.suppress(Exception):
-                    return replace(_flatten(model, *_recorded(model, inputs, Values())), noted=True)
-                first = (str(e).strip().splitlines() or [""])[0]
-                raise TraceError(
-                    f"torch.export cannot capture {type(model).__name__}: {type(e).__name__}: {first} "
-                    f"(stopped at {_source_line(e)}); rewrite that line without data-dependent Python, or prune the "
-                    "part of the model that can be captured"
-                ) from e
+            return flatten(_export(_Returning(model, returned), inputs), Recorder(count=numbers.first))
+        except Exception as e:
+            _example_runs(model, inputs)
+            with contextlib.suppress(Exception):
+                return replace(flatten(*_recorded(model, inputs, returned, numbers.first, Values())), noted=True)
+            raise _stopped(model, e) from e
+
+
+def _stopped(model: nn.Module, error: Exception) -> TraceError:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return TraceError(
+        f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {first} "
+        f"(stopped at {_source_line(error)}); {_advice(str(error))}"
+    )
 
 
 def _recorded(
-    model: nn.Module, inputs: Inputs, values: Values | None = None
-) -> tuple[torch.export.ExportedProgram, Inputs, Recorder, str]:
+    model: nn.Module, inputs: Inputs, returned: Outputs, first: int, values: Values | None = None
+) -> tuple[torch.export.ExportedProgram, Recorder]:
     """Export under a `Recorder`; with `values`, what Python reads from tensors is what it read in a run before."""
-    recorder = Recorder()
-    recorded = Recorded(model, recorder, values)
+    recorder = Recorder(count=first)
+    recorded = Recorded(model, recorder, values, returned)
     if values is not None:
         with same_draws():
             recorded.noting(*inputs[0], **inputs[1])
     with traced_attributes(model, recorder), bypassed(model, TracedInt), fx_traceback.preserve_node_meta():
-        return _export(recorded, inputs), inputs, recorder, "model."
+        return _export(recorded, inputs), recorder
+
+
+_WRAPPED = "model."  # what is exported holds the model under this name
 
 
 def _flatten(
@@ -175,15 +203,15 @@ def _flatten(
     constants: dict[str, torch.Tensor] = {}
     users: list[str] = []
     for spec in program.graph_signature.input_specs:
-        name, target = spec.arg.name, spec.target
+        name, target = prefix + spec.arg.name, spec.target
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            own = str(target).removeprefix(prefix)
+            own = str(target).removeprefix(_WRAPPED)
             tensors[name] = canonical.get(own, own)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             constants[name] = program.constants[str(target)]
         elif spec.kind is InputKind.USER_INPUT:
             users.append(name)
-    graph, outputs = _inline(program.graph_module)
+    graph, outputs = flat_graph(program.graph_module, prefix)
     kinds = [s.kind for s in program.graph_signature.output_specs]
     outputs = tuple(o for o, k in zip(outputs, kinds, strict=True) if k is OutputKind.USER_OUTPUT)
     calls: dict[int, list[fx.Node]] = {}
@@ -192,7 +220,7 @@ def _flatten(
         if (number := node.meta["custom"].get(MARK)) is not None:
             calls.setdefault(number, []).append(node)
         stack = node.meta.get("nn_module_stack") or {}
-        node.meta["fxprune_calls"] = _module_paths(stack, prefix)
+        node.meta["fxprune_calls"] = _module_paths(stack, _WRAPPED)
         node.meta["fxprune_module"] = next(reversed(node.meta["fxprune_calls"]), "")
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
@@ -205,60 +233,9 @@ def _module_paths(stack: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
     return tuple(p.removeprefix(prefix.rstrip(".")).removeprefix(".") if prefix else p for p in paths)
 
 
-def _inline(module: fx.GraphModule) -> tuple[fx.Graph, tuple[Any, ...]]:
-    """A copy of the graph with higher-order regions (no_grad, autocast) inlined, and its outputs.
-
-    The copy has no output node: the outputs are returned beside it.
-    """
-    graph = fx.Graph()
-    outputs = _copy_into(graph, module, None)
-    return graph, tuple(outputs)
-
-
-def _region(module: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, tuple[Any, ...]] | None:
-    """The submodule that a wrap_with_* op calls, with its arguments."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
-        return None
-    if not node.target._name.startswith("wrap_with_") and node.target._name not in ("wrap",):
-        return None
-    for k, a in enumerate(node.args):
-        if isinstance(a, fx.Node) and a.op == "get_attr":
-            inner = module.get_submodule(str(a.target))
-            if isinstance(inner, fx.GraphModule):
-                return inner, node.args[k + 1 :]
-    return None
-
-
-def _copy_into(graph: fx.Graph, module: fx.GraphModule, args: tuple[Any, ...] | None) -> list[Any]:
-    env: dict[fx.Node, Any] = {}
-    given = iter(args or ())
-
-    def look(a: Any) -> Any:
-        return fx.node.map_arg(a, lambda n: env[n])
-
-    for node in module.graph.nodes:
-        if node.op == "placeholder" and args is not None:
-            env[node] = next(given)
-        elif node.op == "output":
-            out = look(node.args[0])
-            return list(out) if isinstance(out, (tuple, list)) else [out]
-        elif node.op == "get_attr" and isinstance(_attribute(module, str(node.target)), nn.Module):
-            env[node] = None
-        elif (region := _region(module, node)) is not None:
-            env[node] = tuple(_copy_into(graph, region[0], look(region[1])))
-        elif node.target is operator.getitem and not isinstance(env.get(node.args[0]), fx.Node):
-            env[node] = env[node.args[0]][node.args[1]]
-        elif node.op == "get_attr":
-            raise TraceError(f"the captured graph holds the constant {node.target}, which fxprune cannot place")
-        else:
-            env[node] = graph.node_copy(node, lambda n: env[n])
-    raise AssertionError("a graph without an output")
-
-
-def _attribute(module: nn.Module, target: str) -> Any:
-    for part in target.split("."):
-        module = getattr(module, part)
-    return module
+def mode_of(node: str, traced: Traced, trained: Traced | None) -> Traced:
+    """The one of two traces that a node, by its name, is of."""
+    return trained if trained is not None and node.startswith(TRAINING) else traced
 
 
 def last_uses(graph: fx.Graph, outputs: tuple[Any, ...]) -> dict[fx.Node, tuple[fx.Node, ...]]:
@@ -282,3 +259,19 @@ def place_of(traced: Traced) -> tuple[torch.device, torch.dtype]:
         sizes[v.dtype] = sizes.get(v.dtype, 0) + v.numel()
     device = weights[0].device if weights else torch.device("cpu")
     return device, max(sizes, key=lambda t: sizes[t], default=torch.get_default_dtype())
+
+
+def work_of(traced: Traced) -> float:
+    """About how many multiplications a forward takes: those with a weight, and one an element of every value."""
+    total = 0.0
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, torch.Tensor):
+            shapes = (n.meta["val"].shape for n in node.all_input_nodes if n.name in traced.tensors)
+            total += _numel(value.shape) * max((_numel(s[1:]) for s in shapes), default=1)
+    return total
+
+
+def _numel(shape: Any) -> int:
+    """Elements, where sizes that depend on data count as one."""
+    return math.prod(s if isinstance(s, int) else 1 for s in shape)

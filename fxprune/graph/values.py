@@ -34,10 +34,17 @@ class Values:
         Raises:
             TraceError: where another call made it: the model takes another path while it is exported.
         """
+        self._itemise(name)
         if self.given == len(self.notes) or self.notes[self.given][0] != name:
             raise TraceError(f"{name} reads a value that the run on the example inputs did not read")
         self.given += 1
         return pytree.tree_map_only(torch.Tensor, torch.clone, self.notes[self.given - 1][1])
+
+    def _itemise(self, name: str) -> None:
+        """Tensors without values make a list item by item: a list that was noted is given out so."""
+        if name == "item" and self.given < len(self.notes) and self.notes[self.given][0] == "tolist":
+            items = pytree.tree_leaves(self.notes[self.given][1])
+            self.notes[self.given : self.given + 1] = [("item", v) for v in items]
 
     def answer(self, name: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
         """Whether a call is answered from the notes, and its answer; masks in `args` become positions."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,21 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.modules import Inputs, evaluating, same_draws
+from fxprune.graph.modules import Inputs, evaluating, same_draws, training
+from fxprune.graph.packing import called, copied
+from fxprune.graph.regions import autocast_of
+from fxprune.graph.trace import Traced
+from fxprune.graph.untouched import same_buffers, untouched
+from fxprune.masking.settled import Settled
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
-def tolerance(model: nn.Module) -> float:
-    """How far two correct computations may differ, for the model's coarsest floating type."""
-    types = {p.dtype for p in model.parameters()} & set(TOLERANCE)
-    return max((TOLERANCE[t] for t in types), default=1e-4)
+def tolerance(model: nn.Module, traced: Traced | None = None) -> float:
+    """How far two correct computations may differ, for the coarsest floating type of a model or its autocast."""
+    types = {p.dtype for p in model.parameters()}
+    types |= {cast[1] for n in traced.graph.nodes if (cast := autocast_of(n)) and cast[2]} if traced else set()
+    return max((TOLERANCE[t] for t in types & set(TOLERANCE)), default=1e-4)
 
 
 def relative_error(a: Sequence[Any], b: Sequence[Any]) -> float:
@@ -50,11 +57,43 @@ def overflow(values: Sequence[Any]) -> bool:
     return over or (bool(floating) and not any(bool(t.isfinite().any()) for t in floating))
 
 
+def silent(values: Sequence[Any]) -> tuple[int, int]:
+    """How many floating tensors there are, and how many of them are zero everywhere: these compare nothing."""
+    floats = [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel()]
+    return len(floats), sum(not bool(v.any()) for v in floats)
+
+
+def as_float64(inputs: Inputs) -> Inputs:
+    """The same inputs, floating tensors in float64."""
+    args, kwargs = pytree.tree_map(
+        lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs
+    )
+    return args, kwargs
+
+
 def outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
     """Flat outputs of a model in eval mode."""
     with torch.no_grad(), evaluating(model), same_draws():
-        return pytree.tree_leaves(model(*_cloned(inputs[0]), **_cloned(inputs[1])))
+        return pytree.tree_leaves(called(model, copied(inputs)))
 
 
-def _cloned(tree: Any) -> Any:
-    return pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, tree)
+def counted(model: nn.Module, traced: Traced, inputs: Inputs | None = None) -> list[Any]:
+    """Flat outputs of a model, those that count, in the mode of its trace; the model stays as it was.
+
+    Args:
+        inputs: None: the example inputs.
+    """
+    given = copied(traced.example if inputs is None else inputs)
+    with mode_scope(model, traced), torch.no_grad(), same_draws():
+        return pytree.tree_leaves(traced.returned(called(model, given)))
+
+
+@contextlib.contextmanager
+def mode_scope(model: nn.Module, traced: Traced) -> Iterator[None]:
+    """Within, a model is in the mode of a trace; in train mode its draws are settled, and it is put back afterwards."""
+    if not traced.in_training:
+        with evaluating(model):
+            yield
+        return
+    with training(model), untouched(model), same_buffers(model), Settled():
+        yield

@@ -20,6 +20,7 @@ from fxprune.masking.statistics import (
     masked_mean,
     masked_spread,
 )
+from fxprune.scoring.observation import stands_for
 
 Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 KEY = "_fxprune"
@@ -71,7 +72,10 @@ class Site:
         if self.full:
             return x
         y = x * self.mask(x)
-        return x + (y - x).detach() if self.switch.straight_through else y
+        y = x + (y - x).detach() if self.switch.straight_through else y
+        if not torch.compiler.is_compiling():
+            stands_for(y, x)
+        return y
 
 
 @dataclass(eq=False)

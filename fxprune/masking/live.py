@@ -23,9 +23,12 @@ from torch import Tensor, nn
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import require_whole
-from fxprune.masking.comparison import outputs, relative_error, tolerance
+from fxprune.graph.packing import copied
+from fxprune.graph.untouched import same_buffers
+from fxprune.masking.comparison import counted, relative_error, tolerance
 from fxprune.masking.interception import KEY, HeldSites, MaskedAxis, MaskedCall, Site, Switch, masked_class
 from fxprune.masking.masked_run import run_masked
+from fxprune.masking.settled import Settled
 from fxprune.masking.sites import CallSite, WeightSite, call_sites, weight_sites
 
 
@@ -151,15 +154,21 @@ class LiveMasks:
         keep = self.graph.keep_all()
         for g in groups:
             keep[g.components] = rng.random(len(g)) < 0.5
-        want = run_masked(self.graph, self.model, self.graph.traced.example, keep)
+        return all(self._follows(view, keep) for view in self.graph.modes)
+
+    def _follows(self, view: ChannelGraph, keep: npt.NDArray[Any]) -> bool:
+        """Whether the masks do here what they do on one of the graphs."""
+        traced = view.traced
+        with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(self.model):
+            want = run_masked(view, self.model, copied(traced.example), keep)
         self.set(keep)
         try:
-            got = outputs(self.model, self.graph.traced.example)
+            got = counted(self.model, traced)
         except Exception:  # noqa: BLE001 - whatever it meets, these groups cannot be masked here
             return False
         finally:
             self.set(np.ones(len(keep)))
-        return len(got) == len(want) and relative_error(got, want) <= 10 * tolerance(self.model)
+        return len(got) == len(want) and relative_error(got, want) <= 10 * tolerance(self.model, traced)
 
 
 def _refuse(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import Inputs, same_draws
+from fxprune.graph.regions import autocast_of, computed, in_full
 from fxprune.graph.rules.op import op_name
 from fxprune.graph.trace import last_uses
 from fxprune.masking.statistics import (
@@ -119,8 +120,16 @@ class MaskedRun:
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         if self.mask is not None and self.graph.facts.statistics.get(node.name):
-            return _STATISTICS[op_name(node.target)](self, node, args, kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+            out = _STATISTICS[op_name(node.target)](self, node, *in_full(node, args, kwargs))
+            return out if autocast_of(node) is None else _typed(out, node.meta["val"])
+        return computed(node, args, kwargs)
+
+
+def _typed(value: Any, like: Any) -> Any:
+    """A value, or several, in the types of others."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_typed, value, like))
+    return value.to(like.dtype)
 
 
 def _dims(x: Tensor, dim: Any) -> tuple[int, ...]:

@@ -93,21 +93,31 @@ class CallSite:
 def weight_sites(graph: ChannelGraph, model: nn.Module) -> list[WeightSite]:
     """One site for every weight axis that a contraction reads, and for the rows of a linear layer that make a query."""
     found: dict[tuple[str, str, int], Ints] = {}
-    for node, argument, axis in _reads(graph):
-        masked = [
-            (graph.traced.tensors[holder.name], d, _positions(graph, holder, d, node, argument, axis))
-            for holder, d in _weights(graph, node, argument, axis)
-        ]
-        for tensor, d, where in masked or _query(graph, node):
-            for path, leaf in _holders(model, tensor, node.meta["fxprune_module"]):
-                key = path, leaf, d
-                old = found.get(key)
-                found[key] = where if old is None else np.where(old == 0, where, old)
+    for view in graph.modes:
+        for node, argument, axis in _reads(view):
+            masked = [
+                (view.traced.tensors[holder.name], d, _positions(view, holder, d, node, argument, axis))
+                for holder, d in _weights(view, node, argument, axis)
+            ]
+            for tensor, d, where in masked or _query(view, node):
+                for path, leaf in _holders(model, tensor, node.meta["fxprune_module"]):
+                    key = path, leaf, d
+                    old = found.get(key)
+                    found[key] = where if old is None else np.where(old == 0, where, old)
     return [WeightSite(path, leaf, d, c) for (path, leaf, d), c in found.items() if c.any()]
 
 
 def call_sites(graph: ChannelGraph) -> list[CallSite]:
-    """One site for every contraction without a weight of its own, and for every statistic over live axes."""
+    """One site for every contraction without a weight of its own, and for every statistic over live axes.
+
+    Modules that only train mode calls have theirs, too; for the others the calls of eval mode count.
+    """
+    first, *others = [_call_sites(view) for view in graph.modes]
+    known = {n.meta["fxprune_module"] for n in graph.traced.graph.nodes}
+    return [*first, *(site for sites in others for site in sites if site.path not in known)]
+
+
+def _call_sites(graph: ChannelGraph) -> list[CallSite]:
     wanted: dict[fx.Node, list[tuple[int, tuple[tuple[int, Ints], ...], bool]]] = {}
     for node, argument, axis in _reads(graph):
         if argument.op != "placeholder" and not _weights(graph, node, argument, axis) and not _query(graph, node):

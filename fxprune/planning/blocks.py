@@ -21,7 +21,8 @@ from fxprune.errors import BudgetError, CriterionError
 from fxprune.graph.blocks import cut, cut_of, gone, taken_out
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.cost_model import CostModel
-from fxprune.planning.costs.counted import dense_cost, macs_of
+from fxprune.planning.costs.counted import dense_cost
+from fxprune.planning.costs.macs import macs_of
 from fxprune.planning.plan import Plan, with_blocks
 from fxprune.planning.search import Cut
 from fxprune.planning.selectors import Ignore, ignored_blocks

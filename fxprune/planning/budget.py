@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxprune.arguments import require_fields
 from fxprune.errors import BudgetError
 from fxprune.planning.costs.counted import MEASURES, Costs, dense_cost
 
@@ -29,6 +30,7 @@ class Budget:
     target: float | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if self.of not in MEASURES:
             raise BudgetError(f"of={self.of!r} is unknown; choose one of {', '.join(MEASURES)}")
         if self.ratio is not None and self.target is not None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fxprune.arguments import require_fields
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.names import Names
 from fxprune.planning.ranking import SCOPES, Curves, lost, touched
 from fxprune.planning.removals import Bounds, Removals
-from fxprune.planning.selectors import Ignore, as_items, matches, nearest
+from fxprune.planning.selectors import Ignore, as_items
 
 MOST = 0.9  # share of its channels that a group may lose, unless asked otherwise
 
@@ -22,8 +23,9 @@ class Limits:
     """What a plan must keep to besides its budget.
 
     Attributes:
-        ratios: name or glob of groups -> share of their channels that goes, or a table of `fxprune.sensitivity`.
-        ignore: what stays as it is: names or globs of tensors or modules, and module types.
+        ratios: name or glob of tensors, modules or groups -> share of the channels that go, of all groups whose
+            channels these make; or a table of `fxprune.sensitivity`.
+        ignore: what stays as it is: names or globs of tensors, modules or groups, and module types.
         round_to: widths are kept multiples of this where constraints let them; "auto": what suits the device.
         min_width: channels that every group keeps, or all of them where it has fewer.
         max_ratio: largest share of its channels that one group may lose; None: 0.9, or all but one channel where the
@@ -48,6 +50,7 @@ class Limits:
     scope: str | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self)
         as_items(self.ignore)
         multiple(self.round_to)
         if not 0 < (1 if self.max_ratio is None else self.max_ratio) <= 1:
@@ -83,19 +86,9 @@ class Limits:
         return (MOST, 1.0) if self.max_ratio is None else (self.max_ratio,)
 
     def shares(self, graph: ChannelGraph) -> dict[int, float]:
-        """Index of a group -> the share of it that is given by name.
-
-        Raises:
-            BudgetError: where a name matches nothing in the model.
-        """
-        places = {place for found in graph.within.values() for place in found}
-        for pattern in self.stated:
-            known = any(matches(g.name, pattern) for g in graph.groups)
-            if not known and not any(fnmatch.fnmatchcase(place, pattern) for place in places):
-                hint = nearest(pattern, (g.name for g in graph.groups))
-                raise BudgetError(f"ratios= names {pattern!r}, which is no group, tensor or module{hint}")
-        first = [next((p for p in self.stated if matches(g.name, p)), None) for g in graph.groups]
-        return {g: self.stated[p] for g, p in enumerate(first) if p is not None}
+        """Index of a group -> the share of it that is given by name."""
+        first = Names(graph.makers).first(self.stated)
+        return {i: self.stated[first[g.name]] for i, g in enumerate(graph.groups) if g.name in first}
 
     def bounds(self, cap: float, shares: Mapping[int, float]) -> Bounds:
         """How far groups may shrink, for one of `caps`."""
@@ -113,23 +106,24 @@ class Limits:
             yield what, replace(self, ratios=None)
 
 
-def split(
-    graph: ChannelGraph, parts: Sequence[Removals], shares: Mapping[int, float]
-) -> tuple[list[Removals], list[Removals]]:
-    """The removals that shares given by name ask for, as nearly as steps allow, and the parts that are free.
+def stated_parts(
+    graph: ChannelGraph, families: Sequence[Sequence[Removals]], shares: Mapping[int, float]
+) -> list[Removals]:
+    """The removals that shares given by name ask for, as nearly as the steps of any family allow; the first of equals.
 
     Groups that move together lose the mean of what is asked of them.
     """
-    stated, free = [], []
-    for seq in parts:
-        asked = [(shares[g], len(graph.groups[g])) for g in touched(seq) if g in shares]
+    best: dict[tuple[int, ...], tuple[float, Removals]] = {}
+    for seq in (seq for parts in families for seq in parts):
+        groups = tuple(touched(seq))
+        asked = [(shares[g], len(graph.groups[g])) for g in groups if g in shares]
         if not asked:
-            free.append(seq)
             continue
         share = np.average([s for s, _ in asked], weights=[n for _, n in asked])
-        after = np.concatenate([[0.0], lost(graph, seq)])
-        stated.append(seq.first(int(np.abs(after - share).argmin())))
-    return [seq for seq in stated if len(seq)], free
+        off = np.abs(np.concatenate([[0.0], lost(graph, seq)]) - share)
+        if groups not in best or off.min() < best[groups][0] - 1e-9:
+            best[groups] = float(off.min()), seq.first(int(off.argmin()))
+    return [seq for _, seq in best.values() if len(seq)]
 
 
 def multiple(round_to: int | str) -> int:

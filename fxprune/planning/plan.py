@@ -9,42 +9,24 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.errors import BudgetError, PlanError
+from fxprune.arguments import COUNT, INDICES, TEXT, Kind, number, require, takes
+from fxprune.errors import BudgetError, PlanError, printable
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.explain import meant
 from fxprune.graph.labels import Ints
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
+from fxprune.planning.costs.macs import uncounted
+from fxprune.planning.names import Names
 from fxprune.planning.norms import NormChange, norm_changes
+from fxprune.planning.plan_diff import PlanDiff
 from fxprune.planning.plan_json import FORMAT, plan_fields
 from fxprune.planning.removals import Bounds, Removals, clusters, sequences
 from fxprune.planning.search import Cut
-from fxprune.planning.selectors import matches, nearest
 
+Plan_ = Kind("an fxprune.Plan", lambda v: isinstance(v, Plan))
+EDITABLE = Kind("an fxprune.Plan or Draft", lambda v: isinstance(v, (Plan, Draft)), PlanError)
 OUT = 1e9  # score of a channel that stays: no removal that takes it has a mean below zero
-
-
-@dataclass(frozen=True)
-class PlanDiff:
-    """Channels that only the first or only the second of two plans removes, by group, and what both leave.
-
-    Attributes:
-        costs: measure -> (what the first leaves, what the second leaves).
-    """
-
-    only_first: Mapping[str, tuple[int, ...]]
-    only_second: Mapping[str, tuple[int, ...]]
-    costs: Mapping[str, tuple[float, float]]
-
-    def __bool__(self) -> bool:
-        return bool(self.only_first or self.only_second)
-
-    def __repr__(self) -> str:
-        groups = dict.fromkeys([*self.only_first, *self.only_second])
-        lines = [f"{len(groups)} groups differ"]
-        lines += [f"  {k:9s} {a:,.0f} | {b:,.0f} ({b - a:+,.0f})" for k, (a, b) in self.costs.items()]
-        for g in list(groups)[:16]:
-            lines.append(f"  {g}: {len(self.only_first.get(g, ()))} | {len(self.only_second.get(g, ()))} go here only")
-        return "\n".join(lines + [f"  ... and {len(groups) - 16} more"] * (len(groups) > 16))
 
 
 @dataclass(frozen=True)
@@ -62,6 +44,8 @@ class Plan:
         criterion: what scored the channels.
         traced: the `attention` that the model was traced with, and the graph's `revisions`.
         blocks: names of the residual branches that go whole; `removed` speaks of what is left without them.
+        made_by: group name -> the names of the tensors that make its channels, for `keep`.
+        uncounted: ops that read parameters and are not in `costs["macs"]`, because nobody has told what they compute.
     """
 
     model: str
@@ -76,6 +60,8 @@ class Plan:
     criterion: str = ""
     traced: tuple[str, ...] = ("heads",)
     blocks: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    made_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def cost(self, of: str | None = None) -> float:
         """What is left of a measure ("params", "macs", ...; None: that of the budget).
@@ -83,6 +69,7 @@ class Plan:
         Raises:
             BudgetError: where the plan does not count it.
         """
+        require("Plan.cost", "of", of, TEXT.or_none, BudgetError)
         if (of := of or self.of) not in self.costs:
             raise BudgetError(f"this plan does not count {of!r}; it counts {', '.join(self.costs) or 'nothing'}")
         return self.costs[of][1]
@@ -97,6 +84,7 @@ class Plan:
         """Group norms whose groups did not keep their own members."""
         return tuple(n for n, c in self.norms.items() if not c.exact)
 
+    @takes(graph=ChannelGraph, error=PlanError)
     def check(self, graph: ChannelGraph) -> None:
         """Raise `PlanError` unless the plan was made for this graph."""
         if self.fingerprint != graph.fingerprint:
@@ -137,6 +125,7 @@ class Plan:
         """A draft of the channels that both remove; `.on(graph)` makes it a plan."""
         return Draft.of(self) & other
 
+    @takes(other=Plan_, error=PlanError)
     def diff(self, other: Plan) -> PlanDiff:
         """What another plan of the same graph does differently.
 
@@ -151,6 +140,7 @@ class Plan:
             costs={k: (self.costs[k][1], other.costs[k][1]) for k in self.costs if k in other.costs},
         )
 
+    @takes(other=Plan_, error=PlanError)
     def same_graph(self, other: Plan) -> None:
         """Raise `PlanError` unless both plans are of one graph."""
         if self.fingerprint != other.fingerprint:
@@ -175,10 +165,8 @@ class Plan:
         Raises:
             PlanError: where the text is not a plan, or of a newer format.
         """
-        try:
-            return cls(**plan_fields(text))
-        except TypeError as e:
-            raise PlanError(f"not a plan: {e}; write one with plan.to_json()") from e
+        require("Plan.from_json", "text", text, TEXT, PlanError)
+        return cls(**plan_fields(text))
 
     @classmethod
     def of_cut(cls, costs: Costs, cut: Cut, ratio: float, of: str, criterion: str) -> Plan:
@@ -196,6 +184,8 @@ class Plan:
             costs={k: (costs.of(k, nothing), costs.of(k, cut.removed)) for k in dict.fromkeys((*COUNTED, of))},
             criterion=criterion,
             traced=(graph.prefer[0] if graph.prefer else "heads", *graph.revisions),
+            made_by=graph.makers,
+            uncounted=uncounted(graph),
         )
         return replace(made, norms=norm_changes(graph, made.kept(graph)))
 
@@ -204,6 +194,8 @@ class Plan:
             f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
         ]
         lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.costs.items()]
+        if self.uncounted:
+            lines.append(f"  not counted in macs: {', '.join(self.uncounted)}")
         if self.blocks:
             more = f", and {len(self.blocks) - 8} more" if len(self.blocks) > 8 else ""
             lines.append(f"  blocks: {', '.join(self.blocks[:8])}{more}")
@@ -215,7 +207,7 @@ class Plan:
             lines.append(
                 f"  regrouped norms: {', '.join(self.regrouped[:6])}{' ...' if len(self.regrouped) > 6 else ''}"
             )
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -238,6 +230,7 @@ class Draft:
     @classmethod
     def of(cls, plan: Plan | Draft) -> Draft:
         """A plan as a draft."""
+        require("Draft", "other", plan, EDITABLE)
         if isinstance(plan, Draft):
             return plan
         votes = {name: [0] * n for name, n in plan.sizes.items()}
@@ -246,19 +239,24 @@ class Draft:
                 votes[name][c] = 1
         return cls((plan,), {name: tuple(v) for name, v in votes.items()})
 
+    @takes(name=TEXT, channels=INDICES.or_none, error=PlanError)
     def keep(self, name: str, channels: Iterable[int] | None = None) -> Draft:
         """Without the channels of some groups, which stay.
 
         Args:
-            name: a group, the tensor or module that it is called after, or a glob of these.
-            channels: which of a group's channels stay for certain; None: all.
+            name: a tensor or module, whose channels stay whatever group they are of; a group; or a glob of these.
+            channels: which channels stay for certain, of the groups that are called so; None: all.
 
         Raises:
-            PlanError: no group is called so, or it has no such channel.
+            PlanError: nothing that makes channels is called so, or a group has no such channel.
         """
-        found = [g for g in self.votes if matches(g, name)]
+        names = Names({g: self.plans[0].made_by.get(g, ()) for g in self.votes})
+        found = names.groups(name)
+        if channels is not None:
+            channels, found = tuple(channels), names.leading(name) or found
         if not found:
-            raise PlanError(f"no group is called {name!r}{nearest(name, self.votes)}")
+            hint = names.closest(name) or ", and nothing that makes channels"
+            raise PlanError(f"no group is called {name!r}{hint}")
         votes = dict(self.votes)
         for g in found:
             stay = set(range(len(votes[g])) if channels is None else channels)
@@ -281,6 +279,9 @@ class Draft:
         votes = {g: tuple(map(both, v, other.votes[g])) for g, v in self.votes.items()}
         return Draft((*self.plans, *other.plans), votes)
 
+    @takes(
+        graph=ChannelGraph, round_to=COUNT, max_ratio=number("a number in (0, 1]", 0, 1, open_low=True), error=PlanError
+    )
     def on(self, graph: ChannelGraph, *, round_to: int = 1, min_width: int = 1, max_ratio: float = 1.0) -> Plan:
         """The plan that lets as many of the draft's channels go as the constraints of the graph allow, and no other.
 
@@ -309,8 +310,11 @@ class Draft:
         made = self._plan(graph, taken, np.array(planned, np.int64).reshape(-1, 2))
         return with_blocks(whole, made, self.plans[0].blocks)
 
+    @takes(group=TEXT, error=PlanError)
     def channels(self, group: str) -> tuple[int, ...]:
         """The channels of a group that may go."""
+        if group not in self.votes:
+            raise PlanError(f"no group is called {group!r}{meant(group, self.votes)}")
         return tuple(c for c, n in enumerate(self.votes[group]) if n)
 
     def _is_planned(self, graph: ChannelGraph, members: Sequence[int]) -> bool:
@@ -333,7 +337,23 @@ class Draft:
             f"Draft for {self.plans[0].model}: up to {sum(k for _, k, _ in cut)} channels go; .on(graph) settles it"
         ]
         lines += [f"  {g}: {k} of {n}" for g, k, n in cut[:16]]
-        return "\n".join(lines + [f"  ... and {len(cut) - 16} more groups"] * (len(cut) > 16))
+        return printable("\n".join(lines + [f"  ... and {len(cut) - 16} more groups"] * (len(cut) > 16)))
+
+
+def followed(graph: ChannelGraph, plan: Plan) -> ChannelGraph:
+    """The graph that a plan was made for, from the graph of a fresh trace: the plan's own steps taken.
+
+    Raises:
+        PlanError: it was made for another one.
+    """
+    if plan.fingerprint == graph.fingerprint or graph.revisions:
+        return graph
+    if graph.prefer and plan.traced[:1] != graph.prefer[:1]:
+        raise PlanError(
+            f"the plan was made with attention={plan.traced[0]!r}, the graph with {graph.prefer[0]!r}; trace with "
+            f"fxprune.trace(model, inputs, attention={plan.traced[0]!r})"
+        )
+    return graph.revised(plan.traced[1:])
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------

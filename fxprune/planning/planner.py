@@ -6,26 +6,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from fxprune.arguments import Kind, takes
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.blocks import plan_depth
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
+from fxprune.planning.costs.counted import require_cost
 from fxprune.planning.costs.polynomials import Floats
 from fxprune.planning.latency import Left, latency_of
 from fxprune.planning.limits import NONE, Limits
+from fxprune.planning.names import require_shares
 from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
 from fxprune.planning.ranking import Curves, per_cost, scope_of
 from fxprune.planning.rounding import best_width
 from fxprune.planning.selection import checked, selected
-from fxprune.planning.selectors import Ignore
+from fxprune.planning.selectors import Ignore, require_known
 from fxprune.scoring.score import Scores
 
+SCORES = Kind("fxprune.Scores, or a dict of group name -> scores", lambda v: isinstance(v, (Scores, Mapping)))
 NEAR, TRIES = 0.01, 6  # how near to the asked ratio a measured plan is, and how often it is planned
 FAR = 0.02  # what a plan may miss where the limits allow no more
 
 
+@takes(graph=ChannelGraph, scores=SCORES)
 def plan(
     graph: ChannelGraph,
     scores: Scores | Mapping[str, Floats],
@@ -53,11 +58,12 @@ def plan(
             of weights and of activations where these take most) or "latency" (microseconds of one forward on the
             device of the weights, from measured times; see `fxprune.planning.latency`).
         target: in place of `ratio`, the cost to end at, in units of `of` (20e6 parameters, say).
-        ratios: name or glob of groups -> share of their channels that goes, whatever their scores; the other groups
-            meet the budget (or lose nothing, where neither `ratio` nor `target` is given). The first pattern that
-            matches counts; groups tied by a norm lose one share, the mean of those asked. Or a table of
+        ratios: name or glob of tensors, modules or groups -> share of the channels that go, whatever their scores,
+            of all groups whose channels these make (a residual stream is made by many); the other groups meet the
+            budget (or lose nothing, where neither `ratio` nor `target` is given). The first pattern that matches
+            counts; groups tied by a norm lose one share, the mean of those asked. Or a table of
             `fxprune.sensitivity`, by which the budget does the same harm to every group.
-        ignore: what stays as it is: names or globs of tensors or modules, and module types such as `nn.Conv2d`.
+        ignore: what stays as it is: names or globs of tensors, modules or groups, and module types such as `nn.Conv2d`.
         round_to: widths are kept multiples of this where constraints let them; "auto": the largest multiple that
             suits the device and costs little (see `fxprune.planning.rounding`).
         min_width: channels (heads) that every group keeps, or all of them where it has fewer.
@@ -75,15 +81,20 @@ def plan(
             their place.
 
     Raises:
-        BudgetError: where the budget is out of range or cannot be reached; tells how far one can go.
+        BudgetError: where the budget is out of range or cannot be reached; tells how far one can go. Or a name in
+            `ratios` has no effect.
         CriterionError: where scores are missing or not finite.
-        InputsError: where `ignore` holds something else than names and types, or `limits` (or `budget`) is given
-            beside a keyword that it holds.
+        InputsError: where `ignore` names nothing in the model or holds something else than names and types, or `limits`
+            (or `budget`) is given beside a keyword that it holds.
     """
     keywords: dict[str, Any] = {"ratios": ratios, "ignore": ignore, "round_to": round_to, "min_width": min_width}
     keywords |= {"max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
-    asked = gathered(Budget, budget, {"ratio": ratio, "of": of, "target": target})
-    return planned(graph, scores, asked, gathered(Limits, limits, keywords), granularity)
+    asked, limits = (
+        gathered(Budget, budget, {"ratio": ratio, "of": of, "target": target}),
+        gathered(Limits, limits, keywords),
+    )
+    require_known(graph, limits.ignore)
+    return planned(graph, scores, asked, limits, granularity)
 
 
 def planned(
@@ -95,7 +106,13 @@ def planned(
 ) -> Plan:
     """`plan`, its arguments gathered."""
     of, costs = budget.of, CostModel(graph)
+    if limits.stated and granularity == "block":
+        raise BudgetError('granularity="block" narrows nothing, so ratios= has no effect; use granularity="both"')
+    if graph.whole is None:  # names may be of blocks that are taken out already
+        require_shares(graph, limits.stated)
     limits = replace(limits, scope=scope_of(limits.scope, scores, of))
+    if budget.ratio is not None or budget.target is not None:
+        require_cost(costs, of)
     asked = budget.share(costs)
     if granularity != "channel":
 

@@ -1,7 +1,8 @@
 """How a group may shrink: nested sequences of removals, each of which leaves every constraint satisfied.
 
 unconstrained        one channel a removal (or `round_to` of them)
-one norm partition   one channel of every norm group, or a whole norm group, whichever costs less score
+one norm partition   one channel of every norm group, or a whole norm group, whichever costs less score; or, on a
+                     `path`, so many channels of every norm group first, and then whole groups
 several partitions   (a group norm over a concatenation) one share of every cell of the common refinement, in lockstep
 regrouped            as many channels as keep the norm's channel count divisible; group membership is given up
 
@@ -23,6 +24,7 @@ from fxprune.graph.rules.op import NormGroups
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+PATHS = 32  # tried at most
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,12 @@ def clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]
         yield sorted(members), [n for g in sorted(members) for n in norms.get(g, [])]
 
 
-def _aligned(removals: Removals, sizes: Ints, width: int) -> Removals:
-    """The same channels in fewer removals that leave the groups multiples of `width`; as it was where none can.
+def _aligned(removals: Removals, sizes: Ints, width: int, anyway: bool) -> Removals:
+    """The same channels in fewer removals that leave the groups multiples of `width`.
 
     Args:
         sizes: channels of every group, by index.
+        anyway: whether they go as they were where none can; else nothing goes.
     """
     if width == 1 or not len(removals):
         return removals
@@ -111,7 +114,7 @@ def _aligned(removals: Removals, sizes: Ints, width: int) -> Removals:
     fits = ((sizes[groups] - gone) % width == 0).all(axis=1)
     fits[0] = True
     if fits.sum() < 2:
-        return removals
+        return removals if anyway else removals.first(0)
     ends = removals.ends[fits]
     each = np.diff(removals.ends) * removals.score
     total = np.concatenate([[0.0], np.cumsum(each)])[fits]
@@ -125,6 +128,7 @@ def sequences(
     bounds: Bounds,
     allowed: Sequence[bool],
     regroup: Container[str] = (),
+    path: Mapping[int, float] | None = None,
 ) -> list[Removals]:
     """For every independent part of the model its nested removals, in the order in which they must be taken.
 
@@ -133,6 +137,8 @@ def sequences(
         allowed: whether a group may be pruned at all, by index.
         regroup: group norms (by node) whose groups may lose their own members, and with them those they share groups
             of channels with.
+        path: of some groups, by index, the share of a norm group's channels (but one) that go before whole norm groups
+            do; see `paths`.
     """
     out: list[Removals] = []
     for members, norms in clusters(graph):
@@ -141,11 +147,12 @@ def sequences(
         if not norms:
             out += [_free(g, values[g], _quantum(graph, g, bounds), bounds) for g in live]
         elif not any(norm.node in regroup for norm in norms):
-            out.append(_exact(graph, members, norms, values, bounds) if len(live) == len(members) else _stacked([]))
+            whole, along = len(live) == len(members), (path or {}).get(members[0])
+            out.append(_exact(graph, members, norms, values, bounds, along) if whole else _stacked([]))
         else:
             out += [_regrouped(graph, g, norms, values[g], bounds) for g in live]
     sizes = np.array([len(g) for g in graph.groups])
-    return [_aligned(seq, sizes, bounds.round_to) for seq in out if len(seq)]
+    return [_aligned(seq, sizes, bounds.round_to, path is None) for seq in out if len(seq)]
 
 
 def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:
@@ -192,7 +199,12 @@ def _regrouped(graph: ChannelGraph, g: int, norms: list[NormGroups], score: Floa
 
 
 def _exact(
-    graph: ChannelGraph, members: list[int], norms: list[NormGroups], values: dict[int, Floats], bounds: Bounds
+    graph: ChannelGraph,
+    members: list[int],
+    norms: list[NormGroups],
+    values: dict[int, Floats],
+    bounds: Bounds,
+    path: float | None,
 ) -> Removals:
     cells: dict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = {}
     places = [_places(graph, norm) for norm in norms]
@@ -202,7 +214,7 @@ def _exact(
         for k, c in enumerate(graph.groups[g].components.tolist()):
             cells.setdefault((g, tuple(p.get(c, ()) for p in places)), []).append(k)
     if len(members) == 1 and _one_partition(cells):
-        return _one_norm(members[0], list(cells.values()), values[members[0]], bounds)
+        return _one_norm(members[0], list(cells.values()), values[members[0]], bounds, path)
     return _lockstep(cells, values, bounds)
 
 
@@ -222,9 +234,21 @@ def _one_partition(cells: Mapping[tuple[int, tuple[tuple[int, ...], ...]], list[
     return single and alike and len({len(c) for c in cells.values()}) == 1
 
 
-def _one_norm(g: int, blocks: list[list[int]], score: Floats, bounds: Bounds) -> Removals:
-    """Greedy: the worst member of every block, or the worst block whole, whichever has the lower mean score."""
+def paths(graph: ChannelGraph) -> tuple[float, ...]:
+    """Shares of a norm group that may go from every group before whole groups do.
+
+    What stays of a norm exactly is j channels of each of a groups.  The removals of one sequence are nested, so it
+    passes few of these sets; all paths together pass the best set for every a and j.
+    """
+    members = max((len(norm.axis) // norm.groups for norm in graph.facts.norm_groups), default=1)
+    most = min(members, PATHS)
+    return tuple(i / (most - 1) for i in range(most)) if most > 1 else ()
+
+
+def _one_norm(g: int, blocks: list[list[int]], score: Floats, bounds: Bounds, path: float | None) -> Removals:
+    """The worst member of every block, or the worst block whole: what has the lower mean score, or as `path` says."""
     left = [sorted(b, key=lambda c: (score[c], c)) for b in blocks]
+    narrow = 0 if path is None else len(left[0]) - 1 - round(path * (len(left[0]) - 1))
     budget = bounds.most(g, len(score))
     removals: list[tuple[float, list[tuple[int, list[int]]]]] = []
     while True:
@@ -236,7 +260,10 @@ def _one_norm(g: int, blocks: list[list[int]], score: Floats, bounds: Bounds) ->
         options = [o for o in options if len(o) <= budget]
         if not options:
             return _stacked(removals)
-        gone = min(options, key=lambda o: (float(score[o].mean()), len(o)))
+        if path is not None and len(options) == 2:
+            gone = options[0] if len(left[0]) > 1 + narrow else options[1]
+        else:
+            gone = min(options, key=lambda o: (float(score[o].mean()), len(o)))
         removals.append((float(score[gone].mean()), [(g, gone)]))
         budget -= len(gone)
         dead = set(gone)

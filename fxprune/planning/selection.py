@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
@@ -12,12 +13,14 @@ from fxprune.errors import BudgetError, CriterionError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.costs.counted import Costs, dense_cost
 from fxprune.planning.costs.polynomials import Floats
-from fxprune.planning.limits import Limits, split
-from fxprune.planning.ranking import by_harm, keys
-from fxprune.planning.removals import Removals, sequences
+from fxprune.planning.limits import Limits, stated_parts
+from fxprune.planning.ranking import by_harm, keys, touched
+from fxprune.planning.removals import Removals, clusters, paths, sequences
 from fxprune.planning.search import Cut, Met, Queue, meet, queue
 from fxprune.planning.selectors import ignored
 
+Path: TypeAlias = Mapping[int, float]
+ATTEMPTS = 64  # at paths to balanced sets, about
 NEAR = 0.005  # how far from the asked ratio an exact plan may be before norms are regrouped
 
 
@@ -56,7 +59,10 @@ def checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Floa
         )
     out = {}
     for g in graph.groups:
-        v = np.asarray(values.get(g.name, ()), float)
+        try:
+            v = np.asarray(values.get(g.name, ()), float)
+        except (TypeError, ValueError) as e:
+            raise CriterionError(f"scores of group {g.name!r} are no numbers: {e}") from e
         if v.shape != (len(g),) or not np.isfinite(v).all():
             raise CriterionError(
                 f"scores of group {g.name!r} are {'not finite' if v.shape == (len(g),) else f'of shape {v.shape}'}; "
@@ -68,26 +74,76 @@ def checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Floa
 
 def _families(costs: Costs, values: Mapping[str, Floats], limits: Limits, of: str, asked: float | None) -> list[Met]:
     """The budget met with removals of one kind after the other, until one comes near: exact norms first."""
-    every = {norm.node for norm in costs.graph.facts.norm_groups}
-    met: list[Met] = []
-    for cap, regroup in itertools.product(limits.caps, ((),) if limits.exact_norms else ((), every)):
-        stated, free, order = _ordered(costs.graph, values, limits, cap, regroup)
+    graph, ratio = costs.graph, asked or 0.0
+    every = {norm.node for norm in graph.facts.norm_groups}
+
+    def attempt(cap: float, regroup: Collection[str] = (), path: Path | None = None) -> Met:
+        stated, free, order = _ordered(graph, values, limits, cap, regroup, path)
         if asked is None:
             free, order = [], []
-        met.append(meet(costs, of, queue(free, order, len(costs.graph.groups)), stated, asked or 0.0))
-        if (asked or 0.0) - met[-1].below.share <= NEAR:
+        return meet(costs, of, queue(free, order, len(graph.groups)), stated, ratio)
+
+    met: list[Met] = []
+    for cap in limits.caps:
+        met.append(attempt(cap))
+        if not _near(met[-1], ratio) and met[-1].reachable >= ratio:
+            met += _balanced(graph, values, functools.partial(attempt, cap, ()), ratio)
+        if not any(_near(m, ratio) for m in met) and not limits.exact_norms:
+            met.append(attempt(cap, every))
+        if any(_near(m, ratio) for m in met):
             break
     return met
 
 
+def _balanced(
+    graph: ChannelGraph, values: Mapping[str, Floats], attempt: Callable[[Path], Met], ratio: float
+) -> list[Met]:
+    """The budget met on paths to balanced sets: the same for all norms, then another for one norm after the other.
+
+    Where one comes near, only the one whose channels score lowest in all.
+    """
+    tried: list[tuple[Path, Met]] = []
+    first = [min(members) for members, norms in clusters(graph) if norms]
+    for share in paths(graph):
+        tried.append((path := dict.fromkeys(first, share), attempt(path)))
+    for g in first if len(first) > 1 else ():
+        if not tried or any(_near(m, ratio) for _, m in tried) or len(tried) > ATTEMPTS:
+            break
+        best, _ = max(tried, key=lambda made: made[1].below.share)
+        for share in paths(graph):
+            tried.append((path := {**best, g: share}, attempt(path)))
+    met = [m for _, m in tried]
+    near = [m for m in met if _near(m, ratio)]
+    return [min(near, key=lambda m: _worth(graph, values, nearest_cut([m], ratio)))] if near else met
+
+
+def _near(met: Met, asked: float) -> bool:
+    return abs(asked - nearest_cut([met], asked).share) <= NEAR
+
+
+def _worth(graph: ChannelGraph, values: Mapping[str, Floats], cut: Cut) -> float:
+    """The scores of what goes, summed."""
+    return sum(float(values[graph.groups[g].name][cut.channel[cut.group == g]].sum()) for g in np.unique(cut.group))
+
+
 def _ordered(
-    graph: ChannelGraph, values: Mapping[str, Floats], limits: Limits, cap: float, regroup: Container[str] = ()
+    graph: ChannelGraph,
+    values: Mapping[str, Floats],
+    limits: Limits,
+    cap: float,
+    regroup: Collection[str] = (),
+    path: Path | None = None,
 ) -> tuple[list[Removals], list[Removals], list[Floats]]:
     """The removals that are stated, the parts that are free, and the keys by which these are tried."""
     shares = limits.shares(graph)
     allowed = [not out for out in ignored(graph, limits.ignore)]
-    parts = sequences(graph, values, limits.bounds(cap, shares), allowed, regroup)
-    stated, free = split(graph, parts, shares)
+    bounds = limits.bounds(cap, shares)
+    parts = sequences(graph, values, bounds, allowed, regroup, path)
+    free = [seq for seq in parts if not shares.keys() & touched(seq)]
+    families = [parts]
+    for share in paths(graph) if shares and not regroup else ():
+        families.append(sequences(graph, values, bounds, allowed, path=dict.fromkeys(range(len(graph.groups)), share)))
+    stated = stated_parts(graph, families, shares)
     if limits.table is not None:
         return stated, *by_harm(graph, free, limits.table)
     return stated, free, keys(graph, free, limits.scope or "global")

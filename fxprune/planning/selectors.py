@@ -1,23 +1,21 @@
-"""Which groups of channels a name, a glob, a module type or a rule means.
+"""What `ignore=` holds: every group with a part in something that it names, whether that makes or reads its channels.
 
-`ignored`: every group with a part in something named.  `matches`: the groups that are called after something named.
-
-    names and globs    of tensors ("conv_in.weight") or modules ("mid_block", "*.attn*"), for `matches` of groups too
-    module types       every tensor in a module of that type
-    a rule             (tensor name, the module that holds it) -> bool; turned into names where the model is at hand
+names and globs    of tensors ("conv_in.weight"), modules ("mid_block", "*.attn*") or groups ("conv_in.weight:0")
+module types       every tensor in a module of that type
+a rule             (tensor name, the module that holds it) -> bool; turned into names where the model is at hand
 """
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.explain import meant
 from fxprune.graph.modules import tensor_names
 
 Rule: TypeAlias = Callable[[str, nn.Module], bool]
@@ -57,8 +55,11 @@ def _holder(model: nn.Module, name: str) -> nn.Module:
 
 def ignored(graph: ChannelGraph, ignore: Any) -> list[bool]:
     """For every group whether any of its tensors is named by `ignore`; raises as `ignored_tensors` does."""
-    hit = ignored_tensors(graph, ignore)
-    return [any(s.tensor in hit for s in group.slices) for group in graph.groups]
+    hit, names = ignored_tensors(graph, ignore), [item for item in as_items(ignore) if isinstance(item, str)]
+    return [
+        any(s.tensor in hit for s in group.slices) or any(fnmatch.fnmatchcase(group.name, p) for p in names)
+        for group in graph.groups
+    ]
 
 
 def ignored_blocks(graph: ChannelGraph, ignore: Any) -> frozenset[str]:
@@ -92,14 +93,14 @@ def _is(path: str, cls: type, item: str | type) -> bool:
     return fnmatch.fnmatchcase(path, item) if isinstance(item, str) else issubclass(cls, item)
 
 
-def matches(group: str, pattern: str) -> bool:
-    """Whether a pattern names a group, the tensor that the group is called after, or a module around that tensor."""
-    parts = group.rpartition(":")[0].split(".")
-    names = [group, *(".".join(parts[:i]) for i in range(1, len(parts) + 1))]
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
-def nearest(pattern: str, groups: Iterable[str]) -> str:
-    """A hint for a pattern that matches nothing."""
-    close = difflib.get_close_matches(pattern, list(groups), n=1, cutoff=0.3)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def require_known(graph: ChannelGraph, ignore: Any) -> None:
+    """Raise `InputsError` where a name in `ignore` is that of nothing: a typo would let go what it should keep."""
+    places = {place for found in graph.within.values() for place in found}
+    places.update(g.name for g in graph.groups)
+    places.update(name for b in graph.blocks for name in (b.name, *b.modules))
+    for pattern in (item for item in as_items(ignore) if isinstance(item, str)):
+        if pattern not in places and not any(fnmatch.fnmatchcase(place, pattern) for place in places):
+            raise InputsError(
+                f"ignore= names {pattern!r}, which is no tensor of this {graph.model_class}, no module with tensors "
+                f"and no group{meant(pattern, places)}"
+            )

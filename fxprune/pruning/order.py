@@ -8,8 +8,10 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from fxprune.arguments import require_fields
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
+from fxprune.graph.outputs import Wanted
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.scoring.saliency import Normalization
@@ -61,6 +63,7 @@ class Order:
     limits: Limits
     scoring: Scoring
     example_inputs: ExampleInputs | None = field(default=None, repr=False)
+    outputs: Wanted | None = None
     attention: str = "heads"
     granularity: str = "channel"
     inplace: bool = False
@@ -70,6 +73,7 @@ class Order:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        require_fields(self, budget=Budget, limits=Limits, scoring=Scoring)
         if self.attention not in ATTENTION:
             raise InputsError(
                 f"attention={self.attention!r} is unknown; choose heads or head_dim (or both, in prune())"

@@ -6,21 +6,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from fxprune.adapter import Adapter, find_adapter
+from fxprune.arguments import MODULE, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
+from fxprune.graph.outputs import Outputs, Wanted
+from fxprune.graph.packing import copied, packed
 from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
 from fxprune.planning.limits import Limits
+from fxprune.planning.names import require_shares
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
-from fxprune.planning.selectors import named
+from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
 from fxprune.reporting.report import report
@@ -33,7 +38,14 @@ M = TypeVar("M")
 PREFER = {"heads": ("heads", "head_dim"), "head_dim": ("head_dim", "heads")}
 
 
-def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, attention: str = "heads") -> ChannelGraph:
+@takes(model=MODULE)
+def trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    attention: str = "heads",
+    outputs: Wanted | None = None,
+) -> ChannelGraph:
     """Capture a model and find its channels.
 
     Args:
@@ -41,6 +53,10 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or the pair
             `(args_tuple, kwargs_dict)`; None: the adapter of the model's family makes them.
         attention: what goes from an attention: whole "heads", or "head_dim" (the same dimensions of every head).
+        outputs: which outputs of the model count: their channels stay, and proofs compare them. Names (a key, an
+            attribute, the number of an item, such as "logits" or "0.boxes"), or a function of what the model returns;
+            None: all, but for caches that only the model itself reads. Where train mode returns another structure, all
+            of it counts.
 
     Raises:
         InputsError: where no adapter knows example inputs, or the model does not run on them.
@@ -53,11 +69,13 @@ def trace(model: nn.Module, example_inputs: ExampleInputs | None = None, *, atte
             f"model is a {type(model).__name__}; pass an nn.Module (or, to prune(), a diffusers pipeline)"
         )
     require_whole(model)
-    inputs = as_inputs(find_adapter(model).example_inputs(model) if example_inputs is None else example_inputs)
-    with in_turn:
-        return analyse(model, inputs, PREFER[attention])
+    adapter = find_adapter(model)
+    inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
+    with in_turn, torch.inference_mode(False):
+        return analyse(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
 
 
+@torch.inference_mode(False)
 def prune_once(model: M, order: Order) -> M:
     """The smaller model (or pipeline) that an order asks for, without training."""
     scoring = order.scoring
@@ -70,10 +88,12 @@ def prune_once(model: M, order: Order) -> M:
     net, back = adapter.unwrap(model)
     clock = Clock()
     with clock("trace"):
-        graph = trace(net, order.example_inputs, attention=order.attention)
+        graph = trace(net, order.example_inputs, attention=order.attention, outputs=order.outputs)
     with clock("score"):
         batches, loss = _data_and_loss(adapter, model, needs, order)
-    limits = replace(order.limits, ignore=(*named(net, order.limits.ignore), *adapter.protect(net)))
+    require_known(graph, ignore := named(net, order.limits.ignore))
+    limits = replace(order.limits, ignore=(*ignore, *adapter.protect(net)))
+    require_shares(graph, limits.stated, limits.ignore)
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
     notes: list[str] = []
@@ -104,7 +124,7 @@ def _prune_both(model: M, order: Order) -> M:
     ratio, of = order.budget.ratio, order.budget.of
     if order.budget.target is not None:
         net = find_adapter(model).unwrap(model)[0]
-        ratio = order.budget.share(CostModel(trace(net, order.example_inputs)))
+        ratio = order.budget.share(CostModel(trace(net, order.example_inputs, outputs=order.outputs)))
     assert ratio is not None
     once = prune_once(model, replace(order, budget=Budget(1 - (1 - ratio) ** 0.5, of), attention="heads"))
     rest = max(0.0, 1 - (1 - ratio) / (1 - report(once).plan.achieved))
@@ -112,11 +132,14 @@ def _prune_both(model: M, order: Order) -> M:
     return prune_once(once, replace(order, budget=Budget(rest, of), attention="head_dim", granularity="channel"))
 
 
+@takes()
+@torch.inference_mode(False)  # what is made there nobody could train
 def apply(
     model: M,
     plan: Plan,
     *,
     example_inputs: ExampleInputs | None = None,
+    outputs: Wanted | None = None,
     inplace: bool = False,
     verify: bool = True,
     strict: bool = False,
@@ -128,6 +151,7 @@ def apply(
             left as it is, unless `inplace`.
         plan: from `fxprune.plan`, from `fxprune.report(small).plan`, or from `Plan.from_json`.
         example_inputs: of the same structure and sizes as those that the plan was made with; see `trace`.
+        outputs: the same as the plan was made with; see `trace`.
         inplace: see `prune`.
         verify: see `prune`.
         strict: see `prune`.
@@ -145,15 +169,31 @@ def apply(
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
     with in_turn:
         net, back = find_adapter(model).unwrap(model)
-        graph = trace(net, example_inputs, attention=plan.traced[0]).revised(plan.traced[1:])
+        graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
         applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 
-def settled(net: nn.Module, budget: Budget, limits: Limits, example: ExampleInputs | None, attention: str) -> Realized:
-    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach."""
-    graph = trace(net, example, attention=attention)
+def settled(
+    net: nn.Module,
+    budget: Budget,
+    limits: Limits,
+    example: ExampleInputs | None,
+    attention: str,
+    known: Ignore = (),
+    outputs: Wanted | None = None,
+) -> Realized:
+    """A trial cut by magnitude: the graph that the module's Python can follow, and proof that the ratio is in reach.
+
+    Args:
+        known: what must be there of `limits.ignore`: an adapter protects names that a model need not have.
+
+    Raises:
+        InputsError: something in `known` is not.
+    """
+    graph = trace(net, example, attention=attention, outputs=outputs)
+    require_known(graph, known)
 
     def plan_of(graph: ChannelGraph) -> Plan:
         return planned(graph, score(graph, net, "magnitude"), budget, limits)

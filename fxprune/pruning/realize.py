@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,13 +15,15 @@ from torch import nn
 from fxprune.errors import BudgetError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import evaluating
+from fxprune.graph.packing import unpacked
 from fxprune.graph.trace import place_of
 from fxprune.graph.turns import in_turn
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.plan import Plan
+from fxprune.pruning.optimizers import warn_holders
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
-from fxprune.verification import Check, check_dense, same_batches
+from fxprune.verification import Check, check_dense, check_training, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
@@ -47,7 +51,7 @@ class Realized:
     graph: ChannelGraph
     plan: Plan
     done: Rewritten
-    check: Check | None
+    checks: tuple[Check, ...]
     reason: str = ""
 
 
@@ -69,7 +73,7 @@ def realize(
         if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
             raise
         return made
-    original, trouble, literals = graph, "", graph.literals
+    original, trouble, literals, reachable = graph, "", graph.literals, None
     for _ in range(REPLANS):
         try:
             return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
@@ -88,15 +92,35 @@ def realize(
                 break
         try:
             plan = planned(graph)
-        except BudgetError:
+        except BudgetError as e:
+            reachable = e.reachable
             break
     if graph.traced.noted:
         raise RewriteError(
             f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
         )
     if strict:
-        raise RewriteError(f"{trouble}; without strict=True the rewritten graph becomes the model's forward")
-    return _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+        raise RewriteError(
+            f"{trouble}; without strict=True the rewritten graph becomes the model's forward{_offer(reachable)}"
+        )
+    made = _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+    _tell(made, reachable)
+    return made
+
+
+def _tell(made: Realized, reachable: float | None) -> None:
+    """Warn that the graph has become the forward: such a model cannot be saved whole."""
+    warnings.warn(
+        f"the rewritten graph becomes the forward of this {made.graph.model_class}: {made.reason}. The model runs and "
+        "trains, but neither fxprune.save nor torch.save can write it whole (its state_dict can be)"
+        f"{_offer(reachable) or '; ignore= what is in the way keeps the own forward'}; strict=True refuses this",
+        stacklevel=5,
+    )
+
+
+def _offer(reachable: float | None) -> str:
+    """How far the module's own forward follows, where that is known."""
+    return f"; its own forward follows up to about ratio={math.floor(reachable * 100) / 100:.2f}" if reachable else ""
 
 
 def _stuck(net: nn.Module, graph: ChannelGraph, plan: Plan) -> frozenset[str]:
@@ -126,28 +150,36 @@ def _beyond(
     trouble = f"the forward of {graph.model_class} computes with sizes that couple axes and cannot follow {how_far}"
     try:
         plan = planned(graph)
-        return _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
+        made = _attempt(base(plan, graph), graph, plan, clock, verify, "graph", trouble)
     except (BudgetError, RewriteError, VerifyError):
         return None
+    _tell(made, missed.reachable)
+    return made
 
 
 def _attempt(
     net: nn.Module, graph: ChannelGraph, plan: Plan, clock: Clock, verify: bool, forward: str, trouble: str
 ) -> Realized:
+    if forward == "graph" and not graph.traced.returned.whole:
+        raise RewriteError(
+            f"{trouble}; the rewritten graph cannot be the forward, since it gives only the outputs that count, as "
+            "plain tensors: keep that part with ignore=, or return all outputs in tuples, lists and dicts"
+        )
     with clock("rewrite"):
         done = rewrite(net, graph, plan, forward=forward)
     if not verify:
-        return Realized(graph, plan, done, None, trouble)
+        return Realized(graph, plan, done, (), trouble)
     with clock("verify"):
-        check = check_dense(net, done.model, graph, plan)
-    if not check.ok:
-        raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
+        checks = (check_dense(net, done.model, graph, plan), *check_training(net, done.model, graph, plan))
+    for check in checks:
+        if not check.ok:
+            raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
     if forward == "graph" and not same_batches(net, done.model, graph):
         raise RewriteError(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Realized(graph, plan, done, check, trouble)
+    return Realized(graph, plan, done, checks, trouble)
 
 
 def finished(
@@ -177,21 +209,25 @@ def reported(
 ) -> nn.Module:
     """The dense model, with its report; `notes` tell how the scores came about."""
     timing = None
-    if made.plan.of == "latency" and made.check is not None:
+    if made.plan.of == "latency" and made.checks:
         with clock("confirm"):
             timing = _timed(net, made)
+    replaced = list(net.parameters()) if inplace else []
     small = transplant(net, made.done.model) if inplace else made.done.model
-    checks = () if made.check is None else (made.check,)
+    warn_holders(replaced)
     told = Report(
         made.plan,
         made.done.changes,
-        checks,
+        made.checks,
         made.done.forward,
         made.reason,
         causes(made.graph),
         dict(clock.seconds),
         seed=seed,
         timing=timing,
+        unread=made.graph.unread,
+        unseen=made.graph.unseen,
+        outputs=str(made.graph.traced.returned),
         scoring=tuple(dict.fromkeys(notes)),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
@@ -200,7 +236,7 @@ def reported(
 
 def _timed(net: nn.Module, made: Realized) -> Timing:
     """Both models, in turns, on the example inputs."""
-    args, kwargs = made.graph.traced.example
+    args, kwargs = unpacked(made.graph.traced.example)
     device = place_of(made.graph.traced)[0]
     with evaluating(net), evaluating(made.done.model):
         turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)

@@ -1,12 +1,14 @@
-"""Pictures: an empty matplotlib figure, and files that are checked before the work that they will show."""
+"""Pictures and tables in files: checked before the work that they will show, and errors that say what to do."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxprune.errors import InputsError, SaveError
+from fxprune.errors import InputsError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,16 +60,27 @@ def check_picture(path: str | os.PathLike[str], what: str = "picture") -> Path:
     return file
 
 
-def drawn(figure: Figure, path: str | os.PathLike[str], dpi: int) -> Path:
-    """Write a figure into a file.
+def drawn(figure: Figure, path: str | os.PathLike[str], dpi: int) -> None:
+    """Write a figure into a file, whose name tells the format.
 
     Raises:
-        InputsError: see `check_picture`.
-        SaveError: the disk refuses.
+        InputsError: matplotlib cannot write such a file, or the disk refuses.
     """
-    file = check_picture(path, "path")
+    with writing(path):
+        try:
+            figure.savefig(path, dpi=dpi)
+        except ValueError as e:  # of a format that it does not know
+            raise InputsError(f"{path} cannot be drawn: {e}; name a .png, .svg or .pdf file") from e
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What is written within goes to a file of the caller's.
+
+    Raises:
+        InputsError: the disk refuses.
+    """
     try:
-        figure.savefig(file, dpi=dpi)
+        yield
     except OSError as e:
-        raise SaveError(f"the picture {file} cannot be written: {type(e).__name__}: {e}; name another file") from e
-    return file
+        raise InputsError(f"{path} cannot be written: {type(e).__name__}: {e}; name a file in a folder of yours") from e

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Held
+from fxprune.graph.outputs import shortened
 from fxprune.planning.plan import Plan
 from fxprune.reporting.history import History
 from fxprune.rewriting.attributes import Change
@@ -66,6 +67,9 @@ class Report:
         seed: what everything drawn at random came from.
         scoring: what the criterion tells about how it computed its scores.
         timing: dense and pruned model timed against each other, where the budget was a latency.
+        unread: parameters that neither eval nor train mode read on the example inputs; they are whole.
+        unseen: why train mode could not be looked at, where it could not.
+        outputs: which outputs were released, and which compared, where not all of them count.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
             drawn.  Neither these nor `scoring` are saved with the model.
     """
@@ -80,9 +84,17 @@ class Report:
     earlier: tuple[Plan, ...] = ()
     seed: int | None = None
     timing: Timing | None = None
+    unread: tuple[str, ...] = ()
+    unseen: str = ""
+    outputs: str = ""
     history: History | None = None
     picture: str = ""
     scoring: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> Plan:
+        """What was asked and what went in all, over `earlier` and `plan`; what went last where there is one plan."""
+        return in_all((*self.earlier, self.plan))
 
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
@@ -92,12 +104,34 @@ class Report:
         return replace(self, changes=tuple(both), earlier=(*before.earlier, before.plan))
 
     def __repr__(self) -> str:
-        lines = [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines = [f"{_line(self.total)} in all, by {len(self.earlier) + 1} plans; the last:"] if self.earlier else []
+        lines += [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
         lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
+        lines += [f"  outputs: {self.outputs}"] if self.outputs else []
+        lines += [f"  train mode was not checked: {self.unseen}"] if self.unseen else []
+        lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
+
+
+def in_all(plans: Sequence[Plan]) -> Plan:
+    """The last of several plans, with the costs of all: from before the first, as far as that counted them.
+
+    What was asked in all is what the last plan asked of what there was before it.
+    """
+    first, last = plans[0], plans[-1]
+    costs = {k: (first.costs.get(k, both)[0], both[1]) for k, both in last.costs.items()}
+    before, after = costs.get(last.of, (0.0, 0.0))
+    if len(plans) == 1 or not before:
+        return last
+    asked = 1 - last.costs[last.of][0] / before * (1 - last.ratio)
+    return replace(last, ratio=asked, achieved=1 - after / before, costs=costs)
+
+
+def _line(plan: Plan) -> str:
+    return f"{plan.model}: {plan.achieved:.1%} of {plan.of} went (asked {plan.ratio:.1%})"
 
 
 def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:

@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError, VerifyError
 from fxprune.graph.blocks import Block, Cut, cut_of, inside, modules_of
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools
 from fxprune.graph.modules import Inputs, evaluating, same_draws
+from fxprune.graph.packing import called, copied
 from fxprune.graph.rules.op import shape_of
 from fxprune.rewriting.skip import Answer, Key, Passed, Skip, Zeros, plain_attributes, put
 
@@ -86,9 +86,8 @@ def take_out(
 
 
 def _run(model: nn.Module, inputs: Inputs) -> None:
-    args, kwargs = pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, inputs)
     with torch.no_grad(), evaluating(model), same_draws():
-        model(*args, **kwargs)
+        called(model, copied(inputs))
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Key, torch.Tensor]]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import types
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from fxprune.arguments import MODULE, TEXT, takes
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import Equation, Unsolved, solve
@@ -21,7 +23,7 @@ from fxprune.graph.labels import Axis, Bools
 from fxprune.graph.modules import deep_copy
 from fxprune.graph.program import group_counts
 from fxprune.graph.provenance import Attr
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import Plan, followed
 from fxprune.rewriting.attributes import Change, set_attribute, sync_layers
 from fxprune.rewriting.blocks import take_out
 from fxprune.rewriting.graph_forward import use_graph
@@ -46,6 +48,8 @@ class UnsolvedError(RewriteError):
         self.equation = equation
 
 
+@takes(model=MODULE, graph=ChannelGraph, plan=Plan, forward=TEXT)
+@torch.inference_mode(False)  # what is made there could not train
 def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str = "module") -> Rewritten:
     """Apply a plan to the model it was made for, or to another checkpoint of the same architecture; that one stays.
 
@@ -57,6 +61,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
         PlanError: where plan, graph and model do not belong together.
         UnsolvedError: where the module's own forward cannot follow the plan; names the attribute.
     """
+    graph = followed(graph, plan)
     keep = plan.kept(graph)
     _belongs(model, graph)
     whole, graph = graph, graph.without(plan.blocks)

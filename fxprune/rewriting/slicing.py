@@ -92,7 +92,7 @@ def temperature_folds(graph: ChannelGraph, keep: Bools) -> list[Fold]:
         new = graph.kept(attended.axis, keep, old)
         if new == old:
             continue
-        source = query_rows(graph.traced, attended.node)
+        source = query_rows(graph.mode_of(attended.node), attended.node)
         assert source is not None  # analyse() froze the axis otherwise
         axis = graph.tensors[source.weight][0]
         stays = np.ones(graph.shapes[source.weight][0], bool) if axis is None else keep[graph.component[axis]]

@@ -44,6 +44,8 @@ def card(
     lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in head.items()), "---", "", f"# {kind}, saved by fxprune", ""]
     for name, made in reports.items():
         lines += [f"## {name}", ""] if name else []
+        if made.earlier:
+            lines += [f"In all, by {len(made.earlier) + 1} plans:", "", *_plan(made.total)]
         for plan in (*made.earlier, made.plan):
             lines += _plan(plan)
         lines += [f"- {check}" for check in made.checks] + [""] * bool(made.checks)

@@ -31,8 +31,9 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
     if made is not None and made.forward != "module":
         raise SaveError(
             f"this {type(model).__name__} runs its rewritten graph, since its own forward cannot follow the plan "
-            f"({made.reason}); that cannot be saved yet. Keep fxprune.report(model).plan.to_json(), or prune again "
-            "with ignore= what is in the way"
+            f"({made.reason}); that cannot be saved whole. Keep fxprune.report(model).plan.to_json() and its "
+            "state_dict(), from which fxprune.apply(dense, plan) and load_state_dict() make it again; or prune less, "
+            "or with ignore= what is in the way"
         )
     for path, module in model.named_modules():
         if comes_from(module, "peft"):

@@ -1,11 +1,13 @@
 """Folders that are written whole or not at all.
 
-A new folder is filled beside the one that it replaces.  Two renames put it there:
+A new folder is filled beside the one that it replaces, and put on the disk.  Then the two change places:
 
-    DIR -> .DIR.<token>.old        .DIR.<token>.new -> DIR        then the old one goes
+    .DIR.<token>.new <-> DIR                                       in one step, where the system can
+    DIR -> .DIR.<token>.old        .DIR.<token>.new -> DIR         in two, where it cannot
 
-An error in between puts the old folder back.  A kill in between leaves both whole, under these names.  What a kill left
-and nobody has written to for an hour goes when the same folder is next written; a copy of DIR only once DIR is there.
+and the old one goes.  An error between the two steps puts the old folder back.  A kill there leaves both whole, under
+these names, and `standing` finds the old one.  What a kill left and nobody has written to for an hour goes when the
+same folder is next written; a copy of DIR only once DIR is there.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from pathlib import Path
 
 from fxprune.errors import SaveError
 from fxprune.saving.card import CARD, is_own
+from fxprune.saving.exchange import exchange
+from fxprune.saving.files import flush, flush_entry
 from fxprune.saving.header import HEADER, SavedPipeline
 from fxprune.saving.header_reading import read
 from fxprune.saving.weights import INDEX, files
@@ -37,6 +41,8 @@ def claim(directory: str | os.PathLike[str]) -> Path:
     """
     try:
         path = Path(directory).resolve()
+        if (left := standing(path)) != path:  # finish what a kill cut off
+            os.rename(left, path)
         if path.exists() and not path.is_dir():
             raise SaveError(f"{path} is a file; name a new folder")
         foreign = _foreign(path) if path.exists() else []
@@ -70,14 +76,18 @@ def replacing(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         SaveError: see `claim`; or the disk refuses.
     """
+    from safetensors import SafetensorError
+
     path = claim(directory)
     token = uuid.uuid4().hex[:DIGITS]
     new, old = path.with_name(f".{path.name}.{token}.new"), path.with_name(f".{path.name}.{token}.old")
     try:
         new.mkdir(parents=True)
         yield new
+        flush(new)
         _swap(path, new, old)
-    except OSError as e:
+        flush_entry(path)
+    except (OSError, SafetensorError) as e:
         raise SaveError(f"{path} cannot be written: {type(e).__name__}: {e}; what was there is as it was") from e
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -100,6 +110,8 @@ def _last_written(folder: Path) -> float:
 
 def _swap(path: Path, new: Path, old: Path) -> None:
     if path.exists():
+        if exchange(new, path):
+            return
         os.rename(path, old)
     try:
         os.rename(new, path)
@@ -109,8 +121,8 @@ def _swap(path: Path, new: Path, old: Path) -> None:
         raise
 
 
-def interrupted(directory: Path) -> Path | None:
-    """The folder that a kill between the two renames left in place of `directory`."""
+def standing(directory: Path) -> Path:
+    """The folder that stands at a path: after a kill between the two renames what was there before, else itself."""
     path = directory.resolve()
     left = [] if path.exists() else _left_by_kills(path, "old")
-    return left[-1] if left else None
+    return max(left, key=_last_written) if left else directory

@@ -5,6 +5,7 @@
     class       {module, name}
     versions    {fxprune, torch, ...} that wrote it
     metrics     what the caller measured, or null
+    checksums   of this file and the others (see `fxprune.saving.checksums`); older folders have none
 
 of a model                                              of a pipeline
     config      what the stock module was made with         components  the pruned ones
@@ -28,15 +29,16 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fxprune.errors import SaveError
+from fxprune.errors import SaveError, printable
 from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import Answer, to_data
+from fxprune.saving import checksums
 from fxprune.verification import Check
 
 FORMAT = 1
-HEADER = "fxprune.json"
+HEADER = checksums.HEADER
 _NAMES = """float64 float32 float16 bfloat16 complex64 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool
 float8_e4m3fn float8_e5m2 float8_e8m0fnu"""
 DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in _NAMES.split() if hasattr(torch, n)}
@@ -82,13 +84,13 @@ class Saved:
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         wrote = ", ".join(f"{k} {v}" for k, v in self.versions.items())
         plan = "not pruned" if self.plan is None else repr(self.plan)
-        return (
-            f"saved {self.name}: {len(self.tensors)} tensors, {len(self.changes)} changed attributes ({wrote})\n{plan}"
-        )
+        told = f"saved {self.name}: {len(self.tensors)} tensors, {len(self.changes)} changed attributes ({wrote})"
+        return printable(f"{told}\n{plan}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class SavedPipeline:
     files: tuple[str, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
 
 Header: TypeAlias = "Saved | SavedPipeline"
@@ -130,6 +133,7 @@ def to_json(saved: Header) -> str:
                 f"the {key} of this {saved.name} cannot be written as JSON ({e}); use strings, booleans, finite "
                 "numbers, lists and dicts of these"
             ) from e
+    data[checksums.ENTRY] = {**saved.checksums, HEADER: checksums.of_header(json.loads(json.dumps(data)))}
     return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 

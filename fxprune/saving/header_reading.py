@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import from_data
+from fxprune.saving import checksums
+from fxprune.saving.files import read_bytes
 from fxprune.saving.header import (
     DTYPES,
     FORMAT,
@@ -43,10 +46,10 @@ def read(directory: Path) -> Header:
     path = directory / HEADER
     if not directory.is_dir():
         raise SaveError(f"there is no folder {directory}")
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise SaveError(f"{directory} is not a folder that fxprune.save() wrote: it has no {HEADER}")
     try:
-        return _header(json.loads(path.read_text(encoding="utf-8")))
+        return _header(json.loads(read_bytes(path).decode("utf-8")))
     except (_Bad, PlanError) as e:
         raise SaveError(f"{path} is damaged or foreign: {e}") from e
     except (ValueError, OverflowError, RecursionError, OSError) as e:
@@ -85,7 +88,9 @@ def _saved(data: dict[str, Any]) -> Saved:
         seed=_maybe(data, "seed", int),
         versions=_table(data, "versions", _text),
         metrics=_maybe(data, "metrics", dict),
+        checksums=_table(data, checksums.ENTRY, _text) if checksums.ENTRY in data else {},
     )
+    _require_own_files(saved.checksums)
     for alias, first in saved.tied.items():
         if first not in saved.tensors or alias in saved.tensors:
             raise _Bad(f"{alias!r} is tied to {first!r}, which is no tensor of its own")
@@ -112,11 +117,19 @@ def _saved_pipeline(data: dict[str, Any]) -> SavedPipeline:
         files=_row(data, "files", _text),
         versions=_table(data, "versions", _text),
         metrics=_maybe(data, "metrics", dict),
+        checksums=_table(data, checksums.ENTRY, _text) if checksums.ENTRY in data else {},
     )
+    _require_own_files(saved.checksums)
     for name in (*saved.components, *saved.dtypes):
         if not is_identifier(name):
             raise _Bad(f"{name!r} is no name of a component")
     return saved
+
+
+def _require_own_files(names: Iterable[str]) -> None:
+    for name in names:
+        if not name or not set(name.split("/")).isdisjoint(("", ".", "..")) or "\\" in name or "\0" in name:
+            raise _Bad(f"{name!r:.80} is no name of a file in it")
 
 
 def _is(value: Any, kind: type[T]) -> bool:
@@ -223,10 +236,10 @@ def _rule(value: Any, where: str) -> int:
 
 
 def _check(value: Any, where: str) -> Check:
-    numbers = (
-        _number(value.get(k) if isinstance(value, dict) else None, f"{where}.{k}") for k in ("error", "tolerance")
-    )
-    return Check(_get(value, "name", str), *numbers)
+    held = value if isinstance(value, dict) else {}
+    error, tolerance = (_number(held.get(k), f"{where}.{k}") for k in ("error", "tolerance"))
+    note = _text(held.get("note", ""), f"{where}.note")
+    return Check(_get(value, "name", str), error, tolerance, note)
 
 
 def _cause(value: Any, where: str) -> Cause:

@@ -20,23 +20,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
 from fxprune.reporting.report import Report, attach
-from fxprune.saving import stock, weights
+from fxprune.saving import checksums, stock, weights
 from fxprune.saving.card import CARD, card
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
-from fxprune.saving.folder import interrupted, replacing
+from fxprune.saving.files import require_data
+from fxprune.saving.folder import replacing, standing
 from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, to_json
 from fxprune.saving.header_reading import read
 from fxprune.saving.restore import all_tensors, fill, fit, same_integers
 
 PathLike = str | os.PathLike[str]
 SHARD = "10GB"
+STOCK = Kind("an unpruned module, or a callable that makes one", callable, SaveError).or_none
 
 
 # ---- save ----------------------------------------------------------------------------------------
 
 
+@takes(model=MODEL.raising(SaveError))
 def save(
     model: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
 ) -> Path:
@@ -66,7 +70,7 @@ def save(
         True
     """
     if not isinstance(model, nn.Module) and not stock.is_pipeline(model):
-        raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline")
+        raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline as model")
     limit = weights.size_of(max_shard_size)
     with replacing(directory) as folder:
         if isinstance(model, nn.Module):
@@ -82,6 +86,7 @@ def save(
     return Path(directory)
 
 
+@takes(pipeline=MODEL.raising(SaveError))
 def save_pipeline(
     pipeline: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
 ) -> Path:
@@ -97,11 +102,13 @@ def save_pipeline(
 
 def _write_model(model: nn.Module, folder: Path, metrics: Mapping[str, Any] | None, limit: int) -> Saved:
     saved = _loadable(model, describe(model, metrics))
-    text = to_json(saved)
+    to_json(saved)  # what cannot be written is told before the weights are
     named = all_tensors(model)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / HEADER).write_text(text, encoding="utf-8")
     weights.write({name: named[name] for name in saved.tensors}, folder, limit)
+    written = (*weights.files(folder), *([weights.INDEX] if (folder / weights.INDEX).exists() else ()))
+    saved = replace(saved, checksums=checksums.of_files(folder, written))
+    (folder / HEADER).write_text(to_json(saved), encoding="utf-8")
     return saved
 
 
@@ -148,6 +155,7 @@ def _write_pipeline(
         files=(*sorted(files), HEADER),
         versions=versions(pipeline),
         metrics=metrics,
+        checksums=checksums.of_files(folder, files),
     )
     stock.read_index(folder, saved.components)  # what is written must load
     (folder / HEADER).write_text(to_json(saved), encoding="utf-8")
@@ -167,6 +175,8 @@ def _dtype_of(name: str, module: nn.Module) -> str | None:
 # ---- load ----------------------------------------------------------------------------------------
 
 
+@takes(model=STOCK)
+@torch.inference_mode(False)  # what is made there could not train
 def load(
     directory: PathLike,
     model: nn.Module | Callable[[], nn.Module] | None = None,
@@ -188,17 +198,38 @@ def load(
         SaveError: where the folder is missing, damaged or foreign, or does not fit `model`.
     """
     path = Path(directory)
-    if (left := interrupted(path)) is not None:
-        raise SaveError(f"{path} is missing: a save into it was cut off. Its former content is whole; mv {left} {path}")
+    while True:
+        before = _identity(path)
+        try:
+            made = _loaded(standing(path), model)
+        except SaveError:
+            if _identity(path) == before:
+                raise
+        if _identity(path) == before:  # else another process has saved there meanwhile, and this may be a bit of both
+            return made if torch.device(device).type == "cpu" else made.to(device)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which folder stands at a path."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _loaded(path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> Any:
     saved = read(path)
-    if isinstance(saved, SavedPipeline):
-        if model is not None:
-            raise SaveError(f"{path} holds a {saved.name} whole: load it without model=")
-        pipeline = _load_pipeline(saved, path)
-        return pipeline if torch.device(device).type == "cpu" else pipeline.to(device)
-    return _load_model(saved, path, model).to(device)
+    require_data(path)
+    if not isinstance(saved, SavedPipeline):
+        return _load_model(saved, path, model)
+    if model is not None:
+        raise SaveError(f"{path} holds a {saved.name} whole: load it without model=")
+    return _load_pipeline(saved, path)
 
 
+@takes()
+@torch.inference_mode(False)
 def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") -> Any:
     """`load`, for a diffusers pipeline only.
 
@@ -206,7 +237,7 @@ def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") ->
         SaveError: see `load`; or the folder holds a single model.
     """
     path = Path(directory)
-    if interrupted(path) is None and isinstance(saved := read(path), Saved):
+    if isinstance(saved := read(standing(path)), Saved):
         raise SaveError(f"{path} holds a {saved.name} alone; use fxprune.load")
     return load(path, device=device)
 
@@ -214,9 +245,10 @@ def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") ->
 def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     if not isinstance(saved, Saved):
         raise SaveError(f"{path} holds a pipeline where a model should be")
-    net = _stock_of(saved, model)
+    net = _stock_of(saved, path, model)
     fit(net, saved)
     fill(net, saved, path)
+    checksums.require(path, saved.checksums)
     stock.set_source(net, path)
     if saved.plan is not None:
         told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, seed=saved.seed, earlier=saved.earlier)
@@ -229,11 +261,14 @@ def _load_pipeline(saved: SavedPipeline, path: Path) -> Any:
     if missing := [name for name in saved.components if name not in index]:
         raise SaveError(f"{path / stock.INDEX} does not name the pruned component {missing[0]!r}")
     given = {name: _load_model(read(path / name), path / name, None) for name in saved.components}
+    own = {f"{name}/{file}" for name in given for file in weights.files(path / name)}
     absent = {name: None for name, value in index.items() if value == [None, None]}
-    return stock.read_pipeline(path, {**absent, **given}, saved.dtypes)
+    pipeline = stock.read_pipeline(path, {**absent, **given}, saved.dtypes)
+    checksums.require(path, {name: v for name, v in saved.checksums.items() if name not in own})  # those were
+    return pipeline
 
 
-def _stock_of(saved: Saved, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+def _stock_of(saved: Saved, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     """An unpruned module of the saved class, ours to change."""
     if model is None:
         if saved.config is None:
@@ -241,7 +276,7 @@ def _stock_of(saved: Saved, model: nn.Module | Callable[[], nn.Module] | None) -
                 f"no {saved.name} can be built from what the folder says: pass an unpruned one, "
                 f"fxprune.load(DIR, model={saved.name}(...))"
             )
-        return stock.build(saved)
+        return stock.build(saved, weights.size(path))
     net = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
     if not isinstance(net, nn.Module):
         raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")

@@ -10,8 +10,9 @@ import contextlib
 import copy
 import importlib
 import json
+import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,14 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, SaveError
 from fxprune.graph.modules import comes_from
 from fxprune.rewriting.attributes import Change
+from fxprune.saving import weights
+from fxprune.saving.configs import require_no_code, require_plain
+from fxprune.saving.files import read_object, require_data
 from fxprune.saving.header import DTYPES, Saved, is_identifier
+from fxprune.saving.isolation import isolated, within
 
+A_SKIP = 500  # names that a module which was taken out may have had
+LIBRARIES = ("diffusers", "transformers")  # whose classes a folder may name
 ALIGNMENT = 64  # bytes, of torch's own tensors on the CPU
 INDEX = "model_index.json"
 CONFIG = "config.json"
@@ -141,21 +148,23 @@ def set_source(model: Any, directory: Path) -> None:
         setattr(config, SOURCE, str(directory))
 
 
-def build(saved: Saved) -> nn.Module:
+def build(saved: Saved, most: int | None = None) -> nn.Module:
     """The stock module of a saved model, its parameters on the meta device.
+
+    Args:
+        most: bytes of the files that hold its tensors: it has no more elements, whatever it says.
 
     Raises:
         SaveError: where its class is not known, or does not take the saved config.
     """
     config = dict(saved.config or {})
+    names, elements = _size_of(saved)
+    elements = elements if most is None else min(elements, most)
+    require_plain(config, elements, f"the config of this {saved.name}")
     try:
-        if saved.adapter is None:
-            cls: Any = model_class(saved.module, saved.name)
-            with empty_parameters():
-                net = cls(**cls.extract_init_dict(config)[0])
-        else:
-            with torch.random.fork_rng(devices=[]):
-                net = registry.get("adapters", saved.adapter)().build(config)
+        make = _maker(saved)
+        with isolated(), within(names, elements), torch.random.fork_rng(devices=[]):
+            net = make(config)
     except FxPruneError as e:
         raise SaveError(f"{saved.name} cannot be built: {e}") from e
     except Exception as e:
@@ -163,6 +172,30 @@ def build(saved: Saved) -> nn.Module:
     if not isinstance(net, nn.Module) or type(net).__qualname__ != saved.name:
         raise SaveError(f"the saved config gives a {type(net).__qualname__}, not a {saved.name}")
     return net
+
+
+def _size_of(saved: Saved) -> tuple[int, int]:
+    """Names and elements of the tensors that a folder lists; what was taken out had some, too."""
+    names = len(saved.tensors) + len(saved.tied) + A_SKIP * len(saved.skips)
+    return names, sum(math.prod(info.shape) for info in saved.tensors.values())
+
+
+def _maker(saved: Saved) -> Callable[[dict[str, Any]], Any]:
+    """What makes the stock module of a config; its library is imported."""
+    if saved.adapter is None:
+        cls: Any = model_class(saved.module, saved.name)
+
+        def make(config: dict[str, Any]) -> Any:
+            with empty_parameters():
+                return cls(**cls.extract_init_dict(config)[0])
+
+        return make
+    library = saved.module.partition(".")[0]
+    if library in LIBRARIES and is_identifier(saved.name):
+        with contextlib.suppress(ImportError, AttributeError, RuntimeError):
+            getattr(importlib.import_module(library), saved.name)
+    built: Callable[[dict[str, Any]], Any] = registry.get("adapters", saved.adapter)().build
+    return built
 
 
 def _diffusers() -> Any:
@@ -204,7 +237,7 @@ def require_stock(pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
 
 def name_components(directory: Path, pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
     """Let a folder's `model_index.json` name the class that reads pruned components, and those that are absent."""
-    index = _read_json(directory / INDEX)
+    index = read_object(directory / INDEX)
     expected, _ = pipeline._get_signature_keys(pipeline)
     index |= {name: [None, None] for name in sorted(expected) if getattr(pipeline, name, None) is None}
     index |= dict.fromkeys(pruned, PRUNED)
@@ -221,7 +254,7 @@ def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         SaveError: where it is damaged, or names code that is not of diffusers or transformers.
     """
-    index = _read_json(directory / INDEX)
+    index = read_object(directory / INDEX)
     pipelines = importlib.import_module("diffusers.pipelines") if _diffusers() else None
     code = next((p for p in directory.rglob("*.py")), None)
     if code is not None:
@@ -230,7 +263,7 @@ def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
         if name.startswith("_") or not isinstance(value, list) or (name in pruned and value == PRUNED):
             continue
         library = value[0] if len(value) == 2 else ""
-        known = library in (None, "diffusers", "transformers") or (
+        known = library in (None, *LIBRARIES) or (
             isinstance(library, str) and is_identifier(library) and hasattr(pipelines, library)
         )
         if not is_identifier(name) or not known:
@@ -283,9 +316,10 @@ def read_folder(directory: Path) -> Any:
     Raises:
         SaveError: where the folder is neither, or damaged.
     """
+    require_data(directory)
     if (directory / INDEX).is_file():
         return read_pipeline(directory, {}, {}, safe=None)
-    name = _read_json(directory / CONFIG).get("_class_name")
+    name = read_object(directory / CONFIG).get("_class_name")
     diffusers = _diffusers()
     found = getattr(diffusers, name, None) if isinstance(name, str) and is_identifier(name) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
@@ -296,8 +330,17 @@ def read_folder(directory: Path) -> Any:
 
 
 def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
+    names, elements = _weight_of(directory)
+    for path in sorted(directory.rglob("*.json")):
+        if path.name == CONFIG:
+            require_plain(read_object(path), elements, str(path))
+        elif path.name.endswith(CONFIG):  # of a scheduler, a tokenizer, ...
+            require_no_code(read_object(path), str(path))
     try:
-        loaded = cls.from_pretrained(str(directory), **options)
+        with isolated(), within(names, elements) if names else contextlib.nullcontext():
+            loaded = cls.from_pretrained(str(directory), **options)
+    except SaveError:
+        raise
     except Exception as e:
         raise SaveError(f"{directory} cannot be read as a {cls.__name__}: {type(e).__name__}: {e}") from e
     for module in getattr(loaded, "components", {"": loaded}).values():
@@ -306,18 +349,19 @@ def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
     return loaded
 
 
+def _weight_of(directory: Path) -> tuple[int, int]:
+    """Names and elements of the tensors in a folder's files of safetensors; zeros where others hold some."""
+    names = size = 0
+    for path in directory.rglob("*"):
+        if path.name.endswith((".bin", ".pt", ".ckpt", ".pth")):
+            return 0, 2**63
+        if path.name.endswith(".safetensors"):
+            names, size = names + weights.count(path), size + path.stat().st_size
+    return names, size
+
+
 def _align(module: nn.Module) -> None:
     """Weights on the CPU where torch would have put them: a file's bytes lie anywhere, and kernels round by that."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise SaveError(f"{path} cannot be read: {type(e).__name__}: {e}") from e
-    if not isinstance(data, dict):
-        raise SaveError(f"{path} is damaged: it holds a {type(data).__name__}, not an object")
-    return data

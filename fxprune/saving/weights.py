@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from fxprune.errors import SaveError
+from fxprune.saving.files import read_bytes
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -69,6 +70,30 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
 
 
+def size(folder: Path) -> int:
+    """Bytes of the files of a folder's tensors; those that are missing have none.
+
+    Raises:
+        SaveError: where the index is damaged, or names files elsewhere.
+    """
+    return sum(path.stat().st_size for file in files(folder) if (path := folder / file).is_file())
+
+
+def count(path: Path) -> int:
+    """The number of tensors in a file.
+
+    Raises:
+        SaveError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as f:
+            return len(f.keys())
+    except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+        raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e
+
+
 def files(folder: Path) -> Mapping[str, set[str] | None]:
     """The files of a folder's tensors, and the names that each must hold (None: any).
 
@@ -81,7 +106,7 @@ def files(folder: Path) -> Mapping[str, set[str] | None]:
     if (folder / WEIGHTS).exists():
         raise SaveError(f"{folder} holds both {WEIGHTS} and {INDEX}: it is no folder that fxprune.save() wrote")
     try:
-        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        where = json.loads(read_bytes(path).decode("utf-8"))["weight_map"]
         pairs = [(str(name), str(file)) for name, file in where.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e

@@ -5,13 +5,14 @@ Every tensor whose first axis is the batch's is cut along it, and every list of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import FxPruneError, InputsError
 from fxprune.graph.modules import as_inputs
 
 
@@ -96,3 +97,26 @@ def describe(batch: Any) -> str:
     if isinstance(batch, (tuple, list)):
         return f"a {type(batch).__name__} of {len(batch)}"
     return f"a {type(batch).__name__}"
+
+
+def loss_on(loss: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> float:
+    """The loss of a batch.
+
+    Raises:
+        InputsError: the loss fails on it, or gives no number.
+    """
+    try:
+        return float(loss(model, batch))
+    except (FxPruneError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        raise InputsError(
+            f"loss(model, batch) failed on a batch of type {type(batch).__name__} from data= (or held_out=): "
+            f"{type(e).__name__}: {e}"
+        ) from e
+
+
+def require_some(batches: Any, name: str = "data") -> None:
+    """Raise `InputsError` where batches in memory were given, and there are none."""
+    if isinstance(batches, (list, tuple)) and not batches:
+        raise InputsError(f"{name}= holds no batches; pass at least one")

@@ -6,7 +6,7 @@
 
 Seen below autograd, at the level of ATen kernels, where it makes no difference whether a module, a functional call or
 `nn.MultiheadAttention` uses a weight, or a part of one; a weight is known by its storage.  A weight that is computed on
-the way (by weight norm, say) is not seen.
+the way (by weight norm, say) is not seen, unless who computes it says what it `stands_for` (masks do).
 """
 
 from __future__ import annotations
@@ -47,6 +47,16 @@ Visit: TypeAlias = Callable[[Call], None]
 Located: TypeAlias = tuple[str, Tensor]
 
 
+_observing: list[Observer] = []
+
+
+def stands_for(computed: Tensor, weight: Tensor) -> None:
+    """Say that a tensor just computed is used in a weight's place: observers at work take it for the weight."""
+    for observer in _observing:
+        if (found := observer.locate(weight)) is not None and found[1].shape == computed.shape:
+            observer.hold(found[0], computed)
+
+
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within, `visit` is called for every contraction with one of the tensors."""
 
@@ -55,20 +65,23 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.visit = visit
         self.held: dict[int, list[Located]] = {}
         for name, t in tensors.items():
-            self._hold(name, t)
+            self.hold(name, t)
 
     def __enter__(self) -> Observer:
         # PyTorch's fused transformer layers do all of their work inside one kernel, where nothing is seen.
         self.fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         super().__enter__()  # type: ignore[no-untyped-call]
+        _observing.append(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
+        _observing.remove(self)
         torch.backends.mha.set_fastpath_enabled(self.fused)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def _hold(self, name: str, tensor: Tensor) -> None:
+    def hold(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor for the weight of that name."""
         if tensor.numel():
             self.held.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
 
@@ -94,7 +107,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A copy in another type (autocast makes them) stands for the weight."""
         found = self.locate(args[0])
         if found is not None and out.shape == found[1].shape and args[0].shape == out.shape:
-            self._hold(found[0], out)
+            self.hold(found[0], out)
         return []
 
     def _convolved(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:

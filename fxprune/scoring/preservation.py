@@ -84,6 +84,7 @@ def _sums(tensors: Iterable[Tensor]) -> Tensor:
     with torch.no_grad():
         real = (torch.view_as_real(t) if t.is_complex() else t for t in tensors)
         sums = [torch.sum(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in real]
+        sums = [torch.zeros(()) if s.is_meta else s for s in sums]
         # One transfer for all, not one each.
         together = torch.stack([s.to(sums[0].device) for s in sums]) if sums else torch.zeros(0)
     return together.cpu().double().view(torch.int64)

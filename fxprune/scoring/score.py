@@ -25,7 +25,8 @@ import torch
 from torch import nn
 
 from fxprune import registry
-from fxprune.errors import CriterionError, FxPruneError, InputsError
+from fxprune.arguments import MAPPING, MODULE, TEXT, require, takes
+from fxprune.errors import CriterionError, FxPruneError, InputsError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import comes_from, require_whole, seed_torch
 from fxprune.graph.turns import in_turn
@@ -71,7 +72,11 @@ class Scores:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
+        require("Scores", "values", self.values, MAPPING, CriterionError)
+        try:
+            copies = {name: np.array(v, np.float64) for name, v in self.values.items()}
+        except (TypeError, ValueError) as e:
+            raise CriterionError(f"Scores(values=...): a group's scores are no numbers: {e}") from e
         for v in copies.values():
             v.setflags(write=False)
         object.__setattr__(self, "values", copies)
@@ -98,7 +103,7 @@ class Scores:
             more = f" and {len(self.unscored) - 3} more" if len(self.unscored) > 3 else ""
             lines.append(f"  last, for want of a score: {', '.join(self.unscored[:3])}{more}")
         lines += [f"  {note}" for note in self.notes]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def to_json(self) -> str:
         """The scores as JSON text; `from_json` gives equal scores."""
@@ -108,13 +113,30 @@ class Scores:
 
     @classmethod
     def from_json(cls, text: str) -> Scores:
-        """The scores that `to_json` wrote."""
-        held = json.loads(text)
-        values = {k: np.array(v, np.float64) for k, v in held["values"].items()}
-        rest = held.get("blocks", {}), held.get("additive", False)
-        return cls(values, held["criterion"], tuple(held.get("unscored", ())), *rest)
+        """The scores that `to_json` wrote.
+
+        Raises:
+            CriterionError: the text is none.
+        """
+        require("Scores.from_json", "text", text, TEXT, CriterionError)
+        try:
+            held = json.loads(text)
+            values = {str(k): _numbers(v) for k, v in held["values"].items()}
+            blocks = {str(k): float(v) for k, v in held.get("blocks", {}).items()}
+            unscored, additive = tuple(map(str, held.get("unscored", ()))), bool(held.get("additive", False))
+            return cls(values, str(held["criterion"]), unscored, blocks, additive)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
+            raise CriterionError(f"not scores: {type(e).__name__}: {e!s:.200}; write them with scores.to_json()") from e
 
 
+def _numbers(values: Any) -> Floats:
+    found = np.array(values, np.float64)
+    if found.ndim != 1:
+        raise ValueError("a group's scores are no list of numbers")
+    return found
+
+
+@takes(graph=ChannelGraph, model=MODULE)
 def score(
     graph: ChannelGraph,
     model: nn.Module,
@@ -169,7 +191,7 @@ def score(
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
     with in_turn:
-        _check_model(graph, model)
+        _check_model(graph, model, bool(getattr(call, "weights", True)))
         memo: dict[Any, Any] = {} if reuse is None else reuse
         ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
         returned = _called(call, ctx)
@@ -263,7 +285,7 @@ def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
         raise InputsError(f"{missing(who, no_data, no_loss)}; or choose one that looks at weights alone: {WEIGHTS}")
 
 
-def _check_model(graph: ChannelGraph, model: nn.Module) -> None:
+def _check_model(graph: ChannelGraph, model: nn.Module, values: bool) -> None:
     require_whole(model)
     held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, shape in graph.shapes.items():
@@ -273,5 +295,5 @@ def _check_model(graph: ChannelGraph, model: nn.Module) -> None:
                 f"the graph was traced from another model: {name} {has} in this {type(model).__name__}, the graph "
                 f"has {shape}; trace this model"
             )
-        if held[name].is_meta:
+        if held[name].is_meta and values:
             raise InputsError(f"{name} is on the meta device and has no values to score; load the weights first")

@@ -9,10 +9,12 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from fxprune.arguments import NUMBER, Kind, require_fields
 from fxprune.errors import InputsError
 
 Rule: TypeAlias = Callable[[Tensor], Tensor]
 RULES = ("uniform", "snr", "threshold")
+RULE = Kind(f"one of {', '.join(map(repr, RULES))}, or a callable", lambda v: isinstance(v, str) or callable(v))
 CELLS = 1000  # of the process, over which a weight is taken as constant
 MEASURED = 20  # times at which the loss is measured, for "threshold"
 
@@ -91,8 +93,9 @@ class Timesteps:
     threshold: float = 0.05
 
     def __post_init__(self) -> None:
+        require_fields(self, rule=RULE, gamma=NUMBER, threshold=NUMBER)
         if not callable(self.rule) and self.rule not in RULES:
-            raise InputsError(f"Timesteps({self.rule!r}): use one of {', '.join(map(repr, RULES))}, or a callable")
+            raise InputsError(f"Timesteps(rule={self.rule!r}): use one of {', '.join(map(repr, RULES))}, or a callable")
         if not self.gamma > 0:
             raise InputsError(f"Timesteps(gamma={self.gamma}): must be positive, such as 5")
         if not 0 <= self.threshold < 1:

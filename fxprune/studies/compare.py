@@ -22,6 +22,7 @@ from torch import nn
 
 from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
+from fxprune.arguments import RATIOS, Kind, takes
 from fxprune.errors import CriterionError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
@@ -34,7 +35,7 @@ from fxprune.pruning.prune import settled
 from fxprune.pruning.realize import finished
 from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
-from fxprune.scoring.batches import missing
+from fxprune.scoring.batches import loss_on, missing, require_some
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
 from fxprune.scoring.preservation import attributes_kept
@@ -44,9 +45,11 @@ from fxprune.scoring.use import looking
 from fxprune.studies.comparison import Compared, Comparison, Table
 from fxprune.studies.peak_memory import Peak
 
+CRITERIA = Kind("a list of names or criteria", lambda v: isinstance(v, Sequence) and not isinstance(v, str))
 HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an adapter draws them
 
 
+@takes(criteria=CRITERIA, ratios=RATIOS)
 def compare(
     model: Any,
     criteria: Sequence[str | Criterion] = COMPARED,
@@ -109,6 +112,8 @@ def compare(
         adapter = find_adapter(model)
         net = adapter.unwrap(model)[0]
         batches, test = as_batches(data), as_batches(held_out)
+        require_some(batches)
+        require_some(test, "held_out")
         drawn = _Drawn(adapter, model, samples, batches, batches if test is None else test)
         how = loss or adapter.loss_of(model)
         what = {"model": of_model(net), "of": of, "attention": attention, "samples": str(samples)}
@@ -121,8 +126,9 @@ def compare(
             unseen = drawn.held_out()
             if how is None or unseen is None:
                 raise InputsError(missing("comparing criteria", unseen is None, how is None))
-            limits = Limits(ignore=(*named(net, ignore), *adapter.protect(net)))
-            graph = settled(net, Budget(min(ratios), of), limits, example_inputs, attention).graph
+            stay = named(net, ignore)
+            limits = Limits(ignore=(*stay, *adapter.protect(net)))
+            graph = settled(net, Budget(min(ratios), of), limits, example_inputs, attention, stay).graph
             trial = _Trial(net, graph, of, limits, how, unseen)
             with looking(net, "comparing criteria"):
                 dense = trial.loss(net)
@@ -191,9 +197,7 @@ class _Trial:
         with torch.no_grad(), evaluating(model), torch.random.fork_rng():
             for number, batch in enumerate(self.unseen):
                 seed_torch(model, HELD_OUT + number)
-                losses.append(float(self.how(model, batch)))
-        if not losses:
-            raise InputsError("held_out holds no batch; pass an iterable with at least one")
+                losses.append(loss_on(self.how, model, batch))
         return sum(losses) / len(losses)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fxprune.arguments import takes
 from fxprune.errors import FxPruneError, InputsError, SaveError
 from fxprune.reporting.figures import check_picture, drawn, figure_of
 
@@ -88,6 +89,7 @@ class Comparison:
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, wide, strict=True)).rstrip() for row in cells]
         return "\n".join([f"{self.model}: loss after pruning {self.of}, without training (dense: {dense})", *lines])
 
+    @takes()
     def plot(self, path: str | Path) -> None:
         """Draw loss by ratio (with the range over seeds), seconds and memory into a file.
 
@@ -108,7 +110,7 @@ class Comparison:
             loss.legend(fontsize="small")
         _draw_bars(seconds, "seconds to score", {r.key: (r.criterion, r.seconds) for r in good})
         _draw_bars(memory, "MiB to score", {r.key: (r.criterion, r.memory and r.memory / 2**20) for r in good})
-        drawn(figure, path, dpi=150)
+        drawn(figure, path, 150)
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:

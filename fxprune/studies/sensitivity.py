@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import CriterionError, InputsError, VerifyError
+from fxprune.arguments import RATIOS, takes
+from fxprune.errors import CriterionError, FxPruneError, InputsError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
 from fxprune.graph.turns import in_turn
@@ -23,10 +24,10 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.ranking import lost, size, touched
 from fxprune.planning.removals import Bounds, Removals, sequences
 from fxprune.planning.search import Cut
-from fxprune.planning.selectors import Ignore, ignored, named
+from fxprune.planning.selectors import Ignore, ignored, named, require_known
 from fxprune.pruning.prune import trace
 from fxprune.rewriting.rewrite import UnsolvedError, rewrite
-from fxprune.scoring.batches import missing
+from fxprune.scoring.batches import loss_on, missing, require_some
 from fxprune.scoring.context import Loss
 from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
 from fxprune.scoring.streaming import as_batches
@@ -39,6 +40,7 @@ Metric: TypeAlias = Callable[[nn.Module], float]
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
+@takes(shares=RATIOS)
 def sensitivity(
     model: Any,
     criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
@@ -93,9 +95,11 @@ def sensitivity(
         adapter = find_adapter(model)
         net = adapter.unwrap(model)[0]
         graph = trace(net, example_inputs, attention=attention)
+        require_known(graph, stay := named(net, ignore))
         if data is None and (metric is None or "data" in needs_of(criterion)):
             data = adapter.calibration(model, samples, seed, progress)
         batches = as_batches(data)
+        require_some(batches)
         loss = loss or adapter.loss_of(model, seed)
         if metric is None:
             if batches is None or loss is None:
@@ -105,7 +109,7 @@ def sensitivity(
                 )
             metric = _MeanLoss(loss, batches, seed)
         scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
-        allowed = [not out for out in ignored(graph, (*named(net, ignore), *adapter.protect(net)))]
+        allowed = [not out for out in ignored(graph, (*stay, *adapter.protect(net)))]
         parts = _parts(graph, scores.values, allowed)
         with looking(net, "sensitivity") if isinstance(metric, _MeanLoss) else contextlib.nullcontext():
             base = _measure(metric, net)
@@ -129,9 +133,7 @@ class _MeanLoss:
         losses = []
         for i, batch in enumerate(self.batches):
             seed_torch(model, self.seed + i)
-            losses.append(float(self.loss(model, batch)))
-        if not losses:
-            raise InputsError("data holds no batch; pass an iterable with at least one")
+            losses.append(loss_on(self.loss, model, batch))
         return sum(losses) / len(losses)
 
 
@@ -141,7 +143,14 @@ def _name(metric: Metric) -> str:
 
 def _measure(metric: Metric, model: nn.Module) -> float:
     with torch.no_grad(), evaluating(model), torch.random.fork_rng():
-        return float(metric(model))
+        if isinstance(metric, _MeanLoss):
+            return metric(model)
+        try:
+            return float(metric(model))
+        except (FxPruneError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            raise InputsError(f"metric(model) failed, or gave no number: {type(e).__name__}: {e}") from e
 
 
 def _parts(graph: ChannelGraph, values: Mapping[str, Floats], allowed: Sequence[bool]) -> list[Removals]:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.arguments import FROM_ZERO, PATH, takes
+from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.planner import plan as make_plan
-from fxprune.reporting.figures import check_file, drawn, figure_of
+from fxprune.reporting.figures import drawn, figure_of, writing
 
 Floats = npt.NDArray[np.float64]
 TIE = 1e-9  # of the harm, for a whole group: what does no harm goes by the share that is gone
@@ -67,6 +69,7 @@ class Sensitivity:
         finite = [abs(v - self.base) for c in self.curves for v in c.values if np.isfinite(v)]
         return max(finite, default=1.0)
 
+    @takes(graph=ChannelGraph)
     def ratios(
         self, graph: ChannelGraph, ratio: float | None = None, of: str = "params", **options: Any
     ) -> dict[str, float]:
@@ -82,6 +85,7 @@ class Sensitivity:
         made = make_plan(graph, zeros, ratio, of, ratios=self, **options)
         return {name: len(made.removed.get(name, ())) / n for name, n in made.sizes.items()}
 
+    @takes(path=PATH.or_none.raising(InputsError))
     def to_csv(self, path: str | Path | None = None) -> str:
         """Rows of group, groups that go with it, channels, share, metric; written to `path` if there is one."""
         text = io.StringIO()
@@ -91,9 +95,11 @@ class Sensitivity:
             for share, value in zip((0.0, *c.shares), (self.base, *c.values), strict=True):
                 rows.writerow([c.groups[0], " ".join(c.groups[1:]), c.channels, repr(float(share)), repr(float(value))])
         if path is not None:
-            check_file(path, "path").write_text(text.getvalue(), encoding="utf-8")
+            with writing(path):
+                Path(path).write_text(text.getvalue(), encoding="utf-8")
         return text.getvalue()
 
+    @takes(named=FROM_ZERO)
     def plot(self, path: str | Path, named: int = 8) -> None:
         """Draw all curves into a file, and name those that do most harm.
 
@@ -109,7 +115,7 @@ class Sensitivity:
             axes.plot((0.0, *c.shares), (self.base, *c.values), **style)
         axes.set(xlabel="share of the channels removed", ylabel=self.metric, title=f"Sensitivity of {self.model}")
         axes.legend(fontsize="small")
-        drawn(figure, path, dpi=150)
+        drawn(figure, path, 150)
 
     def _worst_first(self) -> list[Curve]:
         def harm(c: Curve) -> float:

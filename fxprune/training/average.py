@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import MAPPING, MODULE, number, read_from, takes
 from fxprune.errors import InputsError
 from fxprune.training.carry_over import Carry
 
@@ -23,6 +24,7 @@ class Average:
         taken: t.
     """
 
+    @takes(model=MODULE, decay=number("a number in [0, 1]", 0, 1))
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise InputsError(f"ema_decay={decay} is outside [0, 1); 0.999 averages over about a thousand steps")
@@ -30,6 +32,7 @@ class Average:
         self.values: dict[str, Tensor] = {n: t.detach().clone() for n, t in _averaged(model).items()}
 
     @torch.no_grad()
+    @takes(model=MODULE)
     def step(self, model: nn.Module) -> None:
         """Take in the weights as they are now."""
         self.taken += 1
@@ -38,11 +41,13 @@ class Average:
         torch._foreach_lerp_([self.values[n] for n in now], list(now.values()), weight)
 
     @torch.no_grad()
+    @takes(model=MODULE)
     def copy_to(self, model: nn.Module) -> None:
         """Give the averages to a model."""
         for name, tensor in _averaged(model).items():
             tensor.copy_(self.values[name])
 
+    @takes(carry=Carry)
     def cut(self, carry: Carry) -> None:
         """Go on with the pruned model."""
         self.values = carry.named(self.values)
@@ -51,10 +56,12 @@ class Average:
         """Averages and t."""
         return {"values": dict(self.values), "taken": self.taken}
 
+    @takes(state=MAPPING)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        self.taken = state["taken"]
-        self.values = {n: state["values"][n].to(t.device) for n, t in self.values.items()}
+        with read_from("state", state, "the state of such averages"):
+            self.taken, held = int(state["taken"]), state["values"]
+            self.values = {n: held[n].to(t.device) for n, t in self.values.items()}
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:

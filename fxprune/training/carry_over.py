@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from fxprune.arguments import MAPPING, MODULE, TENSORS, takes
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.plan import Plan
@@ -30,20 +34,32 @@ class Carry:
     graph: ChannelGraph
     plan: Plan
 
+    @takes(optimizer=torch.optim.Optimizer)
     def optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Let an optimizer of the model go on with the small one, in place: its state is cut like the parameters.
 
-        Learning-rate schedulers that hold it stay valid.
+        State of another shape is cut along the axes that it has in common with its parameter (Adafactor's rows and
+        columns). Where it does not show which these are, the optimizer begins anew for that parameter, and a warning
+        says so. Learning-rate schedulers that hold the optimizer stay valid.
 
         Raises:
-            InputsError: it holds a parameter that the model does not have.
+            InputsError: it holds a parameter that the model does not have, or one state for several parameters (LBFGS).
         """
+        _refuse_joint(optimizer)
         pairs = dict(self._pairs())
         names = {id(p): n for n, p in self.model.named_parameters()}
+        anew: list[str] = []
         for group in optimizer.param_groups:
-            group["params"] = [self._moved(optimizer, p, pairs, names) for p in group["params"]]
+            group["params"][:] = [self._moved(optimizer, p, pairs, names, anew) for p in group["params"]]
+        if anew:
+            warnings.warn(
+                f"{type(optimizer).__name__} begins anew for {len(anew)} of {len(names)} parameters ({anew[0]}, ...): "
+                "its state for them has shapes that do not show which positions go",
+                stacklevel=2,
+            )
         return optimizer
 
+    @takes(averaged=TENSORS)
     def tensors(self, averaged: Iterable[Tensor]) -> list[Tensor]:
         """Tensors in the order and shape of `model.parameters()`, such as diffusers' `EMAModel.shadow_params`, cut.
 
@@ -55,10 +71,12 @@ class Carry:
             raise InputsError("these are not tensors of the model's parameters, one each, in their order")
         return [self._cut(name, t) for (name, _), t in zip(named, given, strict=True)]
 
+    @takes(averaged=MAPPING)
     def named(self, averaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by the name of a parameter or buffer of the model, cut."""
         return {name: self._cut(name, t) for name, t in averaged.items()}
 
+    @takes(averaged=MODULE)
     def module(self, averaged: nn.Module) -> nn.Module:
         """An averaged copy of the model, such as `AveragedModel.module`, pruned by the same plan."""
         forward = "graph" if "forward" in vars(self.small) else "module"
@@ -75,6 +93,7 @@ class Carry:
         p: nn.Parameter,
         pairs: Mapping[int, nn.Parameter],
         names: Mapping[int, str],
+        anew: list[str],
     ) -> nn.Parameter:
         if id(p) not in pairs:
             raise InputsError(
@@ -83,17 +102,81 @@ class Carry:
             )
         state = optimizer.state.pop(p, {})
         new = pairs[id(p)]
-        if state:
-            optimizer.state[new] = {k: self._state(names[id(p)], p, v) for k, v in state.items()}
+        name = names[id(p)]
+        try:
+            if state:
+                optimizer.state[new] = {k: self._state(name, p, v) for k, v in state.items()}
+        except _Unclear:
+            anew.append(name)
         return new
 
     def _state(self, name: str, p: nn.Parameter, value: Any) -> Any:
-        return self._cut(name, value) if isinstance(value, Tensor) and value.shape == p.shape else value
+        """An entry of a parameter's state, cut like it.
+
+        Raises:
+            _Unclear: it holds tensors of shapes that do not show how.
+        """
+        kept = self._kept(name)
+        if all(k is None for k in kept) or not _sizes(value):
+            return value
+        if not isinstance(value, Tensor):
+            raise _Unclear
+        if value.numel() == 1:
+            return value
+        cuts = {
+            tuple(None if d is None else _key(kept[d]) for d in axes): axes
+            for axes in _axes(tuple(value.shape), tuple(p.shape))
+        }
+        if len(cuts) != 1:
+            raise _Unclear
+        (axes,) = cuts.values()
+        for d, axis in enumerate(axes):
+            if axis is not None and (positions := kept[axis]) is not None:
+                value = value.index_select(d, positions.to(value.device))
+        return value
+
+    def _kept(self, name: str) -> list[Tensor | None]:
+        """For every axis of a tensor the positions that stay; None where all do, no axes where it is unused."""
+        if name not in self.graph.tensors:
+            return []
+        return kept_positions(self.graph, name, self.plan.kept(self.graph))
 
     def _cut(self, name: str, tensor: Tensor) -> Tensor:
-        if name not in self.graph.tensors:
-            return tensor
-        for d, kept in enumerate(kept_positions(self.graph, name, self.plan.kept(self.graph))):
+        for d, kept in enumerate(self._kept(name)):
             if kept is not None:
                 tensor = tensor.index_select(d, kept.to(tensor.device))
         return tensor
+
+
+class _Unclear(Exception):
+    """A state's shape does not show how it goes with its parameter's."""
+
+
+def _sizes(value: Any) -> list[int]:
+    """Numbers of elements of all tensors in an entry of a state."""
+    return [leaf.numel() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _refuse_joint(optimizer: torch.optim.Optimizer) -> None:
+    for p, state in optimizer.state.items():
+        if max(_sizes(state), default=0) > p.numel():
+            raise InputsError(
+                f"{type(optimizer).__name__} keeps one state for several parameters together, which cannot be cut; "
+                "make a new one of the small model's parameters()"
+            )
+
+
+def _key(positions: Tensor | None) -> tuple[int, ...] | None:
+    return None if positions is None else tuple(positions.tolist())
+
+
+def _axes(shape: tuple[int, ...], whole: tuple[int, ...]) -> list[tuple[int | None, ...]]:
+    """The ways in which axes of a state may be those of its parameter, in order; None stands for an axis of size one.
+
+    As many axes, some of size one (sums that kept them), or fewer (sums that did not).
+    """
+    if len(shape) == len(whole):
+        fits = all(s in (1, n) for s, n in zip(shape, whole, strict=True))
+        return [tuple(d if s == n else None for d, (s, n) in enumerate(zip(shape, whole, strict=True)))] if fits else []
+    chosen = itertools.combinations(range(len(whole)), len(shape))
+    return [axes for axes in chosen if tuple(whole[d] for d in axes) == shape]

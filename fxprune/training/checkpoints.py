@@ -145,8 +145,12 @@ def kept(error: FxPruneError, net: nn.Module, steps: int, write: Callable[[], Pa
 
 
 def _write(state: Mapping[str, Any], path: Path) -> None:
+    held = to_plain(state)
     with path.open("wb") as file:
-        torch.save(to_plain(state), file)
+        try:
+            torch.save(held, file)
+        except RuntimeError as e:  # so torch tells a disk that refuses
+            raise OSError(f"torch.save failed: {e!s:.200}") from e
         file.flush()
         os.fsync(file.fileno())
 

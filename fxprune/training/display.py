@@ -32,7 +32,8 @@ def draw(history: History, path: str | Path) -> Path:
         panel(history, axis, figure)
         axis.set_xlim(1, max(2, len(history)))
     axes[-1].set_xlabel("step")
-    return drawn(figure, path, dpi=120)
+    drawn(figure, path, 120)
+    return Path(path)
 
 
 def _has(history: History, panel: Any) -> bool:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import NUMBER, POSITIVE, SEVERAL, TEXT, require_fields
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
@@ -55,6 +56,8 @@ class Distillation:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        layers = SEVERAL.raising(InputsError)
+        require_fields(self, output=NUMBER, features=NUMBER, layers=layers, kind=TEXT, temperature=POSITIVE)
         if self.kind not in KINDS:
             raise InputsError(f"kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
         for name in ("output", "features"):

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.arguments import NOT_NEGATIVE, require_fields
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -57,6 +59,9 @@ class Energy:
     """
 
     budget: float = 8.0
+
+    def __post_init__(self) -> None:
+        require_fields(self, budget=NOT_NEGATIVE)
 
     def value(self, m: Floats, state: State) -> float:
         """E(m)."""

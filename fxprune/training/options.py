@@ -21,6 +21,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import (
+    FLAG,
+    FUNCTION,
+    INTEGER,
+    MAPPING,
+    NUMBER,
+    PATH,
+    POSITIVE,
+    TEXT,
+    AKind,
+    number,
+    require_fields,
+)
 from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import told
@@ -28,6 +41,19 @@ from fxprune.training.distillation import Distillation, Teacher
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 PathLike: TypeAlias = "str | os.PathLike[str]"
+KINDS: dict[str, AKind] = {
+    **dict.fromkeys(("steps", "accumulate", "remember", "checkpoint_every"), INTEGER),
+    "after": INTEGER,
+    "warmup": INTEGER.or_none,
+    **dict.fromkeys(("checkpoint_dir", "log_dir", "picture"), PATH.or_none.raising(InputsError)),
+    "learning_rate": NUMBER.or_none,
+    "optimizer": FUNCTION.or_none,
+    "anneal": FLAG,
+    "clip": POSITIVE.or_none,
+    "mixed_precision": TEXT.or_none,
+    "ema_decay": number("a number in [0, 1)", 0, 1 - 1e-12).or_none,
+    "accelerate": MAPPING,
+}
 AUTO = "auto"
 WARMUP = 0.1  # of all steps
 RELATIVE = 0.005  # of the weights' size, the largest step of a weight
@@ -90,17 +116,13 @@ class Training:
     accelerate: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_fields(self, **KINDS)
         for name in ("steps", "accumulate", "remember", "checkpoint_every"):
-            whole(name, getattr(self, name), least=1)
+            if getattr(self, name) < 1:
+                raise InputsError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("after", "warmup"):
-            if getattr(self, name) is not None:
-                whole(name, getattr(self, name), least=0)
-        if self.clip is not None and not self.clip > 0:
-            raise InputsError(f"clip={self.clip} must be above 0, such as 1.0; None lets gradients be of any length")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise InputsError(
-                f"ema_decay={self.ema_decay} is outside [0, 1); 0.999 averages over about a thousand steps"
-            )
+            if (getattr(self, name) or 0) < 0:
+                raise InputsError(f"{name}={getattr(self, name)} must not be negative")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputsError(f"learning_rate={self.learning_rate} must be positive, such as 1e-4; None finds one")
         if not (self.distill in (None, AUTO) or isinstance(self.distill, Distillation)):
@@ -136,14 +158,6 @@ class Training:
     def told(self) -> dict[str, str]:
         """What a checkpoint must have been made with."""
         return {f.name: told(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE}
-
-
-def whole(name: str, value: Any, least: int) -> None:
-    """Raise `InputsError` where a value is no whole number, or below the least."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputsError(f"{name}={value!r} must be a whole number, at least {least}")
-    if value < least:
-        raise InputsError(f"{name}={value} must be at least {least}")
 
 
 def relative_rate(parameters: Iterable[Tensor]) -> float:

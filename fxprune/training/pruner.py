@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import InputsError, PluginError, SaveError
+from fxprune.arguments import COUNT, MAPPING, MODULE, read_from, takes
+from fxprune.errors import CriterionError, InputsError, PluginError, SaveError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
+from fxprune.graph.outputs import Wanted
 from fxprune.graph.turns import in_turn
 from fxprune.masking.live import LiveMasks
 from fxprune.planning.budget import Budget
@@ -31,13 +33,12 @@ from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import fewer
 from fxprune.scoring.identity import differences, told
 from fxprune.scoring.saliency import Normalization
-from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, needs_of, score
+from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import carry_average
 from fxprune.training.carry_over import Carry
 from fxprune.training.display import draw
-from fxprune.training.options import whole
 from fxprune.training.scheduler import Flow, Problem, Scheduler, begun, scheduler_of
 from fxprune.training.serialization import from_plain, to_plain
 
@@ -70,6 +71,7 @@ class Pruner(Generic[M]):
         loss: `loss(model, batch) -> scalar` for the criterion, whatever your loop trains with; None: the adapter's.
         timesteps: which times of a diffusion process the adapter's loss sees; see `fxprune.prune`.
         example_inputs: see `fxprune.trace`.
+        outputs: see `fxprune.trace`.
         attention: see `fxprune.trace`.
         remember: how many batches to keep for scoring.
         normalize: see `fxprune.score`.
@@ -88,6 +90,7 @@ class Pruner(Generic[M]):
         InputsError, PluginError, TraceError: for bad input.
     """
 
+    @takes(model=MODULE, steps=COUNT, remember=COUNT)
     def __init__(
         self,
         model: M,
@@ -101,6 +104,7 @@ class Pruner(Generic[M]):
         loss: Callable[[nn.Module, Any], Any] | None = None,
         timesteps: str | Timesteps | None = None,
         example_inputs: ExampleInputs | None = None,
+        outputs: Wanted | None = None,
         attention: str = "heads",
         remember: int = 4,
         normalize: Normalization | None = None,
@@ -114,7 +118,8 @@ class Pruner(Generic[M]):
         limits = gathered(Limits, limits, keywords)
         if limits.ratios is not None:
             raise InputsError("a Pruner gives every group what its scores say; leave ratios= out of its limits")
-        whole("steps", steps, least=1)
+        if steps < 1:
+            raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         require_whole(self.net)
@@ -124,11 +129,17 @@ class Pruner(Generic[M]):
         self.scope = limits.scope
         if self.scope in ("knapsack", "global"):
             limits = replace(limits, scope=None)  # costs count below; the planner ranks by the other scopes only
-        limits = replace(limits, ignore=(*named(self.net, limits.ignore), *adapter.protect(self.net)))
+        stay = named(self.net, limits.ignore)
+        limits = replace(limits, ignore=(*stay, *adapter.protect(self.net)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
+        self.batches: deque[Any] = deque(maxlen=remember)
+        self.data: Any = as_batches(data)
+        self.given, self.scored = data is not None, ""
+        self.notes: tuple[str, ...] = ()
+        self.unscored: frozenset[str] | None = None
         with in_turn:
-            made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention)
+            made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay, outputs)
             self.graph: ChannelGraph = made.graph
             self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
@@ -138,10 +149,6 @@ class Pruner(Generic[M]):
         except Exception:
             self.masks.detach()
             raise
-        self.batches: deque[Any] = deque(maxlen=remember)
-        self.data: Any = as_batches(data)
-        self.given, self.scored = data is not None, ""
-        self.notes: tuple[str, ...] = ()
         self.history = History([g.name for g in self.graph.groups])
         groups = {g.name: len(g) for g in self.graph.groups}
         asked: dict[str, Any] = {"scheduler": chosen, "criterion": criterion, "ratio": ratio, "of": of}
@@ -164,6 +171,7 @@ class Pruner(Generic[M]):
             loss: its loss, for the history.
 
         Raises:
+            CriterionError: the criterion has no score for a group that it scored before.
             InputsError: the criterion needs a batch, and none was given.
         """
         if isinstance(batch, Tensor) and batch.dim() == 0:
@@ -184,6 +192,7 @@ class Pruner(Generic[M]):
         full[self.problem.components] = self.flow.mask
         return full
 
+    @takes()
     def picture(self, path: str | Path) -> Path:
         """Draw the run so far into a file (PNG, SVG, PDF): masks by group, budget, energy and loss.
 
@@ -220,6 +229,7 @@ class Pruner(Generic[M]):
                 seed=self.seed + self.flow.taken,
                 progress=self.progress,
             )
+        self._note_unscored(scores)
         self.scored, self.notes = scores.criterion, scores.notes
         values, of = scores.values, self.problem.of
         if scope_of(self.scope, scores, of) == "knapsack":
@@ -232,6 +242,18 @@ class Pruner(Generic[M]):
         if not isinstance(held, (list, tuple)):
             return held
         return fewer(held, self.flow.sample) if held else None
+
+    def _note_unscored(self, scores: Scores) -> None:
+        """A criterion may have nothing to say about some groups, but then from the first time on."""
+        without = frozenset(scores.unscored)
+        lost = without - (without if self.unscored is None else self.unscored)
+        if lost:
+            raise CriterionError(
+                f"{scores.criterion} scored {len(lost)} groups before and has no score for them after step "
+                f"{self.flow.taken}, such as {min(lost)!r}; it must score what it scored at first, masks or not: use "
+                "another criterion, or report this if it is one of fxprune's"
+            )
+        self.unscored = without
 
     def _agreed(self, values: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, np.ndarray[Any, Any]]:
         """The mean over processes (which the built-in criteria have taken already), the same bits in each of them."""
@@ -253,6 +275,7 @@ class Pruner(Generic[M]):
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def finish(
         self,
         optimizer: torch.optim.Optimizer | None = None,
@@ -306,24 +329,28 @@ class Pruner(Generic[M]):
         """
         batches = [] if self.given else list(self.batches)
         own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
-        own |= {"scored": self.scored, "notes": list(self.notes), "made": self.made}
-        state: dict[str, Any] = to_plain(own)
+        unscored = None if self.unscored is None else sorted(self.unscored)
+        told = {"scored": self.scored, "notes": list(self.notes), "unscored": unscored, "made": self.made}
+        state: dict[str, Any] = to_plain({**own, **told})
         return state
 
+    @takes(state=MAPPING)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with a pruner made by the same arguments.
 
         Raises:
-            SaveError: it was made by others.
+            SaveError: it was made by others, or it is none.
         """
-        state = from_plain(state)
-        if what := differences(state.get("made", {}), self.made):
-            raise SaveError(f"this state is of another pruner: {what}; make it by the same arguments")
-        self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
-        self.flow.load_state_dict(state["flow"])
-        if not self.given:
-            self.batches.extend(state["batches"])
-        self.history.load_state_dict(state["history"])
+        with read_from("state", state, "the state of a pruner made by the same arguments"):
+            state = from_plain(state)
+            if what := differences(state.get("made", {}), self.made):
+                raise SaveError(f"this state is of another pruner: {what}; make it by the same arguments")
+            self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
+            self.unscored = None if state.get("unscored") is None else frozenset(state["unscored"])
+            self.flow.load_state_dict(state["flow"])
+            if not self.given:
+                self.batches.extend(state["batches"])
+            self.history.load_state_dict(state["history"])
         self.masks.set(self.mask)
 
     def _held_tensors(self) -> list[str]:

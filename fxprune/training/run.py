@@ -153,6 +153,7 @@ class Run:
             of=order.budget.of,
             loss=self.scoring,
             example_inputs=order.example_inputs,
+            outputs=order.outputs,
             attention=order.attention,
             remember=self.training.remember,
             normalize=order.scoring.normalize,
@@ -168,7 +169,12 @@ class Run:
         if plans:
             for plan in plans:
                 self.net = apply(
-                    self.net, plan, example_inputs=order.example_inputs, verify=order.verify, strict=order.strict
+                    self.net,
+                    plan,
+                    example_inputs=order.example_inputs,
+                    outputs=order.outputs,
+                    verify=order.verify,
+                    strict=order.strict,
                 )
         else:
             batches = list(itertools.islice(self.stream, self.training.remember))
@@ -177,7 +183,7 @@ class Run:
         self.plans = plans_of(self.net)[len(plans_of(dense)) :]
         if self.training.distillation:
             dense = deep_copy(dense) if dense is self.given else dense
-            graph = graph_of(dense, self.plans, order.example_inputs) if self.training.distillation.features else None
+            graph = graph_of(dense, self.plans, order) if self.training.distillation.features else None
             self.teacher = self._teacher(dense, graph)
             if self.teacher is not None and graph is not None:
                 self.teacher.cut(self.plans[0].kept(graph))

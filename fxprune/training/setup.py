@@ -25,7 +25,7 @@ from fxprune.training.checkpoints import Checkpoints
 from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler
 
-ORDERED = ("example_inputs", "attention", "granularity", "strict", "seed")  # what else changes the result
+ORDERED = ("example_inputs", "outputs", "attention", "granularity", "strict", "seed")  # what else changes the result
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
@@ -134,17 +134,19 @@ def plans_of(net: nn.Module) -> tuple[Plan, ...]:
     return (*report(net).earlier, report(net).plan) if is_pruned(net) else ()
 
 
-def graph_of(dense: nn.Module, plans: tuple[Plan, ...], example: Any) -> ChannelGraph | None:
+def graph_of(dense: nn.Module, plans: tuple[Plan, ...], order: Order) -> ChannelGraph | None:
     """The graph that the one plan was made for; None where there are several."""
     if len(plans) > 1:
         return None
-    return trace(dense, example, attention=plans[0].traced[0]).revised(plans[0].traced[1:])
+    traced = trace(dense, order.example_inputs, attention=plans[0].traced[0], outputs=order.outputs)
+    return traced.revised(plans[0].traced[1:])
 
 
 def share_of(order: Order, net: nn.Module) -> float:
     """The share to remove."""
     ratio = order.budget.ratio
     if order.budget.target is not None:
-        ratio = order.budget.share(CostModel(trace(net, order.example_inputs, attention=order.attention)))
+        graph = trace(net, order.example_inputs, attention=order.attention, outputs=order.outputs)
+        ratio = order.budget.share(CostModel(graph))
     assert ratio is not None
     return ratio

@@ -134,7 +134,7 @@ def test_custom_op() -> None:
         assert small.a.out_features == 4
     finally:
         _RULES.pop("fxprune_test::twice")
-    with pytest.raises(ValueError, match="mylib::my_op"):
+    with pytest.raises(fxprune.PluginError, match="mylib::my_op"):
         fxprune.coupling("twice")
 
 

@@ -459,7 +459,7 @@ BAD_DATA: list[tuple[dict[str, Any], type[FxPruneError], str]] = [
     ({"data": [], "loss": loss_of}, InputsError, "data holds no batch"),
     ({"data": torch.ones(2), "loss": loss_of}, InputsError, r"data is one Tensor; .* such as the list \[batch\]"),
     ({"data": {"x": 1}, "loss": loss_of}, InputsError, "data is one dict; pass an iterable of batches"),
-    ({"data": 3, "loss": loss_of}, InputsError, "data is one int; pass an iterable of batches"),
+    ({"data": 3, "loss": loss_of}, InputsError, "data must be batches, in a list, a DataLoader or another iterable"),
     ({"data": [1], "loss": loss_of}, InputsError, r"loss\(model, batch\) failed on batch 0 \(a int\): TypeError"),
     ({"data": [torch.ones(2)], "loss": lambda m, b: b}, InputsError, r"returned a tensor of shape \(2,\) on batch 0"),
     ({"data": [1], "loss": lambda m, b: 0.5}, InputsError, "returned float on batch 0; return one scalar float"),

@@ -107,7 +107,7 @@ def test_a_picture_that_fails_keeps_the_comparison(tmp_path: Path, monkeypatch: 
         raise OSError("disk full")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    with pytest.raises(fxprune.SaveError, match=r"compare\.png cannot be written: OSError: disk full") as caught:
+    with pytest.raises(fxprune.InputsError, match=r"compare\.png cannot be written: OSError: disk full") as caught:
         compared(out=tmp_path)
     assert caught.value.kept.rows[0].criterion == "magnitude"
     assert not (tmp_path / PNG).exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.graph.rules.op import Labels, Op, aten, coupling, frozen_like
+from fxprune.graph.rules.op import Labels, Op, aten, coupling, frozen_like, is_tensor, shape_of
 
 
 @aten("zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor")
@@ -46,5 +46,11 @@ def triangle(op: Op) -> Any:
 
 @aten("rand randn rand_like randn_like normal uniform exponential bernoulli multinomial")
 def draws(op: Op) -> Any:
-    """Which number lands where depends on the shape: with a channel less, every draw would be another one."""
-    return op.freeze_all("draws random numbers", cause="random numbers")
+    """Which number lands where depends on the shape: with a channel less, every draw would be another one.
+
+    In train mode that is as good a draw as any, and the proof settles all draws: there an axis may shrink.
+    """
+    if not op.facts.settled:
+        return op.freeze_all("draws random numbers", cause="random numbers")
+    drawn = next((n for n in op.node.all_input_nodes if is_tensor(n) and shape_of(n) == op.out_shape), None)
+    return tuple(op.space.fresh(s) for s in op.out_shape) if drawn is None else op.env[drawn]

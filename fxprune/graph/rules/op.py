@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from fxprune.errors import PluginError
 from fxprune.graph.labels import Axis, Freeze, Ints, LabelSpace
 
 Labels: TypeAlias = "tuple[Axis, ...]"
@@ -44,6 +45,7 @@ class Facts:
         attended: attentions with an implicit scale.
         statistics: nodes that take a mean, a variance or a norm over live axes.
         multiples: axes whose length has to stay a multiple of a number, for a kernel's sake.
+        settled: whether the nodes looked at are of train mode, where the proofs settle what is drawn at random.
     """
 
     reads: dict[str, list[tuple[fx.Node, int]]] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Facts:
     attended: list[Attended] = field(default_factory=list)
     statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
     multiples: list[tuple[Ints, int]] = field(default_factory=list)
+    settled: bool = False
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -167,11 +170,11 @@ def coupling(*names: str) -> Callable[[Rule], Rule]:
     `op.reads(node, axis)` says that the op sums over an axis.
 
     Raises:
-        ValueError: where a name is not of the form `namespace::op`.
+        PluginError: where a name is not of the form `namespace::op`.
     """
     for name in names:
-        if name.count("::") != 1:
-            raise ValueError(f'coupling() wants names like "mylib::my_op", got {name!r}')
+        if type(name) is not str or name.count("::") != 1:
+            raise PluginError(f'coupling() wants names like "mylib::my_op", got {name!r:.60}')
 
     def register(rule: Rule) -> Rule:
         for name in names:

@@ -1,22 +1,21 @@
 """Costs that the graph alone tells.
 
 params, channels   exact counts
-macs               multiply-accumulates of one forward on the example inputs, exact
+macs               multiply-accumulates of one forward on the example inputs (see `fxprune.planning.costs.macs`)
 memory             bytes of weights and of the activations where these take most (see `fxprune.planning.costs.memory`)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from torch import fx
 
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.rules.op import is_tensor, op_name, shape_of
+from fxprune.planning.costs.macs import mac_products, uncounted
 from fxprune.planning.costs.memory import memory_of
 from fxprune.planning.costs.polynomials import Floats, Product, terms_of
 
@@ -39,66 +38,9 @@ def _param_products(graph: ChannelGraph) -> list[Product]:
     return out
 
 
-_WEIGHTED = {f"aten::conv{k}d" for k in (1, 2, 3)} | {f"aten::conv_transpose{k}d" for k in (1, 2, 3)} | {"aten::linear"}
-_PRODUCTS = {"aten::matmul", "aten::bmm", "aten::mm", "aten::addmm", "aten::baddbmm"}
-
-
-def _mac_products(graph: ChannelGraph) -> list[Product]:
-    return [p for node in graph.traced.graph.nodes for p in _node_products(graph, node)]
-
-
-def _node_products(graph: ChannelGraph, node: fx.Node) -> list[Product]:
-    if node.op != "call_function" or not is_tensor(node):
-        return []
-    name = op_name(node.target)
-    inputs = [n for n in node.all_input_nodes if is_tensor(n)]
-    if name in _WEIGHTED:
-        return [_weighted(graph, node, name)]
-    if name in _PRODUCTS:
-        a = inputs[-2] if name in ("aten::addmm", "aten::baddbmm") and len(inputs) > 2 else inputs[0]
-        return [_product(graph, [(node, range(len(shape_of(node)))), (a, [len(shape_of(a)) - 1])])]
-    if name == "aten::scaled_dot_product_attention":
-        q, k = node.args[:2]
-        assert isinstance(q, fx.Node)
-        assert isinstance(k, fx.Node)
-        rank = len(shape_of(q))
-        return [_product(graph, [(n, range(rank)), (k, [rank - 2])]) for n in (q, node)]
-    return []
-
-
-def macs_of(graph: ChannelGraph, node: fx.Node) -> float:
-    """Multiply-accumulates of one node, as it is."""
-    return sum(f * math.prod(len(a) for a in axes if a is not None) for f, axes in _node_products(graph, node))
-
-
-def _product(graph: ChannelGraph, parts: Sequence[tuple[fx.Node, Sequence[int]]]) -> Product:
-    factor, axes = 1.0, []
-    for node, dims in parts:
-        for d in dims:
-            axis = graph.env[node][d]
-            axes.append(axis)
-            factor *= 1 if axis is not None else shape_of(node)[d]
-    return factor, axes
-
-
-def _weighted(graph: ChannelGraph, node: fx.Node, name: str) -> Product:
-    """Each weight is used once an output position (for transposed convolutions: once an input position)."""
-    x, w = node.args[0], node.args[1]
-    assert isinstance(x, fx.Node)
-    assert isinstance(w, fx.Node)
-    rank = len(shape_of(w))
-    if name == "aten::linear":
-        places: tuple[fx.Node, Sequence[int]] = (x, range(len(shape_of(x)) - 1))
-    else:
-        at = x if "transpose" in name else node
-        n = len(shape_of(at))
-        places = (at, [d for d in range(n) if d != n - rank + 1])
-    return _product(graph, [(w, range(rank)), places])
-
-
 _COSTS: dict[str, Callable[[ChannelGraph], Cost]] = {
     "params": lambda graph: terms_of(graph, _param_products(graph)),
-    "macs": lambda graph: terms_of(graph, _mac_products(graph)),
+    "macs": lambda graph: terms_of(graph, mac_products(graph)),
     "memory": memory_of,
 }
 
@@ -137,6 +79,25 @@ class CountedCosts:
 def dense_cost(costs: Costs, measure: str) -> float:
     """The cost while nothing is removed."""
     return costs.of(measure, np.zeros(len(costs.graph.groups)))
+
+
+def require_cost(costs: Costs, measure: str) -> None:
+    """Check that a share of a measure means something for a graph.
+
+    Raises:
+        BudgetError: nothing of the model counts in it, or an op that reads parameters cannot be counted.
+    """
+    graph = costs.graph
+    if measure == "macs" and (ops := uncounted(graph)):
+        raise BudgetError(
+            f"of='macs': nobody has told how much {', '.join(ops)} of this {graph.model_class} computes with its "
+            "parameters, so a share of all multiply-accumulates would be wrong. Tell it, with "
+            "torch.utils.flop_counter.register_flop_formula(op), or use of='params' or of='latency'"
+        )
+    if dense_cost(costs, measure) <= 0:
+        raise BudgetError(
+            f"of={measure!r}: this {graph.model_class} has none to remove (no layer counts in it); use of='params'"
+        )
 
 
 def prices(costs: Costs, measure: str) -> Floats:

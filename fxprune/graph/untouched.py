@@ -1,0 +1,78 @@
+"""A scope in which a forward leaves nothing behind on the model: attributes, hooks, caches, and values of buffers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+_STATE = ("_parameters", "_buffers", "_modules")
+
+
+def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """The attributes of every module, and of plain objects that modules hold (a table of positions, say)."""
+    for m in model.modules():
+        yield m.__dict__
+        for v in list(m.__dict__.values()):
+            if (
+                hasattr(v, "__dict__")
+                and not isinstance(v, (nn.Module, torch.Tensor, type))
+                and not inspect.isroutine(v)
+            ):
+                yield v.__dict__
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module has the attributes and hooks it had: what the forward keeps of fake tensors is let go."""
+    was = [(held, dict(held)) for held in _holders(model)]
+    kept = [v for _, before in was for k, v in before.items() if k not in _STATE]
+    caches = [(v, copy.copy(v)) for v in _containers(kept)]
+    try:
+        yield
+    finally:
+        for held, before in was:
+            held.clear()
+            held.update(before)
+        for cache, content in caches:
+            cache.clear()
+            (cache.update if isinstance(cache, dict) else cache.extend)(content)
+        for clear in _memories(model):
+            clear()
+
+
+def _containers(values: Iterable[Any]) -> list[Any]:
+    """The dicts and lists among some values, those within them too, each once."""
+    found: dict[int, Any] = {}
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if type(value) in (dict, list, OrderedDict, tuple) and id(value) not in found:
+            found[id(value)] = value
+            stack += value.values() if isinstance(value, dict) else value
+    return [v for v in found.values() if type(v) is not tuple]
+
+
+def _memories(model: nn.Module) -> set[Callable[[], None]]:
+    """How to empty what `functools.lru_cache` remembers of the methods of the model's classes."""
+    classes = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith("torch.")}
+    cached = (v for c in classes for v in vars(c).values() if hasattr(v, "cache_clear") and hasattr(v, "cache_info"))
+    return {v.cache_clear for v in cached}
+
+
+@contextlib.contextmanager
+def same_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer has the values it had: a forward in train mode moves the averages of batch norms."""
+    was = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, before in was:
+                b.copy_(before)

@@ -1,0 +1,60 @@
+"""Checksums over what a folder holds: bytes that changed on the disk are told.
+
+    checksums   {file: SHA-256 of its bytes}; that of `fxprune.json` is over its values, without this entry
+
+They find damage, not malice: whoever changes a file can change its checksum.  A folder without them is read as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fxprune.errors import SaveError
+from fxprune.saving.files import read_object
+
+HEADER = "fxprune.json"
+ENTRY = "checksums"
+CHUNK = 2**20
+
+
+def of_header(data: Mapping[str, Any]) -> str:
+    """The checksum of the values of a `fxprune.json`."""
+    rest = {key: value for key, value in data.items() if key != ENTRY}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def of_files(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """The checksums of some files of a folder."""
+    return {name: _of_file(directory / name) for name in sorted(names)}
+
+
+def require(directory: Path, expected: Mapping[str, str]) -> None:
+    """Check that files are as they were written.
+
+    Raises:
+        SaveError: one is not, or is missing.
+    """
+    for name, checksum in expected.items():
+        try:
+            found = _of_file(directory / name)
+        except OSError as e:
+            raise SaveError(f"{directory / name} cannot be read: {type(e).__name__}: {e}") from e
+        if found != checksum:
+            raise SaveError(
+                f"{directory / name} is not as it was written (its checksum differs): it is damaged, or was edited. "
+                f'Save it again; to read it all the same, take "{ENTRY}" out of {directory / HEADER}'
+            )
+
+
+def _of_file(path: Path) -> str:
+    if path.name == HEADER:
+        return of_header(read_object(path))
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
