@@ -26,7 +26,7 @@ from subjects import TASKS, Subject, subject
 from torch import nn
 
 import fxprune
-from fxprune import Training
+from fxprune import Distillation, Training
 
 CONSTANT: dict[str, Any] = {"warmup": 0, "anneal": False, "distill": None}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -35,6 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "constant 2e-4": {**CONSTANT, "learning_rate": 2e-4},
     "default, no teacher": {"distill": None},
     "default at 2e-4": {"learning_rate": 2e-4},
+    "default at 2e-4, by KL": {"learning_rate": 2e-4, "distill": Distillation(kind="kl")},  # for logits
 }
 OUT = Path(__file__).with_name("recipes.jsonl")
 
