@@ -13,6 +13,7 @@ from fxprune.arguments import Kind, takes
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
 from fxprune.graph.outputs import Wanted
+from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.planning.options import gathered
@@ -61,6 +62,7 @@ def prune(
     verify: bool = True,
     strict: bool = False,
     samples: int = 8,
+    max_batches: int | None = None,
     seed: int = 0,
     progress: bool = True,
     budget: Budget | None = None,
@@ -104,6 +106,8 @@ def prune(
         verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
         strict: raise rather than run the rewritten graph as the forward.
         samples: calibration samples where the adapter makes the data.
+        max_batches: how many batches of `data` are read to score; None: all, or 1000 where the data tell no length and
+            may be endless. A DataLoader is streamed: one batch in memory at a time.
         seed: for everything drawn at random.
         progress: show progress bars.
         budget: `ratio`, `of` and `target` in one value, in their place.
@@ -128,7 +132,7 @@ def prune(
     order = Order(
         gathered(Budget, budget, {"ratio": ratio, "of": of, "target": target}),
         gathered(Limits, limits, keywords),
-        Scoring(criterion, normalize, data, loss, timesteps, samples),
+        Scoring(criterion, normalize, data, loss, timesteps, samples, max_batches),
         example_inputs=example_inputs,
         outputs=outputs,
         attention=attention,
@@ -151,7 +155,8 @@ def _pruned(model: M, order: Order, scheduler: str | Scheduler, steps: int | Non
         raise InputsError(
             f"scheduler={scheduler!r} prunes while the model trains: pass steps=, such as 2000, and data="
         )
-    return prune_once(model, order)
+    with in_turn:
+        return prune_once(model, order)
 
 
 def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Training | None, order: Order) -> M:
@@ -163,7 +168,8 @@ def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Traini
         raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
     if steps is not None and training is not None:
         raise InputsError(f"steps={steps} and training= both set the steps; pass training=Training(steps={steps}, ...)")
-    made: M = trained(model, scheduler, training or Training(steps or 0), order)
+    with in_turn:
+        made: M = trained(model, scheduler, training or Training(steps or 0), order)
     return made
 
 
@@ -193,7 +199,8 @@ def calibration(
         InputsError: where the family has no loss, or cannot make data.
     """
     adapter = seeing(find_adapter(model), timesteps)
-    loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
+    with in_turn:
+        loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
     if loss is None or batches is None:
         raise InputsError(f"fxprune has no {'loss' if loss is None else 'data'} for {type(model).__name__}: bring both")
     return batches, loss

@@ -6,6 +6,7 @@ Every message says what happened, where, and what to type.  Catching `FxPruneErr
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -25,7 +26,12 @@ def _steers(character: str) -> bool:
 
 
 class FxPruneError(Exception):
-    """Base class of every error that fxprune raises on purpose."""
+    """Base class of every error that fxprune raises on purpose.
+
+    `kept` is the trained model where something failed only after the work, else None; the message says where it lies.
+    """
+
+    kept: Any = None
 
     def __str__(self) -> str:
         return printable(Exception.__str__(self))

@@ -31,8 +31,9 @@ from fxprune.graph.modules import Inputs
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.packing import copied
 from fxprune.graph.trace import Traced
+from fxprune.graph.turns import in_turn
 from fxprune.graph.untouched import same_buffers
-from fxprune.masking.comparison import as_float64, counted, relative_error, silent, tolerance
+from fxprune.masking.comparison import as_float64, counted, overflow, relative_error, silent, tolerance
 from fxprune.masking.masked_run import run_masked
 from fxprune.masking.settled import Settled
 from fxprune.masking.trials import in_float64, rounded_anew, zero_parameters, zeros_filled
@@ -96,6 +97,11 @@ class _Comparison:
 
     def _once(self) -> tuple[Check, tuple[int, int]]:
         reference, got = self.reference(self.traced.example), self.candidate(self.traced.example)
+        if overflow(reference):
+            raise VerifyError(
+                f"the {type(self.model).__name__} gives NaN or infinite numbers on the example inputs, so that nothing "
+                "can be proved: pass example_inputs= that it can compute with, or look for NaN in its weights"
+            )
         limit = tolerance(self.model, self.traced)
         if len(got) != len(reference):
             return Check(self.name, float("inf"), limit), silent(reference)
@@ -277,9 +283,10 @@ def verify(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, 
         PlanError: the plan was made for another graph.
         VerifyError: where one of them fails.
     """
-    graph = followed(graph, plan)
-    checks: tuple[Check, ...] = (check_permutation(model, graph, seed), check_dense(model, small, graph, plan))
-    checks += check_training(model, small, graph, plan)
+    with in_turn:
+        graph = followed(graph, plan)
+        checks: tuple[Check, ...] = (check_permutation(model, graph, seed), check_dense(model, small, graph, plan))
+        checks += check_training(model, small, graph, plan)
     for check in checks:
         if not check.ok:
             raise VerifyError(f"{check} for {type(model).__name__}; please report this model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from fxprune.errors import InputsError, SaveError
 from fxprune.saving import stock
 from fxprune.saving.header import HEADER
-from fxprune.saving.save import load
+from fxprune.saving.save import load, save
 
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="A diffusers pipeline or model, or a folder that fxprune wrote.")
@@ -27,6 +28,37 @@ def open_folder(directory: Path) -> Any:
         f"{directory} is neither a diffusers pipeline ({stock.INDEX}), nor a diffusers model ({stock.CONFIG}), nor a "
         f"folder that fxprune wrote ({HEADER})"
     )
+
+
+def writable(directory: Path) -> Path:
+    """The same, once it is known that a folder can be made there.
+
+    Raises:
+        SaveError: it cannot.
+    """
+    there = next(p for p in (directory, *directory.parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there if there != directory else there.parent):
+            return directory
+    except OSError as e:
+        raise SaveError(f"{directory} cannot be written: {type(e).__name__}: {e}; name another folder") from e
+
+
+def saved_somewhere(model: Any, output: Path) -> None:
+    """Save in a folder, or where that fails after all in one of the system's, so that no work is lost.
+
+    Raises:
+        SaveError: says where the model lies.
+    """
+    try:
+        save(model, output)
+    except SaveError as e:
+        beside = Path(tempfile.mkdtemp(prefix="fxprune-")) / output.name
+        try:
+            save(model, beside)
+        except SaveError:
+            raise e from None
+        raise SaveError(f"{e}; the pruned model was saved in {beside} instead") from e
 
 
 def on_device(model: Any, device: str) -> Any:

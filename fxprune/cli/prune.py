@@ -10,11 +10,11 @@ import typer
 from fxprune import api
 from fxprune.adapter import find_adapter
 from fxprune.cli.console import out, print_plan, safe, told
-from fxprune.cli.folder import Folder, on_device, open_folder
+from fxprune.cli.folder import Folder, on_device, open_folder, saved_somewhere, writable
 from fxprune.errors import InputsError
+from fxprune.reporting.figures import check_picture
 from fxprune.reporting.report import report
 from fxprune.saving.folder import claim
-from fxprune.saving.save import save
 from fxprune.scoring.score import DEFAULT_CRITERION
 from fxprune.training.images import image_batches
 from fxprune.training.options import Training
@@ -106,7 +106,10 @@ def prune(
     Example: fxprune prune ddpm-cifar10-32 --ratio 0.4 -o small
     """
     with told():
-        claim(output)  # before the work, not after it
+        writable(claim(output))  # before the work, not after it
+        if picture is not None:
+            check_picture(picture, "--picture")
+        _refuse_untrained(steps, after, learning_rate, ema_decay, mixed_precision, checkpoints, picture)
         model = on_device(open_folder(directory), device)
         options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
         options |= {
@@ -145,8 +148,25 @@ def prune(
             progress=not quiet,
         )
         _print_pruned(small)
-        save(small, output)
+        saved_somewhere(small, output)
         out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _refuse_untrained(
+    steps: int | None,
+    after: int,
+    learning_rate: float | None,
+    ema_decay: float | None,
+    mixed_precision: str | None,
+    checkpoints: Path | None,
+    picture: Path | None,
+) -> None:
+    """Options of training without --steps would do nothing."""
+    asked: dict[str, Any] = {"--after": after, "--learning-rate": learning_rate is not None}
+    asked |= {"--ema-decay": ema_decay is not None, "--mixed-precision": mixed_precision}
+    asked |= {"--checkpoints": checkpoints, "--picture": picture}
+    if steps is None and (found := [name for name, given in asked.items() if given]):
+        raise InputsError(f"{found[0]} goes with training: pass --steps and --data too, or leave it out")
 
 
 def _shares(given: list[str] | None) -> dict[str, float] | None:

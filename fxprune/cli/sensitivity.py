@@ -9,6 +9,7 @@ import typer
 
 from fxprune.cli.console import out, safe, told
 from fxprune.cli.folder import Folder, on_device, open_folder
+from fxprune.reporting.figures import check_file, check_picture
 from fxprune.scoring.score import DEFAULT_CRITERION
 from fxprune.studies.sensitivity import SHARES
 from fxprune.studies.sensitivity import sensitivity as measure
@@ -31,6 +32,10 @@ def sensitivity(
 ) -> None:
     """Measure how much the loss of the model in DIR rises when one part after the other loses channels."""
     with told():
+        if csv is not None:
+            check_file(csv, "--csv")
+        if plot is not None:
+            check_picture(plot, "--plot")
         table = measure(
             on_device(open_folder(directory), device),
             criterion,

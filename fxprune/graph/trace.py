@@ -28,6 +28,7 @@ from fxprune.graph.provenance import Recorder, TracedInt
 from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import MARK, Recorded, bypassed, traced_attributes
 from fxprune.graph.regions import flat_graph
+from fxprune.graph.turns import in_turn
 from fxprune.graph.untouched import same_buffers, untouched
 from fxprune.graph.values import Values
 
@@ -129,7 +130,7 @@ def capture(model: nn.Module, inputs: Inputs, returned: Outputs | None = None) -
         TraceError: where `torch.export` cannot capture the model; names the source line it stopped at.
         InputsError: where the model itself does not run on these inputs, or has no such outputs.
     """
-    with evaluating(model), untouched(model), torch.no_grad():
+    with in_turn, evaluating(model), untouched(model), torch.no_grad():
         return _captured(model, inputs, Outputs() if returned is None else returned, _Numbers())
 
 
@@ -140,7 +141,7 @@ def capture_training(model: nn.Module, inputs: Inputs, traced: Traced) -> Traced
         TraceError, InputsError: see `capture`.
     """
     numbers = _Numbers(traced.recorder.count, TRAINING)
-    with training(model), untouched(model), torch.no_grad():
+    with in_turn, training(model), untouched(model), torch.no_grad():
         return replace(_captured(model, inputs, traced.returned.training(), numbers), in_training=True)
 
 

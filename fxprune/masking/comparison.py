@@ -29,7 +29,10 @@ def tolerance(model: nn.Module, traced: Traced | None = None) -> float:
 
 
 def relative_error(a: Sequence[Any], b: Sequence[Any]) -> float:
-    """Largest |a - b| over largest |b|, over all floating tensors; infinite where shapes or finiteness differ."""
+    """Largest |a - b| over largest finite |b|, over all floating tensors; infinite where shapes or finiteness differ.
+
+    Infinities of the same sign (scores that a mask rules out) are equal; NaN is equal to nothing.
+    """
     worst = 0.0
     for x, y in zip(a, b, strict=True):
         if not isinstance(y, torch.Tensor):
@@ -38,9 +41,20 @@ def relative_error(a: Sequence[Any], b: Sequence[Any]) -> float:
             return float("inf")
         if not (y.is_floating_point() or y.is_complex()) or not y.numel():
             continue
+        open_ = ~((x == y) & y.isinf())
+        x, y = x[open_], y[open_]
+        if not y.numel():
+            continue
         error = float((x - y).abs().max()) / max(1e-6, float(y.abs().max()))
         worst = max(worst, error if np.isfinite(error) else float("inf"))
     return worst
+
+
+def overflow(values: Sequence[Any]) -> bool:
+    """Whether outputs hold NaN or +inf, or no finite number: nothing can be proved of them.  (-inf is a mask's.)"""
+    floating = [t for t in values if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel()]
+    over = any(bool((t.isnan() | t.isposinf()).any()) for t in floating)
+    return over or (bool(floating) and not any(bool(t.isfinite().any()) for t in floating))
 
 
 def silent(values: Sequence[Any]) -> tuple[int, int]:

@@ -93,6 +93,18 @@ class LiveMasks:
             del module.__dict__[KEY]
         self._attached.clear()
 
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Within, the model is as `detach()` leaves it."""
+        held = [(module, type(module), module.__dict__.pop(KEY)) for module, _ in self._attached]
+        for module, cls in self._attached:
+            module.__class__ = cls
+        try:
+            yield
+        finally:
+            for module, masked, sites in held:
+                module.__class__, module.__dict__[KEY] = masked, sites
+
     # ---- installation -------------------------------------------------------------------------------------------
 
     def _install(self, weights: list[WeightSite], calls: list[CallSite]) -> None:

@@ -34,6 +34,7 @@ class Scoring:
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
         timesteps: which times of a diffusion process the adapter's loss sees.
         samples: calibration samples where the adapter makes the data.
+        max_batches: how many of the data's batches are read; None: all, or 1000 where the data tell no length.
     """
 
     criterion: str | type[Any] | Criterion = DEFAULT_CRITERION
@@ -42,6 +43,12 @@ class Scoring:
     loss: LossFunction | None = None
     timesteps: str | Timesteps | None = None
     samples: int = 8
+    max_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        most: Any = self.max_batches
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise InputsError(f"max_batches={most!r} must be a whole number, at least 1, or None")
 
 
 @dataclass(frozen=True)

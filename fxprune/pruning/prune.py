@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.arguments import MODULE, takes
@@ -17,6 +17,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
 from fxprune.graph.outputs import Outputs, Wanted
 from fxprune.graph.packing import copied, packed
+from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.latency import latency_of
@@ -31,6 +32,7 @@ from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
 from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
 from fxprune.scoring.score import needs_of, score
+from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 
 M = TypeVar("M")
@@ -70,7 +72,7 @@ def trace(
     require_whole(model)
     adapter = find_adapter(model)
     inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
-    with torch.inference_mode(False):
+    with in_turn, torch.inference_mode(False):
         return analyse(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
 
 
@@ -78,10 +80,8 @@ def trace(
 def prune_once(model: M, order: Order) -> M:
     """The smaller model (or pipeline) that an order asks for, without training."""
     scoring = order.scoring
-    if scoring.data is not None and not isinstance(scoring.data, (Tensor, Mapping, str)):
-        # these are no batches: score() says so
-        scoring = replace(scoring, data=list(scoring.data))
-        order = replace(order, scoring=scoring)
+    scoring = replace(scoring, data=as_batches(scoring.data, scoring.max_batches))
+    order = replace(order, scoring=scoring)
     if order.attention == "both":
         return _prune_both(model, order)
     needs = needs_of(scoring.criterion)
@@ -170,10 +170,11 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
-    net, back = find_adapter(model).unwrap(model)
-    graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
-    plan.check(graph)
-    applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+    with in_turn:
+        net, back = find_adapter(model).unwrap(model)
+        graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
+        plan.check(graph)
+        applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 
 

@@ -20,6 +20,7 @@ from fxprune.graph.equations import Equation
 from fxprune.graph.modules import evaluating
 from fxprune.graph.packing import unpacked
 from fxprune.graph.trace import place_of
+from fxprune.graph.turns import in_turn
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
@@ -309,9 +310,10 @@ def finished(
             raise BudgetError("the plan is settled and cannot be made anew")
         return plan
 
-    clock = Clock()
-    made = realize(lambda *_: net, graph, planned, clock, verify, strict)
-    return reported(net, made, clock, inplace, seed)
+    with in_turn:
+        clock = Clock()
+        made = realize(lambda *_: net, graph, planned, clock, verify, strict)
+        return reported(net, made, clock, inplace, seed)
 
 
 def reported(

@@ -1,10 +1,11 @@
-"""Pictures and tables in files: an empty matplotlib figure, and errors that say what to do where the disk refuses."""
+"""Pictures and tables in files: checked before the work that they will show, and errors that say what to do."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxprune.errors import InputsError
@@ -24,6 +25,39 @@ def figure_of(width: float, height: float) -> Figure:
     except ModuleNotFoundError as e:
         raise InputsError('a picture needs matplotlib: pip install "fxprune[plots]"') from e
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def check_file(path: str | os.PathLike[str], what: str) -> Path:
+    """A path where a file can be written.
+
+    Args:
+        path: of the file.
+        what: the argument that names it, for messages.
+
+    Raises:
+        InputsError: it is a folder, or its folder is not there or cannot be written to.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise InputsError(f"{what}={str(path)!r} is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise InputsError(f"{what}={str(path)!r}: there is no folder {file.parent}; make it first, or name another one")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InputsError(f"{what}={str(path)!r} cannot be written to; name a file in another folder")
+    return file
+
+
+def check_picture(path: str | os.PathLike[str], what: str = "picture") -> Path:
+    """A path where a picture can be drawn: see `check_file`, and matplotlib knows the format.
+
+    Raises:
+        InputsError: it does not, is not installed, or the file cannot be written.
+    """
+    file = check_file(path, what)
+    known = figure_of(1, 1).canvas.get_supported_filetypes()
+    if (suffix := file.suffix.lower().lstrip(".") or "png") not in known:
+        raise InputsError(f"{what}={str(path)!r}: a picture cannot be .{suffix}; use .png, .svg or .pdf")
+    return file
 
 
 def drawn(figure: Figure, path: str | os.PathLike[str], dpi: int) -> None:

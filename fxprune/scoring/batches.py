@@ -21,6 +21,12 @@ def batch_size(batch: Any) -> int:
     return next((len(t) for t in _leaves(batch) if isinstance(t, Tensor) and t.dim()), 0)
 
 
+def empty(batch: Any) -> bool:
+    """Whether a batch has tensors, and none of them holds a number: a mean over it would be NaN, a sum nothing."""
+    tensors = [t for t in _leaves(batch) if isinstance(t, Tensor)]
+    return bool(tensors) and not any(t.numel() for t in tensors)
+
+
 def take(batch: Any, samples: Sequence[int]) -> Any:
     """A batch of some samples of another; what has another first axis (a number, a table) goes along whole."""
     n = batch_size(batch)
@@ -73,6 +79,11 @@ def missing(who: str, data: bool, loss: bool) -> str:
     return f"{who} looks at the model at work: pass {', and '.join(wanted)}"
 
 
+def blind(who: str, why: str) -> str:
+    """The sentence about a loss that ignores its model."""
+    return f"{who}: loss(model, batch) does not look at the model it is given: {why}; call model(...) in the loss"
+
+
 def run(model: nn.Module, batch: Any) -> Any:
     args, kwargs = as_inputs(batch)
     return model(*args, **kwargs)
@@ -105,7 +116,7 @@ def loss_on(loss: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any)
         ) from e
 
 
-def require_some(batches: list[Any] | None, name: str = "data") -> None:
-    """Raise `InputsError` where batches were given, and there are none."""
-    if batches is not None and not batches:
+def require_some(batches: Any, name: str = "data") -> None:
+    """Raise `InputsError` where batches in memory were given, and there are none."""
+    if isinstance(batches, (list, tuple)) and not batches:
         raise InputsError(f"{name}= holds no batches; pass at least one")

@@ -20,10 +20,11 @@ from fxprune.graph.labels import Ints
 from fxprune.graph.modules import seed_torch
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.autograd import autograd_functions
-from fxprune.scoring.batches import batch_size, describe, missing, named, run, take
+from fxprune.scoring.batches import batch_size, blind, describe, missing, named, run, take
 from fxprune.scoring.hessian import Curvature, Method, curvature
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Call, Observer, Visit
+from fxprune.scoring.streaming import Batches, as_batches, number_of
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Tensors: TypeAlias = dict[str, Tensor]
@@ -97,8 +98,8 @@ class Context:
         return next((p.device for p in self.parameters.values()), torch.device("cpu"))
 
     @functools.cached_property
-    def batches(self) -> tuple[Any, ...]:
-        """The batches, read from `data` once.
+    def batches(self) -> tuple[Any, ...] | Batches:
+        """The batches: in memory, or of a DataLoader read anew, and the same, whenever they are iterated.
 
         Raises:
             InputsError: there are none, or `data` is one tensor or one dict instead of a list of batches.
@@ -109,7 +110,10 @@ class Context:
             raise InputsError(
                 f"data is one {type(self.data).__name__}; pass an iterable of batches, such as the list [batch]"
             )
-        batches = tuple(self.data)
+        found = as_batches(self.data)
+        if isinstance(found, Batches):
+            return found
+        batches = tuple(found)
         if not batches:
             raise InputsError("data holds no batch; pass an iterable with at least one (a generator runs only once)")
         return batches
@@ -144,7 +148,7 @@ class Context:
 
     def _seeded(self, batch: Any, number: int | None = None) -> int:
         if number is None:
-            number = next((i for i, b in enumerate(self.batches) if b is batch), 0)
+            number = number_of(self.batches, batch)
         seed_torch(self.model, self.seed + number)
         return number
 
@@ -182,6 +186,8 @@ class Context:
                 found = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
             else:
                 found = self._backward(loss, tensors)
+        if all(g is None for g in found):
+            raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
         return {n: torch.zeros_like(t) if g is None else g for n, t, g in zip(names, tensors, found, strict=True)}
 
     def _backward(self, loss: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
@@ -279,8 +285,11 @@ class Context:
         The loss runs the model, without gradients; where there is none, a batch is what the model takes.
         """
         failed: list[Exception] = []
+        calls = 0
 
         def visited(call: Call) -> None:
+            nonlocal calls
+            calls += 1
             try:
                 visit(call)
             except Exception as e:
@@ -296,6 +305,8 @@ class Context:
                 if failed:  # not the loss's fault
                     raise failed[0] from None
                 raise
+        if not calls and self.loss_function is not None and self.tensors:
+            raise InputsError(blind(self.who, "it uses none of its weights"))
 
     def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Tensors:
         """`mean_over` the batches, behind a progress bar."""

@@ -12,6 +12,7 @@ count as they do in earnest.  A loss that looks at values cannot be rehearsed; t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,11 +29,14 @@ from fxprune.errors import CriterionError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import same_draws
 from fxprune.scoring.free_memory import free_memory
+from fxprune.scoring.identity import length
+from fxprune.scoring.streaming import Batches
 
 Free = Callable[[torch.device], int | None]
 PASS = 1.5  # activations that an ordinary pass holds, in those of the forward: its own, and gradients on their way
 DOUBLE = 5.0  # that a second backward pass holds: forward, first backward, and what these save
 BESIDE = 1.4  # of what ops make: that and what kernels take while they run, and the allocator between blocks
+LOOKED_AT = 8  # streamed batches to judge by
 SCORES = 2.0  # attention's scores that PyTorch's math kernel keeps a pass, in one set of them
 
 
@@ -48,7 +52,7 @@ class Rehearsable(Protocol):
     @property
     def parameters(self) -> dict[str, nn.Parameter]: ...
     @property
-    def batches(self) -> tuple[Any, ...]: ...
+    def batches(self) -> tuple[Any, ...] | Batches: ...
     @property
     def loss_function(self) -> Callable[[nn.Module, Any], Any] | None: ...
     @property
@@ -101,7 +105,7 @@ def halves(parameters: Mapping[str, nn.Parameter]) -> str:
 def bounded(ctx: Rehearsable) -> Needs:
     """What either way takes at most, from the graph's activations on its example, scaled to the largest batch."""
     example = pytree.tree_leaves(ctx.graph.traced.example)
-    scale = max(1.0, max(_largest(b) for b in ctx.batches) / max(1, _largest(example)))
+    scale = max(1.0, max(_largest(b) for b in _first(ctx)) / max(1, _largest(example)))
     activations, scores = (n * scale for n in _activations(ctx.graph))
     one = PASS * (activations + scores)
     return _needs(ctx, DOUBLE * (activations + SCORES * scores) + 2 * _bytes(ctx), one + _bytes(ctx))
@@ -109,7 +113,7 @@ def bounded(ctx: Rehearsable) -> Needs:
 
 def rehearsed(ctx: Rehearsable) -> Needs | None:
     """What either way takes, from running both without storage; None where the loss looks at values."""
-    batch = max(ctx.batches, key=_largest)
+    batch = max(_first(ctx), key=_largest)
     peaks = []
     for twice in (True, False):
         try:
@@ -125,9 +129,14 @@ def rehearsed(ctx: Rehearsable) -> Needs | None:
     return _needs(ctx, *(BESIDE * peak for peak in peaks))
 
 
+def _first(ctx: Rehearsable) -> Iterator[Any]:
+    """The batches to judge by: all that are in memory, of streamed ones the first few."""
+    return itertools.islice(ctx.batches, None if isinstance(ctx.batches, tuple) else LOOKED_AT)
+
+
 def _needs(ctx: Rehearsable, double: float, single: float) -> Needs:
     """Peaks of one batch, with the sets of tensors that live beside them."""
-    size, several = _bytes(ctx, at_least=4), len(ctx.batches) > 1
+    size, several = _bytes(ctx, at_least=4), length(ctx.batches) != 1
     beside = 2 * size if several else 0.0  # g, and the sum of H g
     exact = max(double + beside, 3 * size)  # at the end g, H g and the saliency
     if halves(ctx.parameters):

@@ -18,6 +18,7 @@ from fxprune.errors import CriterionError
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.autograd import handwritten, once_differentiable
 from fxprune.scoring.foresight import Rehearsable, halves, way_that_fits
+from fxprune.scoring.identity import length
 
 Tensors: TypeAlias = dict[str, Tensor]
 Method: TypeAlias = Literal["auto", "exact", "finite_difference"]
@@ -117,7 +118,7 @@ def exact(ctx: Differentiable, careful: bool = True) -> tuple[Curvature, str]:
     Returns:
         Both, and which function's second derivative is yet to be confirmed ("" for none).
     """
-    one = len(ctx.batches) == 1 and not ranks.several()
+    one = length(ctx.batches) == 1 and not ranks.several()
     g = {} if one else ctx.gradients()
     suspects: list[str] = []
 

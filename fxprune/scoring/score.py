@@ -29,6 +29,7 @@ from fxprune.arguments import MAPPING, MODULE, TEXT, require, takes
 from fxprune.errors import CriterionError, FxPruneError, InputsError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import comes_from, require_whole, seed_torch
+from fxprune.graph.turns import in_turn
 from fxprune.scoring.batches import missing, named
 from fxprune.scoring.context import Context, Loss
 from fxprune.scoring.preservation import attributes_kept, unchanged
@@ -158,7 +159,8 @@ def score(
         graph: from `fxprune.trace`.
         model: the traced model, or another checkpoint of the same architecture.
         criterion: a registered name, a criterion, or any callable `(ctx: Context) -> {tensor or group: values}`.
-        data: an iterable of batches, whatever `loss` takes; read once.
+        data: an iterable of batches, whatever `loss` takes; a DataLoader is read anew, and never kept in memory, for
+            criteria that look several times (see `fxprune.scoring.streaming`).
         loss: `loss(model, batch) -> scalar tensor`.
         seed: for criteria and losses that draw random numbers.
         reduce: "sum", "mean", "max", "l2" or "first" over a channel's elements (see `fxprune.scoring.saliency`); None:
@@ -188,13 +190,14 @@ def score(
     normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
-    _check_model(graph, model, bool(getattr(call, "weights", True)))
-    memo: dict[Any, Any] = {} if reuse is None else reuse
-    ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
-    returned = _called(call, ctx)
-    with torch.no_grad():
-        values = channel_scores(graph, ctx.who, returned, reduce, partial)
-        blocks = block_scores(graph, returned)
+    with in_turn:
+        _check_model(graph, model, bool(getattr(call, "weights", True)))
+        memo: dict[Any, Any] = {} if reuse is None else reuse
+        ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
+        returned = _called(call, ctx)
+        with torch.no_grad():
+            values = channel_scores(graph, ctx.who, returned, reduce, partial)
+            blocks = block_scores(graph, returned)
     values = {g: normalized(v, normalize) for g, v in values.items()}
     unscored = tuple(g.name for g in graph.groups if g.name not in values)
     top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)

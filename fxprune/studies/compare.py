@@ -5,7 +5,7 @@
         here/compare.png    the loss by ratio, time and memory
 
 A comparison that was cut off goes on where it stopped: rows that are in the file are not made again, but for those
-that hold an error.
+that hold an error.  Rows of other weights, data, losses or options are refused.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fxprune.arguments import RATIOS, Kind, takes
 from fxprune.errors import CriterionError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
+from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.planning.planner import planned
@@ -36,8 +37,11 @@ from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
 from fxprune.scoring.batches import loss_on, missing, require_some
 from fxprune.scoring.context import Loss
+from fxprune.scoring.identity import of_data, of_model, told
 from fxprune.scoring.preservation import attributes_kept
 from fxprune.scoring.score import COMPARED, Criterion, Scores, resolve, score
+from fxprune.scoring.streaming import as_batches
+from fxprune.scoring.use import looking
 from fxprune.studies.comparison import Compared, Comparison, Table
 from fxprune.studies.peak_memory import Peak
 
@@ -103,30 +107,35 @@ def compare(
             f"criteria={list(criteria)}, ratios={list(ratios)}, seeds={seeds}: pass at least one criterion, ratios in "
             "(0, 1), and a positive number of seeds"
         )
-    labels = {_label(c): c for c in criteria}
-    adapter = find_adapter(model)
-    net = adapter.unwrap(model)[0]
-    batches, test = (None if x is None else list(x) for x in (data, held_out))
-    require_some(batches)
-    require_some(test, "held_out")
-    drawn = _Drawn(adapter, model, samples, batches, batches if test is None else test)
-    how = loss or adapter.loss_of(model)
-    table = Table(type(net).__name__, of, attention, samples, None if out is None else Path(out))
-    wanted = [(label, seed) for seed in range(seeds) for label in labels]
-    todo = [(c, seed, left) for c, seed in wanted if (left := [r for r in ratios if not table.holds(c, r, seed)])]
-    if todo:
-        unseen = drawn.held_out()
-        if how is None or unseen is None:
-            raise InputsError(missing("comparing criteria", unseen is None, how is None))
-        stay = named(net, ignore)
-        limits = Limits(ignore=(*stay, *adapter.protect(net)))
-        graph = settled(net, Budget(min(ratios), of), limits, example_inputs, attention, stay).graph
-        trial = _Trial(net, graph, of, limits, how, unseen)
-        dense = trial.loss(net)
-        for label, seed, left in _track(todo, progress):
-            for row in trial.rows(labels[label], label, left, seed, drawn.batches(seed)):
-                table.add(row, dense)
-    return table.comparison([(c, r, s) for c in labels for r in ratios for s in range(seeds)])
+    labels = _labelled(criteria)
+    with in_turn:
+        adapter = find_adapter(model)
+        net = adapter.unwrap(model)[0]
+        batches, test = as_batches(data), as_batches(held_out)
+        require_some(batches)
+        require_some(test, "held_out")
+        drawn = _Drawn(adapter, model, samples, batches, batches if test is None else test)
+        how = loss or adapter.loss_of(model)
+        what = {"model": of_model(net), "of": of, "attention": attention, "samples": str(samples)}
+        what |= {"data": of_data(batches), "held_out": of_data(test), "ignore": told(ignore)}
+        what |= {"loss": told(loss), "example_inputs": told(example_inputs)}
+        table = Table(what, {k: told(c) for k, c in labels.items()}, None if out is None else Path(out))
+        wanted = [(label, seed) for seed in range(seeds) for label in labels]
+        todo = [(c, seed, left) for c, seed in wanted if (left := [r for r in ratios if not table.holds(c, r, seed)])]
+        if todo:
+            unseen = drawn.held_out()
+            if how is None or unseen is None:
+                raise InputsError(missing("comparing criteria", unseen is None, how is None))
+            stay = named(net, ignore)
+            limits = Limits(ignore=(*stay, *adapter.protect(net)))
+            graph = settled(net, Budget(min(ratios), of), limits, example_inputs, attention, stay).graph
+            trial = _Trial(net, graph, of, limits, how, unseen)
+            with looking(net, "comparing criteria"):
+                dense = trial.loss(net)
+            for label, seed, left in _track(todo, progress):
+                for row in trial.rows(labels[label], label, left, seed, drawn.batches(seed)):
+                    table.add(row, dense)
+        return table.comparison([(c, r, s) for c in labels for r in ratios for s in range(seeds)])
 
 
 @dataclass(frozen=True)
@@ -136,13 +145,13 @@ class _Drawn:
     adapter: Adapter
     model: Any
     samples: int
-    given: list[Any] | None
-    test: list[Any] | None
+    given: Iterable[Any] | None
+    test: Iterable[Any] | None
 
-    def batches(self, seed: int) -> list[Any] | None:
+    def batches(self, seed: int) -> Iterable[Any] | None:
         return self.given if self.given is not None else self.adapter.calibration(self.model, self.samples, seed)
 
-    def held_out(self) -> list[Any] | None:
+    def held_out(self) -> Iterable[Any] | None:
         return self.test if self.test is not None else self.adapter.calibration(self.model, self.samples, HELD_OUT)
 
 
@@ -155,10 +164,10 @@ class _Trial:
     of: str
     limits: Limits
     how: Loss
-    unseen: list[Any]
+    unseen: Iterable[Any]
 
     def rows(
-        self, criterion: str | Criterion, label: str, ratios: Sequence[float], seed: int, batches: list[Any] | None
+        self, criterion: str | Criterion, label: str, ratios: Sequence[float], seed: int, batches: Iterable[Any] | None
     ) -> Iterator[Compared]:
         """One row a ratio; an error at scoring is in all of them."""
         given: dict[str, Any] = {"data": batches, "loss": self.how, "seed": seed}
@@ -184,12 +193,12 @@ class _Trial:
 
     def loss(self, model: nn.Module) -> float:
         """The mean over the held-out batches; each draws the same random numbers every time."""
-        total = 0.0
+        losses = []
         with torch.no_grad(), evaluating(model), torch.random.fork_rng():
             for number, batch in enumerate(self.unseen):
                 seed_torch(model, HELD_OUT + number)
-                total += loss_on(self.how, model, batch)
-        return total / len(self.unseen)
+                losses.append(loss_on(self.how, model, batch))
+        return sum(losses) / len(losses)
 
 
 @dataclass
@@ -205,6 +214,20 @@ def _noted() -> Iterator[_Failed]:
         yield failed
     except Exception as e:  # noqa: BLE001 - whatever it is, it is the row's answer
         failed.text = " ".join(f"{type(e).__name__}: {e}".split())
+
+
+def _labelled(criteria: Sequence[str | Criterion]) -> dict[str, str | Criterion]:
+    """Label of a row -> criterion.
+
+    Raises:
+        InputsError: two different ones would have the same label.
+    """
+    labels: dict[str, str | Criterion] = {}
+    for c in criteria:
+        label = _label(c)
+        if told(labels.setdefault(label, c)) != told(c):
+            raise InputsError(f"two of the criteria are called {label!r}; give functions names of their own")
+    return labels
 
 
 def _label(criterion: str | Criterion) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fxprune.arguments import takes
-from fxprune.errors import InputsError
-from fxprune.reporting.figures import drawn, figure_of
+from fxprune.errors import FxPruneError, InputsError, SaveError
+from fxprune.reporting.figures import check_picture, drawn, figure_of
 
 CSV, PNG = "compare.csv", "compare.png"
 Key = tuple[str, float, int]
@@ -58,7 +59,7 @@ NAMES = [f.name for f in fields(Compared)]
 NUMBERS = {"ratio": float, "seed": int, "memory": int}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """All rows of a comparison, in the order in which criteria, ratios and seeds were given."""
 
@@ -80,12 +81,20 @@ class Comparison:
             out.append((criterion, f"{ratio:g}", *cells, "; ".join(errors)))
         return out
 
+    def __repr__(self) -> str:
+        titles = ("criterion", "ratio", "loss", "params gone", "MACs gone", "scored in", "memory", "error")
+        cells = [titles, *self.summary()]
+        wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        dense = next((f"{r.dense:.4g}" for r in self.rows if r.dense is not None), "?")
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, wide, strict=True)).rstrip() for row in cells]
+        return "\n".join([f"{self.model}: loss after pruning {self.of}, without training (dense: {dense})", *lines])
+
     @takes()
     def plot(self, path: str | Path) -> None:
         """Draw loss by ratio (with the range over seeds), seconds and memory into a file.
 
         Raises:
-            InputsError: matplotlib is not installed.
+            InputsError: matplotlib is not installed, or no such file can be written.
         """
         figure = figure_of(12, 4.5)
         loss, seconds, memory = figure.subplots(1, 3, width_ratios=[2, 1, 1])
@@ -131,15 +140,41 @@ def _draw_bars(axes: Any, title: str, values: Mapping[Key, tuple[str, float | No
 
 
 class Table:
-    """The rows so far, and their file: a first line that says what they are of, the names of the columns, the rows."""
+    """The rows so far, and their file: a first line that says what they are of, the names of the columns, the rows.
 
-    def __init__(self, model: str, of: str, attention: str, samples: int, folder: Path | None) -> None:
-        self.model, self.of, self.folder = model, of, folder
-        self.title = f"# {model}, ratios of {of}, attention by {attention}, {samples} samples"
+    Args:
+        what: all that rows depend on, by name; see `fxprune.scoring.identity`.
+        criteria: the same of each criterion, by its label.
+        folder: for the file and the picture; None: nothing is written.
+
+    Raises:
+        InputsError: the folder holds rows of something else, or no picture can be drawn in it.
+        SaveError: it cannot be written to.
+    """
+
+    def __init__(self, what: Mapping[str, str], criteria: Mapping[str, str], folder: Path | None) -> None:
+        self.what, self.criteria, self.folder = dict(what), dict(criteria), folder
         self.rows: dict[Key, Compared] = {}
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._begin(folder / CSV)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._begin(folder / CSV)
+            except OSError as e:
+                raise SaveError(
+                    f"out={str(folder)!r} cannot be written to: {type(e).__name__}: {e}; name another"
+                ) from e
+            check_picture(folder / PNG, "out")
+
+    @property
+    def model(self) -> str:
+        """The model's class."""
+        return self.what["model"].split()[0]
+
+    def _title(self) -> str:
+        """The first line: for people, then the whole as JSON."""
+        what = self.what
+        shown = f"{self.model}, ratios of {what['of']}, attention by {what['attention']}, {what['samples']} samples"
+        return f"# {shown} {json.dumps({**what, 'criteria': self.criteria})}\n"
 
     def _begin(self, file: Path) -> None:
         """Take over whole rows of an earlier run; what a kill has cut off is dropped.
@@ -148,18 +183,37 @@ class Table:
             InputsError: the file is of another comparison.
         """
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        if lines and lines[0].strip() != self.title:
-            raise InputsError(
-                f"{file} holds another comparison ({lines[0].strip(' #')!r}, now {self.title.strip(' #')!r}); name "
-                "another folder, or remove it"
-            )
+        if lines:
+            self._same(file, lines[0])
         whole = (cells for cells in csv.reader(x for x in lines[2:] if x.endswith("\n")) if len(cells) == len(NAMES))
-        for row in map(_read, whole):
-            self.rows[row.key] = row
+        try:
+            self.rows = {row.key: row for row in map(_read, whole)}
+        except ValueError as e:
+            raise InputsError(
+                f"{file} is damaged ({e}); repair that row, remove the file, or name another folder"
+            ) from e
         fresh = file.with_suffix(".new")
         kept = [_line(row) for row in self.rows.values()]
-        fresh.write_text("".join([self.title + "\n", ",".join(NAMES) + "\n", *kept]), encoding="utf-8")
+        fresh.write_text("".join([self._title(), ",".join(NAMES) + "\n", *kept]), encoding="utf-8")
         os.replace(fresh, file)
+
+    def _same(self, file: Path, title: str) -> None:
+        """Compare a file's title with what is asked; criteria may be more or others, but none of another meaning."""
+        other = "name another folder, or remove it"
+        try:
+            held = json.loads(title[title.index("{") :])
+            criteria = dict(held.pop("criteria"))
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise InputsError(
+                f"{file} does not say of which weights, data and loss its rows are (an earlier fxprune wrote it, or "
+                f"something else); {other}"
+            ) from e
+        now = {**self.what, **{f"criterion {k}": v for k, v in self.criteria.items()}}
+        was = {**held, **{f"criterion {k}": v for k, v in criteria.items()}}
+        pairs = [(k, was.get(k), v) for k, v in now.items() if k in was or k in self.what]
+        if changed := [f"{k} was {a} and now is {b}" for k, a, b in pairs if a != b]:
+            raise InputsError(f"{file} holds another comparison: {'; '.join(changed)}; {other}")
+        self.criteria = {**criteria, **self.criteria}
 
     def holds(self, criterion: str, ratio: float, seed: int) -> bool:
         """Whether a row is there, without an error."""
@@ -176,16 +230,20 @@ class Table:
 
     def comparison(self, keys: Iterable[Key]) -> Comparison:
         """The rows that were asked for; draws them, where there is a folder and matplotlib."""
-        made = Comparison(self.model, self.of, tuple(self.rows[key] for key in keys))
+        made = Comparison(self.model, self.what["of"], tuple(self.rows[key] for key in keys))
         if self.folder is not None:
-            made.plot(self.folder / PNG)
+            try:
+                made.plot(self.folder / PNG)
+            except FxPruneError as e:
+                e.kept = made
+                raise
         return made
 
 
 def _line(row: Compared) -> str:
     text = io.StringIO()
     values = (getattr(row, name) for name in NAMES)
-    cells = ["" if v is None else f"{v:.9g}" if isinstance(v, float) else str(v) for v in values]
+    cells = ["" if v is None else repr(float(v)) if isinstance(v, float) else str(v) for v in values]
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue()
 

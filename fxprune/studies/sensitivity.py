@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from fxprune.arguments import RATIOS, takes
 from fxprune.errors import CriterionError, FxPruneError, InputsError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
+from fxprune.graph.turns import in_turn
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import dense_cost
 from fxprune.planning.plan import Plan
@@ -28,6 +30,8 @@ from fxprune.rewriting.rewrite import UnsolvedError, rewrite
 from fxprune.scoring.batches import loss_on, missing, require_some
 from fxprune.scoring.context import Loss
 from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
+from fxprune.scoring.streaming import as_batches
+from fxprune.scoring.use import looking
 from fxprune.studies.sensitivity_table import Curve, Sensitivity
 from fxprune.verification import check_dense
 
@@ -87,31 +91,33 @@ def sensitivity(
     """
     if not shares or not all(0 < s < 1 for s in shares):
         raise InputsError(f"shares={tuple(shares)} must be numbers in (0, 1), such as {SHARES}")
-    adapter = find_adapter(model)
-    net = adapter.unwrap(model)[0]
-    graph = trace(net, example_inputs, attention=attention)
-    require_known(graph, stay := named(net, ignore))
-    if data is None and (metric is None or "data" in needs_of(criterion)):
-        data = adapter.calibration(model, samples, seed, progress)
-    batches = None if data is None else list(data)
-    require_some(batches)
-    loss = loss or adapter.loss_of(model, seed)
-    if metric is None:
-        if batches is None or loss is None:
-            raise InputsError(
-                f"{missing('sensitivity', batches is None, loss is None)}; or measure something else: metric=, a "
-                f"callable metric(model) -> number, with {WEIGHTS}"
+    with in_turn:
+        adapter = find_adapter(model)
+        net = adapter.unwrap(model)[0]
+        graph = trace(net, example_inputs, attention=attention)
+        require_known(graph, stay := named(net, ignore))
+        if data is None and (metric is None or "data" in needs_of(criterion)):
+            data = adapter.calibration(model, samples, seed, progress)
+        batches = as_batches(data)
+        require_some(batches)
+        loss = loss or adapter.loss_of(model, seed)
+        if metric is None:
+            if batches is None or loss is None:
+                raise InputsError(
+                    f"{missing('sensitivity', batches is None, loss is None)}; or measure something else: metric=, a "
+                    f"callable metric(model) -> number, with {WEIGHTS}"
+                )
+            metric = _MeanLoss(loss, batches, seed)
+        scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
+        allowed = [not out for out in ignored(graph, (*stay, *adapter.protect(net)))]
+        parts = _parts(graph, scores.values, allowed)
+        with looking(net, "sensitivity") if isinstance(metric, _MeanLoss) else contextlib.nullcontext():
+            base = _measure(metric, net)
+        if not np.isfinite(base):
+            raise CriterionError(
+                f"the {_name(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
             )
-        metric = _MeanLoss(loss, batches, seed)
-    scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
-    allowed = [not out for out in ignored(graph, (*stay, *adapter.protect(net)))]
-    parts = _parts(graph, scores.values, allowed)
-    base = _measure(metric, net)
-    if not np.isfinite(base):
-        raise CriterionError(
-            f"the {_name(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
-        )
-    curves = [_curve(net, graph, seq, shares, metric, scores) for seq in _track(parts, progress)]
+        curves = [_curve(net, graph, seq, shares, metric, scores) for seq in _track(parts, progress)]
     return Sensitivity(type(net).__name__, _name(metric), base, tuple(curves), higher_is_better)
 
 
@@ -120,15 +126,15 @@ class _MeanLoss:
     """Mean loss over batches; each batch draws the same random numbers every time."""
 
     loss: Loss
-    batches: list[Any]
+    batches: Iterable[Any]
     seed: int
 
     def __call__(self, model: nn.Module) -> float:
-        total = 0.0
+        losses = []
         for i, batch in enumerate(self.batches):
             seed_torch(model, self.seed + i)
-            total += loss_on(self.loss, model, batch)
-        return total / len(self.batches)
+            losses.append(loss_on(self.loss, model, batch))
+        return sum(losses) / len(losses)
 
 
 def _name(metric: Metric) -> str:

@@ -93,7 +93,7 @@ class Sensitivity:
         rows.writerow(["group", "with", "channels", "share", self.metric])
         for c in self.curves:
             for share, value in zip((0.0, *c.shares), (self.base, *c.values), strict=True):
-                rows.writerow([c.groups[0], " ".join(c.groups[1:]), c.channels, f"{share:.6g}", f"{value:.9g}"])
+                rows.writerow([c.groups[0], " ".join(c.groups[1:]), c.channels, repr(float(share)), repr(float(value))])
         if path is not None:
             with writing(path):
                 Path(path).write_text(text.getvalue(), encoding="utf-8")
@@ -104,7 +104,7 @@ class Sensitivity:
         """Draw all curves into a file, and name those that do most harm.
 
         Raises:
-            InputsError: matplotlib is not installed.
+            InputsError: matplotlib is not installed, or no such file can be written.
         """
         figure = figure_of(8, 5)
         axes = figure.add_subplot()

@@ -12,7 +12,7 @@ import numpy as np
 from fxprune import registry
 from fxprune.errors import PluginError
 from fxprune.testing.claims import Claims, subject
-from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler
+from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, begun
 
 NEAR = 0.03  # of the asked ratio: one channel of the small network
 
@@ -57,8 +57,7 @@ def check_scheduler(
 
 def _begun(claims: Claims, scheduler: Scheduler, problem: Problem) -> Flow:
     with claims.during("begin() fails"):
-        flow = scheduler.begin(problem)
-    claims.hold(isinstance(flow, Flow), f"begin() returned a {type(flow).__name__}; return an fxprune.Flow")
+        flow = begun(scheduler, problem)
     claims.hold(bool((flow.mask == 1).all()), "its mask does not begin with ones")
     claims.hold(flow.due, "it does not ask for scores before the first step (due is False)")
     with contextlib.suppress(PluginError):

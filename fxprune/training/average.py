@@ -67,3 +67,22 @@ class Average:
 def _averaged(model: nn.Module) -> dict[str, Tensor]:
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {n: t for n, t in named.items() if t.is_floating_point()}
+
+
+def carry_average(carry: Carry, ema: Any) -> None:
+    """Let averaged weights go on with the pruned model, in place.
+
+    Raises:
+        InputsError: they are of a kind that is not known.
+    """
+    if isinstance(ema, Average):
+        ema.cut(carry)
+    elif hasattr(ema, "shadow_params"):
+        ema.shadow_params = carry.tensors(ema.shadow_params)
+    elif isinstance(ema, torch.optim.swa_utils.AveragedModel):
+        ema.module = carry.module(ema.module)
+    else:
+        raise InputsError(
+            f"ema is a {type(ema).__name__}; pass an fxprune.Average, diffusers' EMAModel or torch's AveragedModel, or "
+            "carry its tensors with fxprune.Carry(model, small, graph, plan).tensors(...)"
+        )

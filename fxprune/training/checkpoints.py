@@ -4,7 +4,7 @@
     DIR/step-00000200/process-0.pt    masks, place in the data, random numbers; by each
 
 Both hold tensors, numbers and text, and are read without pickle.  A folder is filled under another name and renamed
-when all of it is there; then older ones go.
+when all of it is there; then older ones go, but for the last but one.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
-from fxprune.errors import SaveError
+from fxprune.errors import FxPruneError, SaveError
+from fxprune.scoring.identity import differences
 from fxprune.training.serialization import from_plain, to_plain
 
 NAME = re.compile(r"step-(\d{8})")
+KEPT = 2  # the last one, and the one before, should the last turn out to be of no use
 
 
 class Checkpoints:
@@ -31,10 +35,28 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], accelerator: Accelerator) -> None:
         self.folder, self.accelerator = Path(folder), accelerator
 
+    def prepare(self) -> None:
+        """Make the folder, and see that it can be written to.
+
+        Raises:
+            SaveError: it cannot.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as e:
+            raise SaveError(
+                f"checkpoint_dir={str(self.folder)!r} cannot be written to: {type(e).__name__}: {e}; name another one"
+            ) from e
+
+    def all(self) -> list[Path]:
+        """The complete ones, the last at the end."""
+        return sorted(p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name))
+
     def latest(self) -> Path | None:
         """The last complete one."""
-        found = sorted(p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name))
-        return found[-1] if found else None
+        return next(reversed(self.all()), None)
 
     def write(self, step: int, shared: Mapping[str, Any], own: Mapping[str, Any]) -> Path:
         """Write one; every process calls this.
@@ -71,11 +93,9 @@ class Checkpoints:
             SaveError: the checkpoint is of another run or another number of processes, or damaged.
         """
         shared = _read(path / "shared.pt")
-        if different := [k for k in run if shared["run"].get(k) != run[k]]:
-            k = different[0]
+        if what := differences(shared["run"], run):
             raise SaveError(
-                f"{path} is of another run: {k} was {shared['run'].get(k)} and now is {run[k]}; go on with the same "
-                "arguments, or name another checkpoint_dir="
+                f"{path} is of another run: {what}; go on with the same arguments, or name another checkpoint_dir="
             )
         if shared["processes"] != self.accelerator.num_processes:
             raise SaveError(
@@ -85,10 +105,43 @@ class Checkpoints:
         return shared, _read(path / f"process-{self.accelerator.process_index}.pt")
 
     def _publish(self, new: Path, final: Path) -> None:
-        older = [p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name)]
+        if final.exists():  # of the same step
+            shutil.rmtree(final)
         os.replace(new, final)
-        for p in older:
+        for p in self.all()[:-KEPT]:
             shutil.rmtree(p, ignore_errors=True)
+
+
+def saved_beside(weights: Mapping[str, Any]) -> Path:
+    """The file, in a new folder of its own, that weights are written to where there is no folder for checkpoints.
+
+    Raises:
+        SaveError: the disk refuses.
+    """
+    try:
+        path = Path(tempfile.mkdtemp(prefix="fxprune-")) / "weights.pt"
+        _write(weights, path)
+    except OSError as e:
+        raise SaveError(f"{type(e).__name__}: {e}") from e
+    return path
+
+
+def kept(error: FxPruneError, net: nn.Module, steps: int, write: Callable[[], Path]) -> FxPruneError:
+    """An error that came after the work, restated: it holds the trained model, and says where that lies.
+
+    Args:
+        error: what happened.
+        net: what has been trained.
+        steps: how many trained it.
+        write: puts it on disk, and says where.
+    """
+    try:
+        where = f"lies in {write()}, and "
+    except FxPruneError as e:
+        where = f"could not be written ({e}), but "
+    made = type(error)(f"{error}; what {steps} steps have trained {where}is this error's `kept`")
+    made.kept = net
+    return made
 
 
 def _write(state: Mapping[str, Any], path: Path) -> None:

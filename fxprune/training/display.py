@@ -20,7 +20,7 @@ def draw(history: History, path: str | Path) -> Path:
     """Draw a history into a file whose suffix tells the format (PNG, SVG, PDF).
 
     Raises:
-        InputsError: there is no step yet, or matplotlib is not installed.
+        InputsError: there is no step yet, matplotlib is not installed, or no such file can be written.
     """
     if not len(history):
         raise InputsError("this run has taken no step yet, so there is nothing to draw")

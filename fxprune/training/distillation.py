@@ -13,6 +13,7 @@ Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Romer
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -59,8 +60,11 @@ class Distillation:
         require_fields(self, output=NUMBER, features=NUMBER, layers=layers, kind=TEXT, temperature=POSITIVE)
         if self.kind not in KINDS:
             raise InputsError(f"kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
-        if min(self.output, self.features) < 0 or not self.temperature > 0:
-            raise InputsError("output= and features= are weights, not below 0, and temperature= is above 0")
+        for name in ("output", "features"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputsError(f"{name}={getattr(self, name)} is a weight: pass a finite number, not below 0")
+        if not 0 < self.temperature < math.inf:
+            raise InputsError(f"temperature={self.temperature} must be finite and above 0")
 
 
 @dataclass

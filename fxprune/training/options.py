@@ -36,6 +36,7 @@ from fxprune.arguments import (
 )
 from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
+from fxprune.scoring.identity import told
 from fxprune.training.distillation import Distillation, Teacher
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -83,7 +84,8 @@ class Training:
             and its memory.  "auto": its outputs, where the loss calls the model itself and there are outputs to
             compare, else nothing, with a warning; None: nothing.
         remember: how many of the last batches the criterion sees.
-        checkpoint_dir: folder for checkpoints.  Where it holds one of the same run, the run goes on from there.
+        checkpoint_dir: folder for checkpoints, of which it keeps two.  Where it holds one of the same run, the run goes
+            on from there; one of other weights, data, loss or options is refused.
         checkpoint_every: steps between checkpoints.
         log_with: trackers, as `accelerate.Accelerator` takes them: "tensorboard", "wandb", ..., or several.
         log_dir: where trackers write.
@@ -155,7 +157,7 @@ class Training:
 
     def told(self) -> dict[str, str]:
         """What a checkpoint must have been made with."""
-        return {f.name: text(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE}
+        return {f.name: told(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE}
 
 
 def relative_rate(parameters: Iterable[Tensor]) -> float:
@@ -171,13 +173,6 @@ def relative_rate(parameters: Iterable[Tensor]) -> float:
     squares = sum(float(p.float().square().sum()) for p in chosen)
     size = math.sqrt(squares / max(1, sum(p.numel() for p in chosen)))
     return round(RELATIVE * size, 9) or FALLBACK
-
-
-def text(value: Any) -> str:
-    """A value as text that is the same in the next process: functions by their name."""
-    if hasattr(value, "__qualname__"):
-        return str(value.__qualname__)
-    return type(value).__qualname__ if " at 0x" in repr(value) else repr(value)
 
 
 class Objective(nn.Module):

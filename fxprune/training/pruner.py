@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
 from fxprune.arguments import COUNT, MAPPING, MODULE, read_from, takes
-from fxprune.errors import CriterionError, InputsError, PluginError
+from fxprune.errors import CriterionError, InputsError, PluginError, SaveError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
 from fxprune.graph.outputs import Wanted
+from fxprune.graph.turns import in_turn
 from fxprune.masking.live import LiveMasks
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
@@ -30,13 +31,15 @@ from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import fewer
+from fxprune.scoring.identity import differences, told
 from fxprune.scoring.saliency import Normalization
 from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
+from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
-from fxprune.training.average import Average
+from fxprune.training.average import carry_average
 from fxprune.training.carry_over import Carry
 from fxprune.training.display import draw
-from fxprune.training.scheduler import Flow, Problem, Scheduler, scheduler_of
+from fxprune.training.scheduler import Flow, Problem, Scheduler, begun, scheduler_of
 from fxprune.training.serialization import from_plain, to_plain
 
 M = TypeVar("M", bound=nn.Module)
@@ -130,21 +133,28 @@ class Pruner(Generic[M]):
         limits = replace(limits, ignore=(*stay, *adapter.protect(self.net)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
-        self.batches: deque[Any] = deque(() if data is None else data, maxlen=remember if data is None else None)
+        self.batches: deque[Any] = deque(maxlen=remember)
+        self.data: Any = as_batches(data)
         self.given, self.scored = data is not None, ""
         self.notes: tuple[str, ...] = ()
         self.unscored: frozenset[str] | None = None
-        made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay, outputs)
-        self.graph: ChannelGraph = made.graph
-        self.masks = LiveMasks(self.net, self.graph)
+        with in_turn:
+            made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay, outputs)
+            self.graph: ChannelGraph = made.graph
+            self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
         self.problem = Problem(self.graph, ratio, steps, of, limits)
         try:
-            self.flow: Flow = chosen.begin(self.problem)
+            self.flow: Flow = begun(chosen, self.problem)
         except Exception:
             self.masks.detach()
             raise
         self.history = History([g.name for g in self.graph.groups])
+        groups = {g.name: len(g) for g in self.graph.groups}
+        asked: dict[str, Any] = {"scheduler": chosen, "criterion": criterion, "ratio": ratio, "of": of}
+        asked |= {"steps": steps, "seed": seed}
+        asked |= {"groups": groups, "loss": loss, "normalize": normalize, "limits": limits, "remember": remember}
+        self.made = {name: told(value) for name, value in asked.items()}
 
     # ---- while training -----------------------------------------------------------------------------------------
 
@@ -213,7 +223,7 @@ class Pruner(Generic[M]):
                 self.graph,
                 self.net,
                 self.criterion,
-                data=fewer(self.batches, self.flow.sample) or None,
+                data=self._sample(),
                 loss=self.loss,
                 normalize=self.normalize,
                 seed=self.seed + self.flow.taken,
@@ -225,6 +235,13 @@ class Pruner(Generic[M]):
         if scope_of(self.scope, scores, of) == "knapsack":
             values = per_cost(self.problem.cost, of, values, scores.unscored)
         return self._agreed(values)
+
+    def _sample(self) -> Any:
+        """The batches that this refresh looks at; streamed ones are read whole."""
+        held = self.data if self.given else list(self.batches)
+        if not isinstance(held, (list, tuple)):
+            return held
+        return fewer(held, self.flow.sample) if held else None
 
     def _note_unscored(self, scores: Scores) -> None:
         """A criterion may have nothing to say about some groups, but then from the first time on."""
@@ -245,6 +262,16 @@ class Pruner(Generic[M]):
         flat = torch.from_numpy(self.problem.flat(values)).to(next(self.net.parameters()).device)
         ranks.add_up([flat])
         return self.problem.by_group((flat / ranks.number()).cpu().numpy())
+
+    def rehearse(self, strict: bool = False) -> None:
+        """Cut a copy of the model as it is now by magnitude, and prove it: would `finish` hold?
+
+        Raises:
+            RewriteError, VerifyError: it would not; the model is as it was.
+        """
+        with self.masks.off():
+            scores = score(self.graph, self.net, "magnitude")
+            finished(self.net, self.graph, self.problem.plan(scores.values), True, strict, self.seed)
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
@@ -282,7 +309,7 @@ class Pruner(Generic[M]):
         if optimizer is not None:
             carry.optimizer(optimizer)
         if ema is not None:
-            _carry_average(carry, ema)
+            carry_average(carry, ema)
         attach(small, replace(report(small), history=self.history, scoring=self.notes))
         return small  # type: ignore[return-value]
 
@@ -303,15 +330,21 @@ class Pruner(Generic[M]):
         batches = [] if self.given else list(self.batches)
         own = {"flow": self.flow.state_dict(), "batches": batches, "history": self.history.state_dict()}
         unscored = None if self.unscored is None else sorted(self.unscored)
-        told = {"scored": self.scored, "notes": list(self.notes), "unscored": unscored}
+        told = {"scored": self.scored, "notes": list(self.notes), "unscored": unscored, "made": self.made}
         state: dict[str, Any] = to_plain({**own, **told})
         return state
 
     @takes(state=MAPPING)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with a pruner made by the same arguments."""
+        """Go on where `state_dict` was taken, with a pruner made by the same arguments.
+
+        Raises:
+            SaveError: it was made by others, or it is none.
+        """
         with read_from("state", state, "the state of a pruner made by the same arguments"):
             state = from_plain(state)
+            if what := differences(state.get("made", {}), self.made):
+                raise SaveError(f"this state is of another pruner: {what}; make it by the same arguments")
             self.scored, self.notes = state["scored"], tuple(state.get("notes", ()))
             self.unscored = None if state.get("unscored") is None else frozenset(state["unscored"])
             self.flow.load_state_dict(state["flow"])
@@ -336,17 +369,3 @@ def _scale(p: nn.Parameter, axis: int, positions: np.ndarray[Any, Any], factor: 
     along = torch.ones(p.shape[axis], dtype=torch.float64)
     along[torch.from_numpy(positions.reshape(-1))] = torch.from_numpy(np.repeat(factor, positions.shape[1]))
     p.mul_(along.to(device=p.device, dtype=p.dtype).view([-1 if d == axis else 1 for d in range(p.dim())]))
-
-
-def _carry_average(carry: Carry, ema: Any) -> None:
-    if isinstance(ema, Average):
-        ema.cut(carry)
-    elif hasattr(ema, "shadow_params"):
-        ema.shadow_params = carry.tensors(ema.shadow_params)
-    elif isinstance(ema, torch.optim.swa_utils.AveragedModel):
-        ema.module = carry.module(ema.module)
-    else:
-        raise InputsError(
-            f"ema is a {type(ema).__name__}; pass an fxprune.Average, diffusers' EMAModel or torch's AveragedModel, or "
-            "carry its tensors with fxprune.Carry(model, small, graph, plan).tensors(...)"
-        )

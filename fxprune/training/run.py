@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,40 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from fxprune.adapter import find_adapter
-from fxprune.errors import InputsError
+from fxprune.errors import FxPruneError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.copies import deep_copy
 from fxprune.graph.modules import require_whole
-from fxprune.planning.cost_model import CostModel
 from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
-from fxprune.pruning.prune import apply, prune_once, seeing, trace
+from fxprune.pruning.prune import apply, prune_once, seeing
+from fxprune.reporting.figures import check_picture
 from fxprune.reporting.history import History, Told
-from fxprune.reporting.report import attach, is_pruned, report
+from fxprune.reporting.report import attach, report
 from fxprune.rewriting.rewrite import transplant
+from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.average import Average
-from fxprune.training.checkpoints import Checkpoints
+from fxprune.training.checkpoints import kept, saved_beside
 from fxprune.training.display import bar, draw
 from fxprune.training.distillation import Teacher
 from fxprune.training.options import AUTO, Objective, Training, set_rate
 from fxprune.training.pruner import Pruner
 from fxprune.training.scheduler import Scheduler
 from fxprune.training.serialization import to_plain
-from fxprune.training.setup import accelerate_released, accelerator_for, identity, losses_of, refuse
-from fxprune.training.stream import Stream, rng_state, set_rng_state
+from fxprune.training.setup import (
+    accelerate_released,
+    accelerator_for,
+    checkpoints_of,
+    graph_of,
+    identity,
+    losses_of,
+    plans_of,
+    refuse,
+    share_of,
+    tracked,
+)
+from fxprune.training.soundness import Watch, norm_of_gradients
+from fxprune.training.stream import Stream
 
 
 def trained(model: Any, scheduler: Scheduler, training: Training, order: Order) -> Any:
@@ -73,19 +85,23 @@ class Run:
         self.training, self.order, self.scheduler = training, order, scheduler
         if not scheduler.at_once:
             refuse(order)
+        if training.picture is not None:
+            check_picture(training.picture)
         adapter = seeing(find_adapter(model), order.scoring.timesteps)
         self.given, self.back = adapter.unwrap(model)
         require_whole(self.given)
         self.scoring, self.loss = losses_of(adapter, model, order)
         self.accelerator = accelerator_for(training)
-        self.name = identity(self.given, scheduler, training, order)
+        self.checkpoints = checkpoints_of(training, self.accelerator)
+        self.shown = order.progress and self.accelerator.is_main_process
+        self.name = identity(self.given, scheduler, training, order, self.accelerator.mixed_precision)
         self.place = next(self.given.parameters()).device
         self.modes = {name: m.training for name, m in self.given.named_modules()}
         self.net = self.given if order.inplace else deep_copy(self.given)
         self.net.to(self.accelerator.device)
         set_seed(order.seed, device_specific=True)
         self.stream = Stream(order.scoring.data, self.accelerator)
-        self.checkpoints = training.checkpoint_dir and Checkpoints(training.checkpoint_dir, self.accelerator)
+        self.watch = Watch(self.given, training, self.stream, self.checkpoints)
         self.plans: tuple[Plan, ...] = ()
         self.pruner: Pruner[nn.Module] | None = None
         self.history = History()
@@ -95,7 +111,10 @@ class Run:
         """Take all steps, or those that are left; give back what `prune` does."""
         try:
             self._start()
-            with self._tracked(), bar(self._shown, self.training.total, len(self.history)) as tell:
+            with (
+                tracked(self.accelerator, self.training, self.name),
+                bar(self.shown, self.training.total, len(self.history)) as tell,
+            ):
                 self._steps(tell)
         except BaseException:
             if self.pruner is not None:
@@ -130,7 +149,7 @@ class Run:
             self.net,
             self.scheduler,
             order.scoring.criterion,
-            self._ratio(),
+            share_of(order, self.net),
             steps=self.training.steps,
             of=order.budget.of,
             loss=self.scoring,
@@ -161,11 +180,11 @@ class Run:
         else:
             batches = list(itertools.islice(self.stream, self.training.remember))
             scoring = replace(order.scoring, data=batches, loss=self.scoring)
-            self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self._shown))
-        self.plans = _plans(self.net)[len(_plans(dense)) :]
+            self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self.shown))
+        self.plans = plans_of(self.net)[len(plans_of(dense)) :]
         if self.training.distillation:
             dense = deep_copy(dense) if dense is self.given else dense
-            graph = _graph(dense, self.plans, order) if self.training.distillation.features else None
+            graph = graph_of(dense, self.plans, order) if self.training.distillation.features else None
             self.teacher = self._teacher(dense, graph)
             if self.teacher is not None and graph is not None:
                 self.teacher.cut(self.plans[0].kept(graph))
@@ -177,16 +196,6 @@ class Run:
             return None
         return Teacher(dense, graph, options, required=self.training.distill != AUTO)
 
-    def _ratio(self) -> float:
-        """The share to remove."""
-        budget, ratio = self.order.budget, self.order.budget.ratio
-        if budget.target is not None:
-            order = self.order
-            graph = trace(self.net, order.example_inputs, attention=order.attention, outputs=order.outputs)
-            ratio = budget.share(CostModel(graph))
-        assert ratio is not None
-        return ratio
-
     def _prepare(self) -> None:
         """Hand model and optimizer to accelerate, at the beginning and again after the hand-off."""
         self.accelerator.free_memory()
@@ -197,12 +206,16 @@ class Run:
 
     def _steps(self, tell: Any) -> None:
         mean = math.nan
+        if self.pruner is not None and self.pruner.done:  # a hand-off failed, and its checkpoint goes on
+            self._hand_off(self.pruner)
         while len(self.history) < self.training.total:
             batches = list(itertools.islice(self.stream, self.training.accumulate))
             if self.checkpoints and not len(self.history):
                 to_plain(batches[-1], "a batch")  # tells now what a checkpoint would refuse later
             loss = self._optimize(batches)
             told = self._told(batches[-1], loss)
+            if told.step == 1 and self.pruner is not None and self.order.verify:
+                self._rehearse(self.pruner)
             mean = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
             tell(told, mean)
             self.accelerator.log({"loss": loss, "lr": self.optimizer.param_groups[0]["lr"], **told.figures}, told.step)
@@ -217,20 +230,28 @@ class Run:
                 loss = self.objective(batch) / len(batches)
                 self.accelerator.backward(loss)
             total += loss.detach()
+        length = norm_of_gradients(self.net)
         if self.training.clip is not None:
-            self.accelerator.clip_grad_norm_(self.net.parameters(), self.training.clip)
+            length = self.accelerator.clip_grad_norm_(self.net.parameters(), self.training.clip)
         value = float(self.accelerator.reduce(total, "mean"))
-        if not math.isfinite(value):
-            raise InputsError(
-                f"the loss of step {len(self.history) + 1} is {value}; lower the learning rate (now "
-                f"{self.optimizer.param_groups[0]['lr']:g}), and check the batches for NaN"
-            )
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.watch.step(len(self.history) + 1, value, float(length), rate, self.accelerator.scaler is not None)
         set_rate(self.optimizer, self.training.rate(len(self.history)))
         self.stepper.step()
         self.stepper.zero_grad()
         if self.average is not None:
             self.average.step(self.net)
         return value
+
+    def _sound(self) -> None:
+        self.watch.state(len(self.history), self.net, self.average, self.optimizer)
+
+    def _rehearse(self, pruner: Pruner[nn.Module]) -> None:
+        """Find out now that the hand-off cannot be proved, not after all steps."""
+        try:
+            pruner.rehearse(self.order.strict)
+        except (RewriteError, VerifyError) as e:
+            raise type(e)(f"{e} (found after the first step, so that no training is lost)") from e
 
     def _told(self, batch: Any, loss: float) -> Told:
         """Move the masks, and hand over when they are where they should be."""
@@ -245,9 +266,14 @@ class Run:
 
     def _hand_off(self, pruner: Pruner[nn.Module]) -> None:
         plan = pruner.flow.plan
-        self.net = pruner.finish(
-            self.optimizer, self.average, verify=self.order.verify, strict=self.order.strict
-        ).train()
+        self._sound()
+        try:
+            small = pruner.finish(
+                self.optimizer, self.average, verify=self.order.verify, strict=self.order.strict
+            ).train()
+        except FxPruneError as e:
+            raise kept(e, self.net, len(self.history), self._write) from e
+        self.net = small
         self.plans, self.pruner = (report(self.net).plan,), None
         if self.teacher is not None:
             self.teacher.cut(plan.kept(pruner.graph))
@@ -257,7 +283,14 @@ class Run:
 
     def _checkpoint(self, step: int) -> None:
         if self.checkpoints and (step % self.training.checkpoint_every == 0 or step == self.training.total):
-            self.checkpoints.write(step, self._shared(), self._own())
+            self._sound()
+            self._write()
+
+    def _write(self) -> Path:
+        """All that the run needs to go on, or where there is no folder for it the weights."""
+        if not self.checkpoints:
+            return saved_beside(self.net.state_dict())
+        return self.checkpoints.write(len(self.history), self._shared(), self._own())
 
     def _shared(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -303,13 +336,17 @@ class Run:
 
     def _small(self) -> nn.Module:
         """The result: with averaged weights, where the model was, in its modes, with its report."""
+        self._sound()
         if self.average is not None:
             self.average.copy_to(self.net)
         self.net.to(self.place)
         for name, module in self.net.named_modules():
             module.training = self.modes.get(name, False)
-        told = replace(report(self.net), history=self.history, picture=self._picture(), seed=self.order.seed)
-        attach(self.net, told)
+        attach(self.net, replace(report(self.net), history=self.history, seed=self.order.seed))
+        try:
+            attach(self.net, replace(report(self.net), picture=self._picture()))
+        except FxPruneError as e:
+            raise kept(e, self.net, len(self.history), self._write) from e
         return transplant(self.given, self.net) if self.order.inplace else self.net
 
     def _picture(self) -> str:
@@ -318,31 +355,3 @@ class Run:
         if self.accelerator.is_main_process:
             draw(self.history, Path(self.training.picture))
         return str(self.training.picture)
-
-    @property
-    def _shown(self) -> bool:
-        return self.order.progress and self.accelerator.is_main_process
-
-    @contextlib.contextmanager
-    def _tracked(self) -> Iterator[None]:
-        """Within, trackers run, if there are any."""
-        if self.training.log_with is not None:
-            self.accelerator.init_trackers("fxprune", config=self.name)
-        try:
-            yield
-        finally:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-
-
-def _plans(net: nn.Module) -> tuple[Plan, ...]:
-    """All that a model has gone through."""
-    return (*report(net).earlier, report(net).plan) if is_pruned(net) else ()
-
-
-def _graph(dense: nn.Module, plans: tuple[Plan, ...], order: Order) -> ChannelGraph | None:
-    """The graph that the one plan was made for; None where there are several."""
-    if len(plans) > 1:
-        return None
-    traced = trace(dense, order.example_inputs, attention=plans[0].traced[0], outputs=order.outputs)
-    return traced.revised(plans[0].traced[1:])

@@ -134,9 +134,15 @@ class Problem:
 class Flow(abc.ABC):
     """One run of a scheduler.  Its state is what `state_dict` returns: numbers and a few vectors.
 
+    A subclass with an `__init__` of its own calls `super().__init__(problem)`, which sets the first four.
+
     Attributes:
-        due: whether `refresh` has to be called before the next step.
-        done: whether all steps are taken; `plan` is then what goes.
+        problem: what was asked.
+        taken: steps so far; `step` counts it up by one.
+        mask: one number a channel, shape (n,), at first ones; `step` sets and returns it.
+        chosen: the plan that goes, set at the latest in the last step.
+        due: whether `refresh` has to be called before the next step; `refresh` clears it, `step` may set it.
+        done: read only: whether `taken` has come to `problem.steps`; `plan` is then what goes.
         decay: extra weight decay of each channel from this step on, shape (n,), or None.
         sample: the share of the batches kept for scoring that a refresh needs.
     """
@@ -153,6 +159,13 @@ class Flow(abc.ABC):
     @property
     def done(self) -> bool:
         return self.taken >= self.problem.steps
+
+    @done.setter
+    def done(self, value: bool) -> None:
+        raise PluginError(
+            f"{type(self).__name__} sets done, which follows from taken: count self.taken up in step(), and the run is "
+            "done after problem.steps of them"
+        )
 
     @property
     def plan(self) -> Plan:
@@ -210,6 +223,24 @@ class Scheduler(abc.ABC):
         Raises:
             PluginError: where the options do not fit the problem (too few steps, say).
         """
+
+
+def begun(scheduler: Scheduler, problem: Problem) -> Flow:
+    """A new run that has all that a flow must have.
+
+    Raises:
+        PluginError: it has not, or the options do not fit the problem.
+    """
+    flow: Any = scheduler.begin(problem)
+    if not isinstance(flow, Flow):
+        raise PluginError(
+            f"{type(scheduler).__name__}.begin() returned a {type(flow).__name__}; return an fxprune.Flow"
+        )
+    if missing := [name for name in ("problem", "taken", "mask", "chosen") if not hasattr(flow, name)]:
+        raise PluginError(
+            f"a {type(flow).__name__} has no {', '.join(missing)}: call super().__init__(problem) first in its __init__"
+        )
+    return flow
 
 
 def scheduler_of(given: str | Scheduler | type[Scheduler]) -> Scheduler:

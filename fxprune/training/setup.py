@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import nn
 
 from fxprune.adapter import Adapter
 from fxprune.errors import InputsError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.cost_model import CostModel
+from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
+from fxprune.pruning.prune import trace
+from fxprune.reporting.report import is_pruned, report
 from fxprune.scoring.context import Loss
-from fxprune.training.options import Training, text
+from fxprune.scoring.identity import of_data, of_model, told
+from fxprune.training.checkpoints import Checkpoints
+from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler
 
-TOLD = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")  # of the limits, in a checkpoint
+ORDERED = ("example_inputs", "outputs", "attention", "granularity", "strict", "seed")  # what else changes the result
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
@@ -34,6 +41,7 @@ def accelerate_released() -> Iterator[None]:
 
 
 def accelerator_for(training: Training) -> Accelerator:
+    _check_trackers(training)
     own = {"mixed_precision": training.mixed_precision, "log_with": training.log_with, "project_dir": training.log_dir}
     try:
         made = Accelerator(**{k: v for k, v in own.items() if v is not None}, **training.accelerate)
@@ -44,6 +52,45 @@ def accelerator_for(training: Training) -> Accelerator:
             f"masks need whole parameters in each process, and accelerate runs {kind}: configure it for DDP"
         )
     return made
+
+
+def _check_trackers(training: Training) -> None:
+    """Refuse trackers that accelerate would leave out without a word.
+
+    Raises:
+        InputsError: one is unknown, or its package is not installed.
+    """
+    asked = training.log_with
+    there = [str(t) for t in get_available_trackers()]
+    known = [str(t) for t in LOGGER_TYPE_TO_CLASS]
+    for one in asked if isinstance(asked, (list, tuple)) else [asked]:
+        if not isinstance(one, str) or one in there or one == "all":
+            continue
+        if one not in known:
+            raise InputsError(f"log_with={one!r} is no tracker of accelerate; there are {', '.join(known)}")
+        package = '"fxprune[tensorboard]"' if one == "tensorboard" else one.replace("_", "-")
+        raise InputsError(f"log_with={one!r} needs a package that is not installed: pip install {package}")
+
+
+def checkpoints_of(training: Training, accelerator: Accelerator) -> Checkpoints | None:
+    """The folder of checkpoints, ready to be written to; None where none was asked for."""
+    if training.checkpoint_dir is None:
+        return None
+    made = Checkpoints(training.checkpoint_dir, accelerator)
+    made.prepare()
+    return made
+
+
+@contextlib.contextmanager
+def tracked(accelerator: Accelerator, training: Training, name: dict[str, str]) -> Iterator[None]:
+    """Within, trackers run, if there are any."""
+    if training.log_with is not None:
+        accelerator.init_trackers("fxprune", config=name)
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 def losses_of(adapter: Adapter, model: Any, order: Order) -> tuple[Loss, Loss]:
@@ -66,11 +113,40 @@ def refuse(order: Order) -> None:
         )
 
 
-def identity(net: nn.Module, scheduler: Scheduler, training: Training, order: Order) -> dict[str, str]:
-    """What a checkpoint must have been made with."""
-    shapes = sorted((name, tuple(t.shape)) for name, t in net.state_dict().items())
-    model = f"{type(net).__name__} of {len(shapes)} tensors, {zlib.crc32(repr(shapes).encode()):08x}"
-    scoring = {k: getattr(order.scoring, k) for k in ("criterion", "timesteps", "normalize")}
-    limits = {k: getattr(order.limits, k) for k in TOLD}
-    own = {**scoring, **vars(order.budget), **limits, "attention": order.attention, "seed": order.seed}
-    return {"model": model, "scheduler": text(scheduler), **training.told(), **{k: text(v) for k, v in own.items()}}
+def identity(net: nn.Module, scheduler: Scheduler, training: Training, order: Order, precision: str) -> dict[str, str]:
+    """What a checkpoint must have been made with: weights, data, loss and all options."""
+    scoring, limits = order.scoring, order.limits
+    looked_at = scoring.data if training.checkpoint_dir else None  # for a checkpoint's sake only
+    own = {k: getattr(scoring, k) for k in ("criterion", "timesteps", "normalize", "loss")}
+    own |= {**vars(order.budget), **vars(limits), **{k: getattr(order, k) for k in ORDERED}}
+    return {
+        "model": of_model(net),
+        "data": of_data(looked_at),
+        "scheduler": told(scheduler),
+        **training.told(),
+        "precision": precision,
+        **{k: told(v) for k, v in own.items()},
+    }
+
+
+def plans_of(net: nn.Module) -> tuple[Plan, ...]:
+    """All that a model has gone through."""
+    return (*report(net).earlier, report(net).plan) if is_pruned(net) else ()
+
+
+def graph_of(dense: nn.Module, plans: tuple[Plan, ...], order: Order) -> ChannelGraph | None:
+    """The graph that the one plan was made for; None where there are several."""
+    if len(plans) > 1:
+        return None
+    traced = trace(dense, order.example_inputs, attention=plans[0].traced[0], outputs=order.outputs)
+    return traced.revised(plans[0].traced[1:])
+
+
+def share_of(order: Order, net: nn.Module) -> float:
+    """The share to remove."""
+    ratio = order.budget.ratio
+    if order.budget.target is not None:
+        graph = trace(net, order.example_inputs, attention=order.attention, outputs=order.outputs)
+        ratio = order.budget.share(CostModel(graph))
+    assert ratio is not None
+    return ratio

@@ -1,34 +1,19 @@
-"""Batches without end, and the state of all random numbers: what a run needs to go on at the very same point."""
+"""Batches without end, which a run can go on with at the very same point."""
 
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
 from fxprune.errors import InputsError
-
-
-def rng_state() -> dict[str, Any]:
-    """The states of the random numbers of python, numpy and torch."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Go back to what `rng_state` returned."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+from fxprune.scoring.batches import empty
+from fxprune.scoring.randomness import generators, rng_state, set_rng_state
 
 
 class Stream:
@@ -72,6 +57,8 @@ class Stream:
             assert self._iterator is not None
             for batch in self._iterator:
                 self.taken += 1
+                if empty(batch):
+                    raise InputsError(f"data gives an empty batch: {self.where}; leave it out")
                 return send_to_device(batch, self.device)
             if not self.taken:
                 break
@@ -81,6 +68,11 @@ class Stream:
             f"data has no batch left after {self.epoch} epochs; pass something that can be iterated again and again, "
             "such as a list or a DataLoader (a generator runs only once)"
         )
+
+    @property
+    def where(self) -> str:
+        """The last batch, as messages name it."""
+        return f"batch {self.taken} of epoch {self.epoch + 1}"
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands."""
@@ -93,7 +85,7 @@ class Stream:
 
     def _begin(self) -> None:
         """Start the epoch; pass by what has been taken of it."""
-        own = _generators(self.data)
+        own = generators(self.data)
         if not self._start:
             self._start = {"rng": rng_state(), "own": [g.get_state() for g in own]}
             self._iterator = iter(self.loader)
@@ -117,11 +109,3 @@ class _Share:
 
     def __iter__(self) -> Iterator[Any]:
         return itertools.islice(self.data, self.first, None, self.step)
-
-
-def _generators(data: Any) -> list[torch.Generator]:
-    """The random generators that a DataLoader and its samplers own."""
-    sampler = getattr(data, "sampler", None)
-    parts = (data, sampler, getattr(getattr(data, "batch_sampler", None), "sampler", None))
-    found = [getattr(p, "generator", None) for p in parts]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

@@ -249,7 +249,7 @@ def test_averages_are_cut_too() -> None:
     small = pruner.finish(ema=ema)
     assert torch.allclose(ema.module(IMAGES), small(IMAGES), atol=1e-6)
     with pytest.raises(fxprune.InputsError, match="ema is a dict"):
-        fxprune.training.pruner._carry_average(fxprune.Carry(model, small, pruner.graph, pruner.flow.plan), {})
+        fxprune.training.average.carry_average(fxprune.Carry(model, small, pruner.graph, pruner.flow.plan), {})
 
 
 @pytest.mark.parametrize("name", ["soft", "iterative", "group_lasso"])

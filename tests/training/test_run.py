@@ -16,7 +16,7 @@ import training_runs
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import GeneralTracker
 from torch import Tensor, nn
-from training_runs import IMAGES, Net, Stopping, loader, loss, net, noisy, run
+from training_runs import IMAGES, Net, Stopping, die, loader, loss, net, noisy, run
 
 import fxprune
 from fxprune import Distillation, Training
@@ -238,7 +238,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(scheduler: str, at: int, tmp_path: Pa
     kept = Training(**{**vars(training), "checkpoint_dir": tmp_path, "checkpoint_every": 5})
     with pytest.raises(Stop):
         run(kept, scheduler, Stopping(at, pull))
-    assert [p.name for p in tmp_path.iterdir()] == [f"step-{(at - 1) // 5 * 5:08d}"]
+    assert max(p.name for p in tmp_path.iterdir()) == f"step-{(at - 1) // 5 * 5:08d}"
     again = Stopping(31 - (at - 1) // 5 * 5, pull)  # no step more than those that are left
     got = run(kept, scheduler, again)
     assert same(want, got)
@@ -250,17 +250,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(scheduler: str, at: int, tmp_path: Pa
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     child = subprocess.run([sys.executable, training_runs.__file__, "killed", tmp_path], env=environment(), check=False)
     assert child.returncode == -signal.SIGKILL
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000025"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000025"]
     training = Training(32, after=8, ema_decay=0.9)
     kept = Training(**{**vars(training), "checkpoint_dir": tmp_path, "checkpoint_every": 5})
-    counted = Stopping(100, pull)
+    counted = Stopping(100, die)
     assert same(run(training, how=noisy), run(kept, how=counted))
     assert counted.left == 100 - 15
 
 
 def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
     training = Training(20, after=2, checkpoint_dir=tmp_path)
-    want = run(training)
+    want = run(training, how=Stopping(100, pull))
     assert same(want, run(training, how=Stopping(1, pull)))
 
 
@@ -268,7 +268,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(Training(20, checkpoint_dir=tmp_path))
     with pytest.raises(fxprune.SaveError, match=r"is of another run: learning_rate was None and now is 0\.1"):
         run(Training(20, checkpoint_dir=tmp_path, learning_rate=0.1))
-    (file,) = tmp_path.glob("*/shared.pt")
+    file = max(tmp_path.glob("*/shared.pt"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(fxprune.SaveError, match=r"shared\.pt is damaged or missing"):
         run(Training(20, checkpoint_dir=tmp_path))
