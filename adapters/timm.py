@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,6 +45,16 @@ class TimmAdapter(Adapter):
         if isinstance(made_for, (tuple, list)) and len(made_for) == 2:
             height, width = made_for
         return (draw(model, (1, channels, height, width), torch.Generator().manual_seed(0)),)
+
+    def widths(self, model: nn.Module) -> Mapping[str, tuple[str, int]]:
+        """What `reset_classifier` makes a new classifier of: the width that the present one reads."""
+        name = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+        name = name[0] if isinstance(name, (tuple, list)) and name else name
+        names = dict(model.named_parameters())
+        if not isinstance(name, str) or (weight := names.get(f"{name}.weight")) is None:
+            return {}
+        told = [n for n in ("num_features", "head_hidden_size") if getattr(model, n, None) == weight.shape[1]]
+        return dict.fromkeys(told, (f"{name}.weight", 1))
 
 
 def _first_conv(model: nn.Module, name: Any) -> nn.Conv2d | None:

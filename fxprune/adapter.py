@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 from torch import nn
@@ -72,6 +72,10 @@ class Adapter(abc.ABC):
     def protect(self, model: nn.Module) -> tuple[str, ...]:
         """Names of tensors and modules that must stay whole."""
         return ()
+
+    def widths(self, model: nn.Module) -> Mapping[str, tuple[str, int]]:
+        """Integers that only other code reads: attribute (dotted) -> the tensor and axis whose size it tells."""
+        return {}
 
     def config(self, model: nn.Module) -> dict[str, Any] | None:
         """What `build` needs to make the stock module again, as JSON data; None where that is unknown."""

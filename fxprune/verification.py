@@ -25,8 +25,9 @@ from torch import nn
 from fxprune.arguments import MODULE, takes
 from fxprune.errors import VerifyError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.copies import deep_copy
 from fxprune.graph.modes import larger
-from fxprune.graph.modules import Inputs, deep_copy
+from fxprune.graph.modules import Inputs
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.packing import copied
 from fxprune.graph.trace import Traced

@@ -32,7 +32,7 @@ def net() -> nn.Module:
 X = torch.ones(2, 4)
 NET = net()
 GRAPH = fxprune.trace(NET, X)
-SCORES = fxprune.score(GRAPH, NET)
+SCORES = fxprune.score(GRAPH, NET, "magnitude")
 PLAN = fxprune.plan(GRAPH, SCORES, 0.5)
 SMALL = fxprune.apply(NET, PLAN, example_inputs=X)
 DRAFT = PLAN.keep("*")

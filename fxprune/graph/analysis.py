@@ -10,13 +10,14 @@ import torch
 from torch import fx, nn
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.equations import AxisOf, Equation, call_equations, couple, is_factor, locate, render
+from fxprune.graph.equations import AxisOf, Equation, call_equations, couple, locate
 from fxprune.graph.labels import Bools, Freeze, LabelSpace, resolve
 from fxprune.graph.modes import Watch, differs, larger
 from fxprune.graph.modules import Inputs, lineage, tensor_names
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.provenance import Attr, Expr, Size, leaves
 from fxprune.graph.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
+from fxprune.graph.scales import foldable, read_nodes
 from fxprune.graph.temperature import query_rows
 from fxprune.graph.trace import Traced, capture, capture_training, mode_of, work_of
 
@@ -42,10 +43,11 @@ def _label_tensors(
 
 
 def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts: Facts) -> None:
+    read = read_nodes(traced)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             continue
-        op = Op(node, env, space, facts)
+        op = Op(node, env, space, facts, node in read)
         rule = rule_for(node.target)
         if rule is None:
             tensors = any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in node.all_input_nodes)
@@ -76,16 +78,22 @@ def analyse(
         facts.settled = mode.in_training
         _run_rules(mode, env, space, facts)
         _hold_outputs(mode, env, space)
+    _hold_tables(model, modes, tensors, space)
+    parameters = frozenset(n for n, _ in model.named_parameters() if n in tensors)
+    nodes = {n.name: n for mode in modes for n in mode.graph.nodes}
     for attended in facts.attended:
-        if query_rows(mode_of(attended.node, traced, trained), attended.node) is None:
-            why = "sets the softmax temperature, and no linear layer makes the query alone"
+        node, mode = nodes[attended.node], mode_of(attended.node, traced, trained)
+        if query_rows(mode, node.name) is None and not foldable(mode, parameters, node.args[0], node):
+            why = "sets the softmax temperature, and no layer makes the query alone"
             space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
     bare = space.copy()
     axis_of = _locate(modes, env, tensors, tensor_names(model))
     calls = [call for mode in modes for call in call_equations(mode, env)]
     equalities = [pair for mode in modes for pair in mode.recorder.equalities]
     couple(space, _read_labels(space, facts, env), calls, equalities, axis_of)
-    numbers = list(_numbers(space, calls, [n for mode in modes for n in mode.recorder.numbers], axis_of))
+    plain = [n for mode in modes for n in mode.recorder.numbers]
+    lost = [n for mode in modes for n in mode.recorder.lost]
+    numbers = list(_numbers(space, calls, plain, lost, axis_of))
     owned = [a for labels in tensors.values() for a in labels if a is not None]
     has_tensor = np.concatenate(owned) if owned else np.zeros(0, np.int64)
     stated = len(space.freezes)
@@ -100,7 +108,7 @@ def analyse(
         env=env,
         tensors=tensors,
         shapes={n: tuple(named[n].shape) for n in tensors},
-        parameters=frozenset(n for n, _ in model.named_parameters() if n in tensors),
+        parameters=parameters,
         space=space,
         facts=facts,
         resolved=resolved,
@@ -117,6 +125,27 @@ def analyse(
         unseen=unseen,
         unread=_unread(model, modes),
     )
+
+
+def _hold_tables(model: nn.Module, modes: list[Traced], tensors: Mapping[str, Labels], space: LabelSpace) -> None:
+    """Hold buffers beside which their module keeps one of the same width that no trace has read.
+
+    Such a module makes the one from the other when it must (rotary tables for longer inputs, averages of a codebook
+    while training), and only one of them would be cut.
+    """
+    names = tensor_names(model)
+    used = {t.tensors[n.name] for t in modes for n in read_nodes(t) if n.name in t.tensors}
+    for path, module in model.named_modules():
+        own = {n: t for n, t in module._buffers.items() if t is not None and t.dim() and t.is_floating_point()}
+        full = {n: names[f"{path}.{n}".removeprefix(".")] for n in own}
+        read = {n: tensors[name] for n, name in full.items() if name in used}
+        unread = [n for n in own if n not in read]
+        widths = {w: n for n in unread for size in own[n].shape for w in (size, 2 * size)}
+        for n, labels in read.items():
+            for axis in labels:
+                if axis is not None and len(axis) in widths:
+                    why = f"{n} may be made anew from {widths[len(axis)]}, which no trace has read"
+                    space.freeze(axis, Freeze("a table that fills itself", "", why))
 
 
 def _in_training(model: nn.Module, inputs: Inputs, traced: Traced, watch: Watch) -> tuple[Traced | None, str]:
@@ -164,23 +193,23 @@ def _read_labels(space: LabelSpace, facts: Facts, env: Mapping[fx.Node, Any]) ->
 
 
 def _numbers(
-    space: LabelSpace, calls: list[list[Equation]], numbers: list[Expr], axis_of: AxisOf
+    space: LabelSpace, calls: list[list[Equation]], plain: list[Expr], lost: list[Expr], axis_of: AxisOf
 ) -> Iterator[Equation]:
-    """Hold what the model's Python computes with as a number: with less head_dim 1/sqrt(head_dim) is another one.
+    """What the model's Python computes with as a number, or lost sight of: 1/sqrt(head_dim) changes with head_dim.
 
-    A factor of a split is held at once, since another factor may live instead.  Other axes that a number comes from (it
-    need not reach a value) are given back as literals, to be held if the proof fails.
+    Where such a scale cannot be undone in the weights the proof fails, and these are held.  Of the factors of a split
+    one that is no number is rather let live.
     """
-    for expr in dict.fromkeys(numbers):
+    numbers = set(plain)
+    for expr in dict.fromkeys([*plain, *lost]):
         for leaf in leaves(expr):
             axes = [axis_of(leaf)] if isinstance(leaf, Size) else [q.axis for c in calls for q in c if q.expr == leaf]
             for axis in axes:
                 if axis is None:
                     continue
-                if leaf == expr and is_factor(space, axis):
-                    space.freeze(axis, Freeze("used as a number", "", f"{render(expr)} is used as a number"))
-                else:
-                    yield Equation(len(axis), axis, len(axis), "")
+                if expr in numbers:
+                    space.hint(axis, "number")
+                yield Equation(len(axis), axis, len(axis), "")
 
 
 def _equality_equations(a: Any, b: Any, axis_of: AxisOf) -> Iterator[Equation]:

@@ -33,7 +33,8 @@ from fxprune.graph.reduction import reduced_equations, reduced_facts, reduced_tr
 from fxprune.graph.rules.op import Facts, Labels, op_name
 from fxprune.graph.trace import Traced, mode_of
 
-COARSER, UNCOUPLED = "coarser", "uncoupled"
+COARSER, UNCOUPLED, KEEP = "coarser", "uncoupled", "keep"
+FAILS = "fails the proof"
 
 
 @dataclass
@@ -55,7 +56,7 @@ class ChannelGraph:
         training: the trace in train mode, where the model computes something else there; it shares labels and facts.
         unseen: why the train mode could not be looked at, if it could not.
         unread: parameters that no trace has read; they stay whole.
-        revisions: how `holding`, `coarser` and `uncoupled` made this graph from the traced one (see `revised`).
+        revisions: how `holding`, `keeping`, `coarser` and `uncoupled` made this graph from the traced one.
     """
 
     traced: Traced
@@ -88,7 +89,10 @@ class ChannelGraph:
 
     def __post_init__(self) -> None:
         reads, hints = self.facts.reads, self.space.hints
-        self.groups = groups_of(Labelled(self.component, self.tensors, self.env, self.parameters, reads, hints))
+        reduced = [r.axis for r in self.facts.reduced]
+        self.groups = groups_of(
+            Labelled(self.component, self.tensors, self.env, self.parameters, reads, hints, reduced)
+        )
 
     # ---- components -------------------------------------------------------------------------------------------
 
@@ -224,6 +228,19 @@ class ChannelGraph:
         step = " ".join(["hold", *(str(number[id(eq)]) for eq in equations)])
         return self._resolved_anew(space, len(space.freezes), self.fine, step)
 
+    def keeping(self, names: Iterable[str], why: str) -> ChannelGraph:
+        """The same graph, with all channels of some groups held as they are, for a reason (a class of reasons)."""
+        space = copy.copy(self.space)
+        space.freezes = list(self.space.freezes[: self.stated])
+        which = [i for i, g in enumerate(self.groups) if g.name in set(names)]
+        for i in which:
+            for s in self.groups[i].slices:
+                axis = self.tensors[s.tensor][s.axis]
+                if axis is not None:
+                    space.freeze(axis[s.positions.reshape(-1)], Freeze(why, "", f"goes with {self.groups[i].name}"))
+        step = " ".join([KEEP, *map(str, which)])
+        return self._resolved_anew(space, len(space.freezes), self.fine, step)
+
     @property
     def streamed(self) -> bool:
         """Whether something finer than heads was chosen because heads are blocks of a residual stream."""
@@ -248,12 +265,18 @@ class ChannelGraph:
         """
         graph, known = self, (*self.equations, *self.literals)
         for step in revisions:
+            keep = step.startswith(f"{KEEP} ")
             try:
-                held = [known[int(i)] for i in step.split()[1:]]
+                numbers = [int(i) for i in step.split()[1:]]
+                names = [graph.groups[i].name for i in numbers] if keep else []
+                held = [] if keep else [known[i] for i in numbers]
             except (ValueError, IndexError) as e:
                 raise PlanError(f"{step!r} is no step from this graph of a {self.model_class}") from e
             named = {COARSER: graph.coarser, UNCOUPLED: graph.uncoupled}
-            graph = named[step]() if step in named else graph.holding(*held)
+            if keep:
+                graph = graph.keeping(names, FAILS)
+            else:
+                graph = named[step]() if step in named else graph.holding(*held)
         return graph
 
     def _resolved_anew(self, space: LabelSpace, stated: int, fine: bool, step: str) -> ChannelGraph:
@@ -293,7 +316,7 @@ class ChannelGraph:
                 node = nodes.get(reason.node)
                 n = self.shapes[name][d] if axis is None else len(held)
                 op = op_name(node.target) if node is not None and node.op == "call_function" else reason.node
-                out.append(Held(name, d, n, reason.cause, reason.why, op, _source(node)))
+                out.append(Held(name, d, n, reason.cause, reason.why, op, source_of(node)))
         return out
 
     @takes(name=TEXT.raising(PlanError), axis=INTEGER.raising(PlanError))
@@ -368,7 +391,7 @@ class ChannelGraph:
         return out
 
 
-def _source(node: fx.Node | None) -> str:
+def source_of(node: fx.Node | None) -> str:
     """The source line that a node came from, as far as the trace kept it."""
     trace = (node.meta.get("stack_trace") or "") if node is not None else ""
     lines = [x.strip() for x in trace.strip().splitlines()]

@@ -16,8 +16,9 @@ import torch
 from torch import fx
 
 from fxprune.graph.labels import Axis, Bools, LabelSpace
-from fxprune.graph.provenance import Apply, Attr, Expr, Size, TracedInt, evaluate, expr_of, leaves
+from fxprune.graph.provenance import Apply, Attr, Expr, Size, TracedInt, expr_of
 from fxprune.graph.rules.op import op_name, shape_of
+from fxprune.graph.rules.pieces import SPLITS, split_axis
 from fxprune.graph.trace import Traced
 
 AxisOf = Callable[[Size], "Axis"]
@@ -92,8 +93,13 @@ def _of_call(
         given = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
         dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
         yield from _split(given, dim, nodes, env)
-    elif name in ("__getitem__", "narrow"):
+    elif name in ("tensor_split", "hsplit", "vsplit", "dsplit"):
+        given = next((a for a in (*args[1:], *kwargs.values()) if isinstance(a, (tuple, list))), ())
+        yield from _borders(list(given), nodes, env)
+    elif name == "__getitem__":
         yield from _slices(args, nodes, env)
+    elif name == "narrow":
+        yield from _narrow(args, kwargs, nodes, env)
     elif name in ("layer_norm", "rms_norm"):
         shape = _sizes([args[1] if len(args) > 1 else kwargs["normalized_shape"]])
         axes = _axes(last, env)
@@ -117,21 +123,57 @@ def _split(given: Any, dim: int, nodes: list[fx.Node], env: dict[fx.Node, Any]) 
             yield Equation(expr_of(value), axis, int(value), nodes[0].name)
 
 
+def _borders(given: list[Any], nodes: list[fx.Node], env: dict[fx.Node, Any]) -> Iterator[Equation]:
+    """Borders of pieces along one axis."""
+    node = next((n for n in nodes if op_name(n.target) in SPLITS), None)
+    axis = None if node is None else _axes(node.args[0], env)[split_axis(node)]  # type: ignore[arg-type]
+    for border in given:
+        if node is not None and isinstance(border, int) and not isinstance(border, bool) and axis is not None:
+            yield from _border(border, axis, node)
+
+
+def _border(border: int, axis: Axis, node: fx.Node) -> Iterator[Equation]:
+    """What lies before a border (after it, for one that counts from the end)."""
+    if axis is None:
+        if isinstance(border, TracedInt) and border > 0:
+            yield Equation(border.expr, None, int(border), node.name)
+    elif 0 < border < len(axis) or (isinstance(border, TracedInt) and border == len(axis)):
+        yield Equation(expr_of(border), axis[: int(border)], int(border), node.name)
+    elif -len(axis) < border < 0:
+        expr = Apply("-", 0, border.expr) if isinstance(border, TracedInt) else -int(border)
+        yield Equation(expr, axis[int(border) :], -int(border), node.name)
+
+
 def _slices(args: tuple[Any, ...], nodes: list[fx.Node], env: dict[fx.Node, Any]) -> Iterator[Equation]:
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     borders = [
-        b for s in index if isinstance(s, slice) for b in (s.start, s.stop) if isinstance(b, TracedInt) and b > 0
+        b for s in index if isinstance(s, slice) for b in (s.start, s.stop) if isinstance(b, int) and b not in (0, None)
     ]
     for border in borders:
         for n in nodes:
-            if op_name(n.target) != "aten::slice" or int(border) not in [a for a in n.args[2:] if isinstance(a, int)]:
+            if op_name(n.target) != "aten::slice" or int(border) not in [a for a in n.args[2:4] if isinstance(a, int)]:
                 continue
             source = n.args[0]
             dim = n.args[1] if len(n.args) > 1 else 0
+            step = n.args[4] if len(n.args) > 4 else 1
             if isinstance(source, fx.Node) and isinstance(dim, int):
-                axis = _axes(source, env)[dim]
-                yield Equation(border.expr, None if axis is None else axis[: int(border)], int(border), n.name)
+                if isinstance(step, int) and int(border) % step == 0:  # else it starts within a run, as all runs do
+                    yield from _border(border, _axes(source, env)[dim], n)
                 break
+
+
+def _narrow(
+    args: tuple[Any, ...], kwargs: dict[str, Any], nodes: list[fx.Node], env: dict[fx.Node, Any]
+) -> Iterator[Equation]:
+    named = dict(zip(("dim", "start", "length"), args[1:], strict=False)) | kwargs
+    node = next((n for n in nodes if op_name(n.target) == "aten::narrow"), None)
+    start, length = named.get("start"), named.get("length")
+    if node is None or not isinstance(start, int) or not isinstance(length, int):
+        return
+    axis = _axes(node.args[0], env)[int(named["dim"])]  # type: ignore[arg-type]
+    if axis is not None:
+        yield from _border(start, axis, node)
+        yield Equation(expr_of(length), axis[int(start) % len(axis) :][: int(length)], int(length), node.name)
 
 
 def origin_of(traced: Traced, size: Size) -> fx.Node | None:
@@ -236,11 +278,6 @@ def _same_factors(space: LabelSpace, a: Axis, b: Axis) -> bool:
     return bool(set(_factors_of(space, a)) & set(_factors_of(space, b)))
 
 
-def is_factor(space: LabelSpace, axis: Axis) -> bool:
-    """Whether an axis is a factor of a split, beside other factors that may live."""
-    return any(_same_axis(f, axis) for s in space.splits for f in s.factors if f is not None)
-
-
 def _factors(space: LabelSpace, read: Bools, eq: Equation, call: list[Equation], axis_of: AxisOf) -> None:
     """`view(..., a, E // a)`: E's axis is the product of the two."""
     e = eq.expr
@@ -258,73 +295,6 @@ def _factors(space: LabelSpace, read: Bools, eq: Equation, call: list[Equation],
             return
     merged = space.merge(factors, sizes, eq.node, streamed=bool(read[parent].any()))
     space.tie(merged, parent, eq.node)
-
-
-class Unsolved(Exception):
-    """The equations have no solution; the message names the attribute, `equation` is one that fails."""
-
-    def __init__(self, message: str, equation: Equation) -> None:
-        super().__init__(message)
-        self.equation = equation
-
-
-NewOf = Callable[[Equation], int]
-KeptOf = Callable[[Axis, int], int]
-
-
-def solve(equations: list[Equation], new_of: NewOf, axis_of: AxisOf, kept: KeptOf) -> dict[Attr, int]:
-    """New values of attributes such that every equation holds; attributes left out keep theirs.
-
-    Args:
-        new_of: the value that an equation's expression must take.
-        kept: how many positions of an axis stay, given its old size.
-
-    Raises:
-        Unsolved: naming the attribute that would need two values, or the expression that cannot be met.
-    """
-    values: dict[Attr, int] = {}
-
-    def leaf(x: Attr | Size) -> int:
-        return values.get(x, x.old) if isinstance(x, Attr) else kept(axis_of(x), x.old)
-
-    for eq in equations:
-        if isinstance(eq.expr, Attr):
-            new = new_of(eq)
-            if values.setdefault(eq.expr, new) != new:
-                raise Unsolved(f"{eq.expr} would have to be both {values[eq.expr]} and {new} (at {eq.node})", eq)
-    rest = [eq for eq in equations if not isinstance(eq.expr, Attr)]
-    for _ in range(8):
-        wrong = [eq for eq in rest if evaluate(eq.expr, leaf) != new_of(eq)]
-        if not wrong:
-            return values
-        for eq in wrong:
-            unknown = [x for x in leaves(eq.expr) if isinstance(x, Attr) and x not in values]
-            if len(unknown) == 1 and (found := _invert(eq.expr, unknown[0], new_of(eq), leaf)) is not None:
-                values[unknown[0]] = found
-    eq = wrong[0]
-    raise Unsolved(
-        f"{render(eq.expr)} would be {evaluate(eq.expr, leaf)}, but {new_of(eq)} is needed (at {eq.node})", eq
-    )
-
-
-def _invert(expr: Expr, unknown: Attr, target: int, leaf: Callable[[Attr | Size], int]) -> int | None:
-    """The value of `unknown` for which `expr` is `target`, or None."""
-    if expr == unknown:
-        return target if target > 0 else None
-    if not isinstance(expr, Apply):
-        return None
-    on_left = unknown in set(leaves(expr.left))
-    other = evaluate(expr.right if on_left else expr.left, leaf)
-    new: int | None = None
-    if expr.op == "*" and other and target % other == 0:
-        new = target // other
-    elif expr.op == "+":
-        new = target - other
-    elif expr.op == "-":
-        new = target + other if on_left else other - target
-    elif expr.op == "//":
-        new = target * other if on_left else (other // target if target and other % target == 0 else None)
-    return None if new is None else _invert(expr.left if on_left else expr.right, unknown, new, leaf)
 
 
 def render(expr: Expr) -> str:

@@ -71,6 +71,7 @@ class Labelled:
     parameters: frozenset[str]
     reads: Mapping[str, Sequence[tuple[fx.Node, int]]]
     hints: Sequence[tuple[Ints, str]]
+    reduced: Sequence[Ints] = ()
 
 
 def _occurrences(given: Labelled) -> Iterator[tuple[str, int, Ints]]:
@@ -164,11 +165,13 @@ def _in_order(positions: Ints, index: Ints) -> Ints:
 
 
 def _read_components(given: Labelled, n: int) -> Bools:
-    """Which components some op contracts over: every channel that has a part in an output is read so somewhere."""
+    """Which components some op contracts over, or reduces: whatever has a part in an output is read so somewhere."""
     out = np.zeros(n, bool)
     for pairs in given.reads.values():
         for node, axis in pairs:
             out[given.component[given.env[node][axis]]] = True
+    for labels in given.reduced:
+        out[given.component[labels]] = True
     return out
 
 

@@ -128,7 +128,7 @@ class LabelSpace:
         return parent
 
     def hint(self, a: Axis, kind: str) -> None:
-        """Remember that `a` plays the part `kind` ("heads" or "head_dim") in an attention contraction."""
+        """Remember that `a` plays a part in attention ("heads" or "head_dim"), or is a "number" to Python."""
         if a is not None:
             self.hints.append((a, kind))
 
@@ -182,6 +182,9 @@ class _Resolver:
         for axis, kind in self.space.hints:
             if kind in self.prefer:
                 np.minimum.at(self.part, self.component[axis], self.prefer.index(kind))
+        self.number = np.zeros(n, bool)
+        for axis, kind in self.space.hints:
+            self.number[self.component[axis]] |= kind == "number"
         self.owns = np.zeros(n, bool)
         self.owns[self.component[self.owned]] = True
         self.committed = np.zeros(n, bool)
@@ -194,8 +197,11 @@ class _Resolver:
             return []
         return [j for j, f in enumerate(s.factors) if f is not None and not self.dead[self.component[f]].all()]
 
-    def rank(self, s: Split, j: int) -> tuple[int, float, bool, bool, int, int]:
-        """Lower is better: part in attention, share that is frozen, lives elsewhere, owns tensors, fineness."""
+    def rank(self, s: Split, j: int) -> tuple[int, bool, float, bool, bool, int, int]:
+        """Lower is better.
+
+        Part in attention, whether its size is a number too, frozen share, lives elsewhere, owns tensors, fineness.
+        """
         factor = s.factors[j]
         assert factor is not None
         c = self.component[factor]
@@ -203,7 +209,8 @@ class _Resolver:
         if self.fine and s.streamed and part < len(self.prefer):
             part = int(self.prefer[part] == "heads")
         elsewhere, owns = bool(self.committed[c].any()), bool(self.owns[c].any())
-        return (part, float(self.dead[c].mean()), not elsewhere, not owns, -s.sizes[j], j)
+        number = bool(self.number[c].any())
+        return (part, number, float(self.dead[c].mean()), not elsewhere, not owns, -s.sizes[j], j)
 
     def freeze(self, axis: Axis, reason: Freeze) -> None:
         if axis is not None:

@@ -1,11 +1,10 @@
-"""Questions to a module, and scopes around one: its inputs, the names of its tensors, eval mode, seeds, copies."""
+"""Questions to a module, and scopes around one: its inputs, the names of its tensors, eval mode, seeds."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -126,34 +125,6 @@ def lineage(model: nn.Module) -> dict[str, dict[str, type]]:
         found.update({path: type(modules[path]) for path in paths})
         found[name] = torch.Tensor
     return out
-
-
-def deep_copy(model: nn.Module, instead: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()) -> nn.Module:
-    """A copy of a model with some tensors replaced.
-
-    Tensors that a module keeps from a forward with gradients (old weight norms do, and hooks) are copied detached.
-
-    Raises:
-        InputsError: it holds what cannot be copied.
-    """
-    kept = [t for m in model.modules() for t in _tensors_in(vars(m))]
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
-    try:
-        return copy.deepcopy(model, memo | {id(old): new for old, new in instead})
-    except (RuntimeError, TypeError, NotImplementedError) as e:
-        raise InputsError(
-            f"this {type(model).__name__} cannot be copied ({type(e).__name__}: {e!s:.200}): take off the "
-            "attribute, or the hook's store, that holds what copy.deepcopy refuses"
-        ) from e
-
-
-def _tensors_in(value: Any, depth: int = 4) -> Iterator[torch.Tensor]:
-    """Tensors in nested dicts, lists and tuples."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif depth and isinstance(value, (dict, list, tuple)):
-        for held in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(held, depth - 1)
 
 
 def cuda_devices(model: nn.Module) -> list[int]:

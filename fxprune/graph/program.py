@@ -23,6 +23,7 @@ from fxprune.graph.packing import packed
 from fxprune.graph.provenance import Expr, Size, leaves
 from fxprune.graph.regions import computed
 from fxprune.graph.rules.op import op_name, shape_of
+from fxprune.graph.rules.pieces import SPLITS, split_axis
 from fxprune.graph.sizes import Shapes, Sized, put, shape_now, sized
 from fxprune.graph.trace import last_uses
 
@@ -65,6 +66,8 @@ class Rewriter:
             args[1] = self.groups.get(node.name, args[1])
         elif name == "aten::slice":
             args = self._slice(node, args)
+        elif name == "aten::narrow":
+            args = self._narrow(node, args)
         elif name in ("aten::repeat", "aten::tile"):
             args[1] = self._repeats(node, args[1])
         elif name == "aten::repeat_interleave" and isinstance(args[1], int) and len(args) > 2 and args[2] is not None:
@@ -79,7 +82,12 @@ class Rewriter:
         axis = self.graph.env[args[0]][dim]
         if axis is None:
             return args
-        n = len(axis)
+        n, step = len(axis), args[4] if len(args) > 4 else 1
+        if isinstance(step, int) and step > 1 and isinstance(args[2], int):  # whole runs of `step` go
+            first = range(n)[args[2] :].start
+            before = int(self.keep[self.graph.component[axis[: first - first % step]]].sum())
+            picked = self.size(node, dim, shape_of(node)[dim])
+            return [*args[:2], before + first % step, before + first % step + step * (picked - 1) + 1, step, *args[5:]]
 
         def moved(border: Any) -> Any:
             if not isinstance(border, int) or border >= n:
@@ -87,6 +95,14 @@ class Rewriter:
             return int(self.keep[self.graph.component[axis[: border % n if border < 0 else border]]].sum())
 
         return [*args[:2], *(moved(b) for b in args[2:4]), *args[4:]]
+
+    def _narrow(self, node: fx.Node, args: list[Any]) -> list[Any]:
+        axis = self.graph.env[args[0]][args[1]]
+        if axis is None or not isinstance(args[2], int) or not isinstance(args[3], int):
+            return args
+        before = axis[: args[2] % len(axis)]
+        start = int(self.keep[self.graph.component[before]].sum())
+        return [*args[:2], start, self.size(node, args[1], args[3]), *args[4:]]
 
     def _repeats(self, node: fx.Node, times: Sequence[Any]) -> list[Any]:
         """How often each axis is repeated: one of size one makes new positions, of which some may go."""
@@ -107,11 +123,10 @@ class Rewriter:
 
     def pieces(self, node: fx.Node) -> list[int] | None:
         """Lengths of the pieces of a split or chunk, if they change."""
-        if op_name(node.target) not in ("aten::split", "aten::chunk", "aten::split_with_sizes"):
+        if op_name(node.target) not in SPLITS:
             return None
         labels = self.graph.env[node]
-        rank = len(labels[0])
-        dim = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % rank  # type: ignore[arg-type]
+        dim = split_axis(node)
         sizes = [int(v.shape[dim]) for v in node.meta["val"]]
         kept = [self.graph.kept(piece[dim], self.keep, s) for piece, s in zip(labels, sizes, strict=True)]
         return None if kept == sizes else kept
@@ -171,8 +186,7 @@ class Program:
         look: Callable[[Any], Any] = lambda a: fx.node.map_arg(a, lambda n: env[n])  # noqa: E731
         args, kwargs = list(look(self.arguments[node])), dict(look(node.kwargs))
         if node in self.pieces:
-            dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-            return list(torch.split(args[0], self.pieces[node], int(dim)))
+            return list(torch.split(args[0], self.pieces[node], split_axis(node)))
         if op_name(node.target) == "aten::repeat_interleave":
             kwargs.pop("output_size", None)  # a hint, true for the traced batch only
         if seen is not None:

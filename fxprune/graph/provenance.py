@@ -65,6 +65,11 @@ _OPS: dict[str, Callable[[int, int], int]] = {
 }
 
 
+def _bare(value: Any) -> Any:
+    """A traced integer as a plain one, unrecorded; anything else as it is."""
+    return int.__int__(value) if isinstance(value, TracedInt) else value
+
+
 class TracedInt(int):
     """An `int` with an expression; arithmetic with integers keeps it, comparing for equality reports it."""
 
@@ -78,13 +83,13 @@ class TracedInt(int):
 
     def _apply(self, op: str, other: Any, swap: bool = False) -> Any:
         if isinstance(other, torch.SymInt):  # a size that depends on data: no expression to keep
-            pair: Any = (other, int(self)) if swap else (int(self), other)
+            pair: Any = (other, _bare(self)) if swap else (_bare(self), other)
             return _OPS[op](*pair)
         if type(other) is not int and not isinstance(other, TracedInt):
             return NotImplemented
         a, b = (other, self) if swap else (self, other)
-        value = _OPS[op](int(a), int(b))
-        if value == int(self) and int(other) == (1 if op in ("*", "//") else 0) and type(other) is int:
+        value = _OPS[op](_bare(a), _bare(b))
+        if value == _bare(self) and _bare(other) == (1 if op in ("*", "//") else 0) and type(other) is int:
             return self  # times one, plus nothing
         return TracedInt(value, Apply(op, expr_of(a), expr_of(b)), self.recorder)
 
@@ -123,36 +128,47 @@ class TracedInt(int):
         self.recorder.number(self.expr)
         return value
 
+    def __int__(self) -> int:
+        self.recorder.lose(self.expr)
+        return int.__int__(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """numpy computes with the number (`np.sqrt(c)`)."""
+        for x in inputs:
+            if isinstance(x, TracedInt):
+                self.recorder.number(x.expr)
+        return getattr(ufunc, method)(*map(_bare, inputs), **kwargs)
+
     def __float__(self) -> float:
-        return float(self._number(int(self)))
+        return float(self._number(_bare(self)))
 
     def __truediv__(self, o: Any) -> Any:
-        return self._number(int(self) / o)
+        return self._number(_bare(self) / o)
 
     def __rtruediv__(self, o: Any) -> Any:
-        return self._number(o / int(self))
+        return self._number(o / _bare(self))
 
     def __pow__(self, o: Any, modulus: Any = None) -> Any:
-        return self._number(pow(int(self), o, modulus))
+        return self._number(pow(_bare(self), o, modulus))
 
     def __rpow__(self, o: Any, modulus: Any = None) -> Any:
-        return self._number(pow(o, int(self), modulus))
+        return self._number(pow(o, _bare(self), modulus))
 
     def __lt__(self, o: Any) -> Any:
-        return int(self) < (int(o) if isinstance(o, TracedInt) else o)
+        return _bare(self) < _bare(o)
 
     def __le__(self, o: Any) -> Any:
-        return int(self) <= (int(o) if isinstance(o, TracedInt) else o)
+        return _bare(self) <= _bare(o)
 
     def __gt__(self, o: Any) -> Any:
-        return int(self) > (int(o) if isinstance(o, TracedInt) else o)
+        return _bare(self) > _bare(o)
 
     def __ge__(self, o: Any) -> Any:
-        return int(self) >= (int(o) if isinstance(o, TracedInt) else o)
+        return _bare(self) >= _bare(o)
 
     def __eq__(self, o: object) -> bool:
         if isinstance(o, torch.SymInt):
-            return bool(o == int(self))
+            return bool(o == _bare(self))
         same = int.__eq__(self, o)
         if same is True and isinstance(o, TracedInt):
             self.recorder.equal(self.expr, o.expr)
@@ -165,10 +181,10 @@ class TracedInt(int):
         return int.__hash__(self)
 
     def __reduce__(self) -> Any:
-        return (int, (int(self),))
+        return (int, (_bare(self),))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> int:
-        return int(self)
+        return int.__int__(self)
 
 
 def expr_of(value: Any) -> Expr:
@@ -181,11 +197,11 @@ def plain(value: Any) -> Any:
 
     def one(x: Any) -> Any:
         if isinstance(x, TracedInt):
-            return int(x)
+            return _bare(x)
         if isinstance(x, slice):
             return slice(one(x.start), one(x.stop), one(x.step))
         if isinstance(x, torch.Size):
-            return torch.Size([int(i) for i in x])
+            return torch.Size([_bare(i) for i in x])
         return x
 
     return pytree.tree_map(one, value, is_leaf=lambda x: isinstance(x, torch.Size))
@@ -202,8 +218,8 @@ class Call:
 
 @dataclass
 class Recorder:
-    """What was seen while the model ran: calls by number, pairs of expressions found equal, and expressions whose value
-    went into a computation as a number (a temperature, say).
+    """What was seen while the model ran: calls by number, pairs of expressions found equal, expressions whose value
+    went into a computation as a number (a temperature, say), and those that `int()` lost sight of.
 
     The origin of a tensor is `("param", name)`, `("input", k)` or `("call", (number, output index, shape))`.
     """
@@ -211,12 +227,17 @@ class Recorder:
     calls: dict[int, Call] = field(default_factory=dict)
     equalities: list[tuple[Expr, Expr]] = field(default_factory=list)
     numbers: list[Expr] = field(default_factory=list)
+    lost: list[Expr] = field(default_factory=list)
     count: int = 0
     active: bool = False
 
     def equal(self, a: Expr, b: Expr) -> None:
         if self.active and a != b:
             self.equalities.append((a, b))
+
+    def lose(self, expr: Expr) -> None:
+        if self.active:
+            self.lost.append(expr)
 
     def number(self, expr: Expr) -> None:
         if self.active:

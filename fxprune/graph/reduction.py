@@ -36,6 +36,7 @@ def reduced_facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
         norm_groups=[n for n in facts.norm_groups if n.node in names],
         attended=[a for a in facts.attended if a.node in names],
         statistics={k: v for k, v in facts.statistics.items() if k in names},
+        reduced=[r for r in facts.reduced if r.node in names],
         multiples=facts.multiples,
     )
 

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-_STATE = ("_parameters", "_buffers", "_modules")
-
 
 def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
     """The attributes of every module, and of plain objects that modules hold (a table of positions, say)."""
@@ -32,7 +30,7 @@ def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Afterwards every module has the attributes and hooks it had: what the forward keeps of fake tensors is let go."""
     was = [(held, dict(held)) for held in _holders(model)]
-    kept = [v for _, before in was for k, v in before.items() if k not in _STATE]
+    kept = [v for _, before in was for k, v in before.items() if k != "_modules"]
     caches = [(v, copy.copy(v)) for v in _containers(kept)]
     try:
         yield
@@ -42,7 +40,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             held.update(before)
         for cache, content in caches:
             cache.clear()
-            (cache.update if isinstance(cache, dict) else cache.extend)(content)
+            (cache.extend if isinstance(cache, list) else cache.update)(content)
         for clear in _memories(model):
             clear()
 

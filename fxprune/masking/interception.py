@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.masking.sites import FAMILIES, CallSite
 from fxprune.masking.statistics import (
+    kept_pairs,
     masked_batch_norm,
+    masked_extreme,
     masked_group_norm,
     masked_layer_norm,
     masked_mean,
@@ -275,7 +277,21 @@ def _reduce(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwarg
     return masked_spread(family, x, dims, m, correction, keep)
 
 
+def _extreme(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    y = masked_extreme(call.site.family, x, call.mask(x))
+    named, at = _nth_tensor(func, args, kwargs, call.site.argument)
+    return func(*args, **{**kwargs, at: y}) if named else func(*args[:at], y, *args[at + 1 :], **kwargs)
+
+
+def _distance(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    a, b = (_option(args, kwargs, k, name) for k, name in enumerate(("x1", "x2")))
+    rest = {k: v for k, v in kwargs.items() if k not in ("x1", "x2")}
+    return func(*kept_pairs(a, b, call.mask(x)), *args[2:], **rest)  # type: ignore[no-any-return]
+
+
 _STATISTICS: dict[str, Any] = {
+    **dict.fromkeys(("amax", "amin", "max", "min", "logsumexp", "prod"), _extreme),
+    "pairwise_distance": _distance,
     "layer_norm": _layer,
     "rms_norm": _layer,
     "group_norm": _group,

@@ -23,7 +23,9 @@ from fxprune.graph.regions import autocast_of, computed, in_full
 from fxprune.graph.rules.op import op_name
 from fxprune.graph.trace import last_uses
 from fxprune.masking.statistics import (
+    kept_pairs,
     masked_batch_norm,
+    masked_extreme,
     masked_group_norm,
     masked_layer_norm,
     masked_mean,
@@ -199,7 +201,22 @@ def _reduce(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[s
     return masked_spread(name, x, dims, m, correction, keep)
 
 
+def _extreme(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, name = args[0], op_name(node.target).removeprefix("aten::")
+    m = run.along(_source(node), x, _dims(x, _argument(node, args, kwargs, "dim")))
+    assert m is not None
+    return node.target(masked_extreme(name, x, m), *args[1:], **kwargs)  # type: ignore[operator]
+
+
+def _distance(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    m = run.along(_source(node), args[0], (args[0].dim() - 1,))
+    assert m is not None
+    return node.target(*kept_pairs(args[0], args[1], m), *args[2:], **kwargs)  # type: ignore[operator]
+
+
 _STATISTICS: dict[str, Statistic] = {
+    **{f"aten::{n}": _extreme for n in ["amax", "amin", "max", "min", "logsumexp", "prod"]},
+    "aten::pairwise_distance": _distance,
     "aten::layer_norm": _layer_norm,
     "aten::rms_norm": _layer_norm,
     "aten::group_norm": _group_norm,

@@ -29,6 +29,7 @@ FAMILIES: dict[str, str] = {
     **{f"conv{t}{k}d": f"conv{t}{k}d" for t in ("", "_transpose") for k in (1, 2, 3)},
     **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__"), "matmul"),
     **dict.fromkeys(("norm", "linalg_vector_norm", "vector_norm", "normalize"), "norm"),
+    **{name: name for name in ("amax", "amin", "max", "min", "logsumexp", "prod", "pairwise_distance", "vdot", "dot")},
     **{name: name for name in ("var_mean", "std_mean", "cdist", "cosine_similarity")},
 }
 _VIEWS = frozenset(

@@ -29,6 +29,25 @@ def masked_var(
     return (var, mean) if keepdim else (var.squeeze(dims), mean.squeeze(dims))
 
 
+def masked_extreme(kind: str, x: Tensor, m: Tensor) -> Tensor:
+    """x such that its "amax", "amin", "logsumexp" or "prod" is that over what stays: what goes never decides it.
+
+    Between 0 and 1 a mask moves x by log m, so that the result moves continuously (for "logsumexp": weighs by m).
+    """
+    if kind == "prod":
+        return 1 + (x - 1) * m
+    if not x.is_floating_point():
+        far = torch.iinfo(x.dtype).max if "min" in kind else torch.iinfo(x.dtype).min
+        return torch.where(m > 0, x, far)
+    return x - m.log() if "min" in kind else x + m.log()
+
+
+def kept_pairs(a: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors along their last axis without the positions whose mask (one number each) is zero, times it else."""
+    at = m.flatten().nonzero().flatten()
+    return tuple((t * m.view(-1)).index_select(-1, at.to(t.device)) for t in (a, b))  # type: ignore[return-value]
+
+
 def masked_spread(
     kind: str, x: Tensor, dims: tuple[int, ...], m: Tensor, correction: float, keepdim: bool
 ) -> Tensor | tuple[Tensor, Tensor]:

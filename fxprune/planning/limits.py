@@ -30,7 +30,7 @@ class Limits:
         min_width: channels that every group keeps, or all of them where it has fewer.
         max_ratio: largest share of its channels that one group may lose; None: 0.9, or all but one channel where the
             budget cannot be reached otherwise.
-        exact_norms: never regroup a group norm.
+        exact_norms: never regroup a group norm, and keep channels over which a mean, a maximum and the like is taken.
         scope: "knapsack", "global", "local" or "isomorphic"; None: what suits the scores.  All of it: `fxprune.plan`.
 
     Raises:

@@ -69,7 +69,7 @@ def plan(
         min_width: channels (heads) that every group keeps, or all of them where it has fewer.
         max_ratio: largest share of its channels that one group may lose, unless `ratios` says otherwise; None: 0.9, or
             all but one channel where the ratio cannot be reached otherwise.
-        exact_norms: never regroup a group norm.
+        exact_norms: never regroup a group norm, and keep channels over which a mean, a maximum and the like is taken.
         scope: "knapsack" ranks all channels together by what is lost per unit of `of` (see `ranking.per_cost`),
             "global" by score alone, "local" each group by itself, "isomorphic" groups of the same structure together,
             where every such class loses the same share. None: "knapsack" where the scores add up (`Scores.additive`;

@@ -137,6 +137,8 @@ def _ordered(
     """The removals that are stated, the parts that are free, and the keys by which these are tried."""
     shares = limits.shares(graph)
     allowed = [not out for out in ignored(graph, limits.ignore)]
+    if limits.exact_norms:
+        allowed = [a and not out for a, out in zip(allowed, reduced_groups(graph), strict=True)]
     bounds = limits.bounds(cap, shares)
     parts = sequences(graph, values, bounds, allowed, regroup, path)
     free = [seq for seq in parts if not shares.keys() & touched(seq)]
@@ -147,6 +149,14 @@ def _ordered(
     if limits.table is not None:
         return stated, *by_harm(graph, free, limits.table)
     return stated, free, keys(graph, free, limits.scope or "global")
+
+
+def reduced_groups(graph: ChannelGraph) -> list[bool]:
+    """For every group whether a mean, a maximum and the like is taken over its channels."""
+    over = np.zeros(int(graph.component.max()) + 1, bool)
+    for r in graph.facts.reduced:
+        over[graph.component[r.axis]] |= not r.exact
+    return [bool(over[g.components].any()) for g in graph.groups]
 
 
 def nearest_cut(met: list[Met], asked: float) -> Cut:

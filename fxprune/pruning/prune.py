@@ -25,6 +25,7 @@ from fxprune.planning.limits import Limits
 from fxprune.planning.names import require_shares
 from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
+from fxprune.planning.selection import checked
 from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
@@ -99,6 +100,8 @@ def prune_once(model: M, order: Order) -> M:
     notes: list[str] = []
 
     def plan_of(graph: ChannelGraph) -> Plan:
+        if not graph.groups:
+            checked(graph, {})
         with clock("score"):
             scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
         notes.extend(scores.notes)

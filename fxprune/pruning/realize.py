@@ -5,27 +5,35 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+import numpy as np
 from torch import nn
 
+from fxprune.adapter import find_adapter
 from fxprune.errors import BudgetError, RewriteError, VerifyError
-from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.channels import FAILS, ChannelGraph
+from fxprune.graph.equations import Equation
 from fxprune.graph.modules import evaluating
 from fxprune.graph.packing import unpacked
 from fxprune.graph.trace import place_of
 from fxprune.graph.turns import in_turn
 from fxprune.planning.costs.stopwatch import take_turns
+from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
 from fxprune.pruning.optimizers import warn_holders
-from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, report
+from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, reductions, report
+from fxprune.rewriting.attributes import set_attribute
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
+from fxprune.rewriting.scales import scale_folds
+from fxprune.rewriting.unread import Stale, unread
 from fxprune.verification import Check, check_dense, check_training, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
+TRIALS = 200  # rewrites at most while the groups at fault are looked for
 REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
 
 
@@ -52,6 +60,7 @@ class Realized:
     plan: Plan
     done: Rewritten
     checks: tuple[Check, ...]
+    stale: tuple[Stale, ...] = ()
     reason: str = ""
 
 
@@ -73,39 +82,101 @@ def realize(
         if strict or graph.traced.noted or (made := _beyond(base, graph, planned, clock, verify, e)) is None:
             raise
         return made
-    original, trouble, literals, reachable = graph, "", graph.literals, None
+    original, trouble, literals = graph, "", list(graph.literals)
+    short: BudgetError | None = None
+    guilty: list[str] = []
     for _ in range(REPLANS):
+        net = base(plan, graph)
         try:
-            return _attempt(base(plan, graph), graph, plan, clock, verify, "module", trouble="")
+            return _attempt(net, graph, plan, clock, verify, "module", trouble="")
         except UnsolvedError as e:
             trouble = trouble or str(e)
             graph = graph.holding(e.equation)
         except VerifyError as e:
             trouble = trouble or str(e)
-            if stuck := _stuck(base(plan, graph), graph, plan):
+            if not verify:
+                graph, literals = graph.holding(*_cut(graph, plan, literals)), []
+            elif stuck := _stuck(net, graph, plan):
                 graph = replace(graph, fixed=graph.fixed | stuck)
             elif graph.streamed:
                 graph = graph.coarser()
-            elif literals:
-                graph, literals = graph.holding(*literals), ()
             else:
-                break
+                with clock("verify"):
+                    at_fault = faulty(net, graph, plan)
+                held = [eq for eq in literals if _touches(graph, eq, at_fault)]
+                literals = [eq for eq in literals if not any(eq is h for h in held)]
+                guilty += at_fault
+                graph = graph.holding(*held) if held else graph.keeping(at_fault, FAILS)
         try:
             plan = planned(graph)
         except BudgetError as e:
-            reachable = e.reachable
+            short = e
             break
+    reachable = None if short is None else short.reachable
     if graph.traced.noted:
         raise RewriteError(
             f"{trouble}; the graph holds values that were read from the example inputs, so it cannot help"
-        )
+        ) from short
     if strict:
         raise RewriteError(
             f"{trouble}; without strict=True the rewritten graph becomes the model's forward{_offer(reachable)}"
-        )
-    made = _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+        ) from short
+    try:
+        made = _attempt(base(first, original), original, first, clock, verify, "graph", trouble)
+    except VerifyError as e:
+        raise _unproved(e, list(dict.fromkeys(guilty)), short) from e
     _tell(made, reachable)
     return made
+
+
+def _unproved(failed: VerifyError, names: list[str], short: BudgetError | None) -> VerifyError:
+    """What to do where neither the module nor its graph computes what the masked model does."""
+    if not names:
+        return failed
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    advice = "pass ignore= with these tensors"
+    if short is not None and short.reachable is not None:
+        advice = f"without these {short.reachable:.1%} can go: ask for ratio={short.reachable:.2f} or less"
+    return VerifyError(f"{failed}; at fault: {', '.join(names[:3])}{more}; {advice}")
+
+
+def faulty(net: nn.Module, graph: ChannelGraph, plan: Plan) -> list[str]:
+    """The groups of a plan for which, each by itself, the module does not compute what it should: by halving the plan.
+
+    Where each is right by itself and only together they are not, all of the smallest part that fails.
+    """
+    left = [TRIALS]
+
+    def fails(names: tuple[str, ...]) -> bool:
+        left[0] -= 1
+        part = replace(plan, removed={n: plan.removed[n] for n in names})
+        part = replace(part, norms=norm_changes(graph, part.kept(graph)))
+        try:
+            return not all(c.ok for c in _dense(net, graph, part, "module", verify=True)[1])
+        except (VerifyError, UnsolvedError):
+            return True
+
+    def search(names: tuple[str, ...]) -> list[str]:
+        """Those at fault among names that fail together."""
+        if len(names) <= 1 or left[0] <= 0:
+            return list(names)
+        half = len(names) // 2
+        found = [n for part in (names[:half], names[half:]) if fails(part) for n in search(part)]
+        return found or list(names)
+
+    return search(tuple(n for n, gone in plan.removed.items() if len(gone)))
+
+
+def _cut(graph: ChannelGraph, plan: Plan, literals: Iterable[Equation]) -> list[Equation]:
+    """The integers of unknown origin that stand for sizes which a plan changes."""
+    keep = plan.kept(graph)
+    return [eq for eq in literals if graph.kept(eq.axis, keep, eq.old) != eq.old]
+
+
+def _touches(graph: ChannelGraph, eq: Equation, names: list[str]) -> bool:
+    """Whether an equation is about channels of some groups."""
+    components = [graph.group(n).components for n in names]
+    return eq.axis is not None and any(np.isin(graph.component[eq.axis], c).any() for c in components)
 
 
 def _tell(made: Realized, reachable: float | None) -> None:
@@ -165,12 +236,12 @@ def _attempt(
             f"{trouble}; the rewritten graph cannot be the forward, since it gives only the outputs that count, as "
             "plain tensors: keep that part with ignore=, or return all outputs in tuples, lists and dicts"
         )
+    if not verify and forward == "module" and any(eq.node for eq in _cut(graph, plan, graph.literals)):
+        raise VerifyError(f"{type(net).__name__} holds plain numbers for sizes that change")
     with clock("rewrite"):
-        done = rewrite(net, graph, plan, forward=forward)
+        done, checks = _dense(net, graph, plan, forward, verify)
     if not verify:
-        return Realized(graph, plan, done, (), trouble)
-    with clock("verify"):
-        checks = (check_dense(net, done.model, graph, plan), *check_training(net, done.model, graph, plan))
+        return Realized(graph, plan, *_brought_along(net, graph, plan, done, ()), trouble)
     for check in checks:
         if not check.ok:
             raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
@@ -179,7 +250,48 @@ def _attempt(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Realized(graph, plan, done, checks, trouble)
+    return Realized(graph, plan, *_brought_along(net, graph, plan, done, checks), trouble)
+
+
+def _proofs(net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...]:
+    return (check_dense(net, small, graph, plan), *check_training(net, small, graph, plan))
+
+
+def _brought_along(
+    net: nn.Module, graph: ChannelGraph, plan: Plan, done: Rewritten, checks: tuple[Check, ...]
+) -> tuple[Rewritten, tuple[Check, ...], tuple[Stale, ...]]:
+    """The integers that no trace has read, brought along where they can only mean a width and the proof still holds."""
+    follow, stale = unread(done.model, graph, plan.kept(graph), find_adapter(net).widths(net))
+    changes = [c for attr, new in follow.items() for c in set_attribute(done.model, attr, new)]
+    if changes and checks:
+        try:
+            holds = all(c.ok for c in _proofs(net, done.model, graph, plan))
+        except VerifyError:
+            holds = False
+        if not holds:
+            for attr in follow:
+                set_attribute(done.model, attr, attr.old)
+            left = (Stale(a.path, str(a).removeprefix(f"{a.path}."), a.old, (new,)) for a, new in follow.items())
+            return done, checks, (*left, *stale)
+    return replace(done, changes=(*done.changes, *changes)), checks, tuple(stale)
+
+
+def _dense(
+    net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify: bool
+) -> tuple[Rewritten, tuple[Check, ...]]:
+    """The dense model and its proofs; scales that its Python computes from a width are those of the given model."""
+    done = rewrite(net, graph, plan, forward=forward)
+    checks = _proofs(net, done.model, graph, plan) if verify else ()
+    computed = graph.traced.recorder.numbers or graph.traced.recorder.lost
+    if forward == "module" and (not all(c.ok for c in checks) if verify else computed):
+        folds = scale_folds(graph, done.model, plan.kept(graph))
+        if folds is None and not verify:
+            raise VerifyError(f"a scale that {type(net).__name__} computes from a width cannot be kept")
+        for fold in folds or ():
+            fold.apply(done.model)
+        if folds and verify:
+            checks = _proofs(net, done.model, graph, plan)
+    return done, checks
 
 
 def finished(
@@ -228,6 +340,8 @@ def reported(
         unread=made.graph.unread,
         unseen=made.graph.unseen,
         outputs=str(made.graph.traced.returned),
+        reduced=reductions(made.graph, made.plan),
+        stale=made.stale,
         scoring=tuple(dict.fromkeys(notes)),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)

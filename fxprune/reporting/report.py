@@ -11,15 +11,18 @@ from torch import nn
 
 from fxprune.adapter import find_adapter
 from fxprune.errors import PlanError, printable
-from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.channels import ChannelGraph, source_of
 from fxprune.graph.groups import Held
 from fxprune.graph.outputs import shortened
+from fxprune.graph.rules.op import op_name
 from fxprune.planning.plan import Plan
 from fxprune.reporting.history import History
 from fxprune.rewriting.attributes import Change
+from fxprune.rewriting.unread import Stale
 from fxprune.verification import Check
 
 _KEY = "_fxprune_report"
+MOST = 6  # lines of one kind that a report prints
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ class Report:
         unseen: why train mode could not be looked at, where it could not.
         outputs: which outputs were released, and which compared, where not all of them count.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
-            drawn.  Neither these nor `scoring` are saved with the model.
+            drawn.  Neither these nor `scoring` and `stale` are saved with the model.
+        reduced: means, maxima and the like that are taken over the channels that stay, and thus changed what they mean.
+        stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
+            reads them to look at.
     """
 
     plan: Plan
@@ -90,6 +96,8 @@ class Report:
     history: History | None = None
     picture: str = ""
     scoring: tuple[str, ...] = ()
+    reduced: tuple[str, ...] = ()
+    stale: tuple[Stale, ...] = ()
 
     @property
     def total(self) -> Plan:
@@ -112,6 +120,10 @@ class Report:
         lines += [f"  outputs: {self.outputs}"] if self.outputs else []
         lines += [f"  train mode was not checked: {self.unseen}"] if self.unseen else []
         lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []
+        lines += [f"  over what stays: {r}" for r in self.reduced[:MOST]]
+        lines += [f"  left as it was: {s}" for s in self.stale[:MOST]]
+        more = max(0, len(self.reduced) - MOST) + max(0, len(self.stale) - MOST)
+        lines += [f"  ... and {more} more in .reduced and .stale"] if more else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]
         return printable("\n".join(lines))
 
@@ -161,6 +173,20 @@ def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cau
         )
         out.append(Cause(name, len(items), share, where))
     return tuple(sorted(out, key=lambda c: -c.share))
+
+
+def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
+    """The reductions over channels that a plan changes, each with its op, its widths and its source line."""
+    keep, out = plan.kept(graph), []
+    nodes = {n.name: n for mode in graph.modes for n in mode.traced.graph.nodes}
+    for r in graph.facts.reduced:
+        now = graph.kept(r.axis, keep, len(r.axis))
+        if now != len(r.axis) and not r.exact:
+            at = source_of(nodes[r.node])
+            out.append(
+                f"{op_name(nodes[r.node].target)} over {now} of {len(r.axis)} channels{f' at {at}' if at else ''}"
+            )
+    return tuple(dict.fromkeys(out))
 
 
 def attach(model: nn.Module, made: Report) -> None:

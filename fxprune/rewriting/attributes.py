@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.graph.modules import evaluating
 from fxprune.graph.provenance import Attr
 
 
@@ -34,8 +35,10 @@ def set_attribute(model: nn.Module, attr: Attr, new: int) -> list[Change]:
 def sync_layers(model: nn.Module) -> list[Change]:
     """Sizes that torch.nn layers only tell (`in_features`, ...) follow their tensors."""
     changes = []
+    with evaluating(model):  # a parametrised weight (spectral norm) changes its buffers where it is read in training
+        sizes = {path: layer_sizes(module) for path, module in model.named_modules()}
     for path, module in model.named_modules():
-        for name, new in layer_sizes(module).items():
+        for name, new in sizes[path].items():
             old = getattr(module, name, None)
             if old is not None and old != new:
                 setattr(module, name, new)
@@ -67,11 +70,20 @@ def layer_sizes(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight.shape[0]}  # type: ignore[union-attr]
     if isinstance(module, nn.RNNBase):
-        inputs, hidden = module._parameters["weight_ih_l0"], module._parameters["weight_hh_l0"]
-        return {"input_size": inputs.shape[1], "hidden_size": hidden.shape[1]}  # type: ignore[union-attr]
+        return _rnn_sizes(module)
     if isinstance(module, nn.MultiheadAttention):
         return _mha_sizes(module)
     return {}
+
+
+def _rnn_sizes(m: nn.RNNBase) -> dict[str, Any]:
+    inputs, hidden = m._parameters["weight_ih_l0"], m._parameters["weight_hh_l0"]
+    shrink = m._parameters.get("weight_hr_l0")  # (projection, units)
+    assert inputs is not None
+    assert hidden is not None
+    units = hidden.shape[1] if shrink is None else shrink.shape[1]
+    sizes = {"input_size": inputs.shape[1], "hidden_size": units}
+    return sizes if shrink is None else {**sizes, "proj_size": shrink.shape[0]}
 
 
 def _mha_sizes(m: nn.MultiheadAttention) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fxprune.errors import CriterionError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import deep_copy, seed_torch
+from fxprune.graph.copies import deep_copy
+from fxprune.graph.modules import seed_torch
 from fxprune.planning.plan import Plan
 from fxprune.scoring.context import Context, Loss
 from fxprune.scoring.preservation import unchanged

@@ -18,11 +18,12 @@ from torch import nn
 from fxprune.arguments import MODULE, TEXT, takes
 from fxprune.errors import PlanError, RewriteError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.equations import Equation, Unsolved, solve
+from fxprune.graph.copies import deep_copy, rebind
+from fxprune.graph.equations import Equation
 from fxprune.graph.labels import Axis, Bools
-from fxprune.graph.modules import deep_copy
 from fxprune.graph.program import group_counts
 from fxprune.graph.provenance import Attr
+from fxprune.graph.solving import Unsolved, solve
 from fxprune.planning.plan import Plan, followed
 from fxprune.rewriting.attributes import Change, set_attribute, sync_layers
 from fxprune.rewriting.blocks import take_out
@@ -95,6 +96,9 @@ def transplant(model: nn.Module, small: nn.Module) -> nn.Module:
         target["_modules"] = keep
         if isinstance(forward := target.get("forward"), types.MethodType):
             target["forward"] = types.MethodType(forward.__func__, own[path])
+    placed = {id(module): own[path] for path, module in small.named_modules(remove_duplicate=False)}
+    for module in own.values():
+        rebind(module, placed)
     return model
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.labels import Bools
+from fxprune.graph.labels import Bools, Ints
+from fxprune.graph.scales import foldable
 from fxprune.graph.temperature import query_rows
 from fxprune.scoring.elementwise import BLOCK
 
@@ -71,7 +72,7 @@ def _last(tensor: torch.Tensor) -> torch.memory_format:
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows of a linear layer's weight (and bias) to be multiplied, after cutting."""
+    """Rows of parameters to be multiplied, after cutting."""
 
     names: tuple[str, ...]
     rows: torch.Tensor
@@ -81,22 +82,42 @@ class Fold:
         for name in self.names:
             with torch.no_grad():
                 tensor = _get(model, name)
-                if not tensor.is_meta:
+                if tensor.is_meta:
+                    continue
+                if tensor.dim():
                     tensor[self.rows.to(tensor.device)] *= self.factor
+                else:
+                    tensor *= self.factor
+
+
+def fold_of(graph: ChannelGraph, keep: Bools, names: tuple[str, ...], rows: Ints | None, factor: float) -> Fold:
+    """Rows as they were before pruning (None: all), multiplied where they stay; the tensors share their first axis."""
+    shape = graph.shapes[names[0]]
+    axis = graph.tensors[names[0]][0] if shape else None
+    stays = np.ones((*shape, 1)[0], bool) if axis is None else keep[graph.component[axis]]
+    picked = np.flatnonzero(stays if rows is None else np.isin(np.flatnonzero(stays), rows))
+    if rows is None:
+        picked = np.arange(len(picked))
+    return Fold(names, torch.from_numpy(picked), factor)
 
 
 def temperature_folds(graph: ChannelGraph, keep: Bools) -> list[Fold]:
     out: dict[tuple[str, bytes], Fold] = {}
+    nodes = {n.name: n for mode in graph.modes for n in mode.traced.graph.nodes}
     for attended in graph.facts.attended:
         old = len(attended.axis)
         new = graph.kept(attended.axis, keep, old)
         if new == old:
             continue
+        factor = (new / old) ** 0.5
         source = query_rows(graph.mode_of(attended.node), attended.node)
-        assert source is not None  # analyse() froze the axis otherwise
-        axis = graph.tensors[source.weight][0]
-        stays = np.ones(graph.shapes[source.weight][0], bool) if axis is None else keep[graph.component[axis]]
-        rows = np.flatnonzero(np.isin(np.flatnonzero(stays), source.rows))
-        names = (source.weight,) if source.bias is None else (source.weight, source.bias)
-        out[source.weight, rows.tobytes()] = Fold(names, torch.from_numpy(rows), (new / old) ** 0.5)
+        if source is not None:
+            names = (source.weight,) if source.bias is None else (source.weight, source.bias)
+            folds = [fold_of(graph, keep, names, source.rows, factor)]
+        else:
+            node = nodes[attended.node]
+            found = foldable(graph.mode_of(attended.node), graph.parameters, node.args[0], node)
+            assert found is not None  # analyse() froze the axis otherwise
+            folds = [fold_of(graph, keep, (r.tensor,), r.rows, factor) for r in found]
+        out.update({(fold.names[0], fold.rows.numpy().tobytes()): fold for fold in folds})
     return list(out.values())

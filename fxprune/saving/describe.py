@@ -15,7 +15,7 @@ from fxprune.reporting.report import Report, is_pruned, report
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import Skip
 from fxprune.saving import stock
-from fxprune.saving.header import DTYPES, Saved, SkipInfo, TensorInfo
+from fxprune.saving.header import DTYPES, Saved, SkipInfo, TensorInfo, class_name
 from fxprune.saving.restore import all_tensors, channels_last
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -51,7 +51,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
     skips = {p: m for p, m in model.named_modules(remove_duplicate=False) if isinstance(m, Skip)}
     return Saved(
         module=type(model).__module__,
-        name=type(model).__qualname__,
+        name=class_name(type(model)),
         tensors={name: _info(name, t, name in parameters) for name, t in own.items()},
         tied={name: f for name, f in first.items() if name != f},
         adapter=adapter,

@@ -110,6 +110,12 @@ class SavedPipeline:
 Header: TypeAlias = "Saved | SavedPipeline"
 
 
+def class_name(cls: type) -> str:
+    """The qualified name of a class; its last part is its `__name__`, also where a decorator gave it that alone."""
+    outer, dot, _ = cls.__qualname__.rpartition(".")
+    return f"{outer}{dot}{cls.__name__}"
+
+
 def is_identifier(name: str) -> bool:
     """Whether a name can stand for an attribute or a sub-folder: ASCII, no leading underscore, dot or slash."""
     return _IDENTIFIER.fullmatch(name) is not None

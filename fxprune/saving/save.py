@@ -22,13 +22,14 @@ from torch import nn
 
 from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
+from fxprune.graph.copies import deep_copy
 from fxprune.reporting.report import Report, attach
 from fxprune.saving import checksums, stock, weights
 from fxprune.saving.card import CARD, card
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
 from fxprune.saving.files import require_data
 from fxprune.saving.folder import replacing, standing
-from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, to_json
+from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, class_name, to_json
 from fxprune.saving.header_reading import read
 from fxprune.saving.restore import all_tensors, fill, fit, same_integers
 
@@ -149,7 +150,7 @@ def _write_pipeline(
     modules = stock.modules_of(pipeline)
     saved = SavedPipeline(
         module=type(pipeline).__module__,
-        name=type(pipeline).__qualname__,
+        name=class_name(type(pipeline)),
         components=tuple(pruned),
         dtypes={name: d for name, m in modules.items() if name not in pruned and (d := _dtype_of(name, m))},
         files=(*sorted(files), HEADER),
@@ -277,9 +278,9 @@ def _stock_of(saved: Saved, path: Path, model: nn.Module | Callable[[], nn.Modul
                 f"fxprune.load(DIR, model={saved.name}(...))"
             )
         return stock.build(saved, weights.size(path))
-    net = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+    net = deep_copy(model) if isinstance(model, nn.Module) else model()
     if not isinstance(net, nn.Module):
         raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")
-    if type(net).__qualname__ != saved.name:
-        raise SaveError(f"the folder holds a {saved.name}, model= is a {type(net).__qualname__}")
+    if class_name(type(net)) != saved.name:
+        raise SaveError(f"the folder holds a {saved.name}, model= is a {class_name(type(net))}")
     return net

@@ -7,7 +7,6 @@ name that comes from a file is looked up there, and nothing of the file is run.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import json
 import math
@@ -23,12 +22,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from fxprune import registry
 from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, SaveError
+from fxprune.graph.copies import deep_copy
 from fxprune.graph.modules import comes_from
 from fxprune.rewriting.attributes import Change
 from fxprune.saving import weights
 from fxprune.saving.configs import require_no_code, require_plain
 from fxprune.saving.files import read_object, require_data
-from fxprune.saving.header import DTYPES, Saved, is_identifier
+from fxprune.saving.header import DTYPES, Saved, class_name, is_identifier
 from fxprune.saving.isolation import isolated, within
 
 A_SKIP = 500  # names that a module which was taken out may have had
@@ -124,7 +124,7 @@ def _config_undone(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
     changed = [c for c in reversed(changes) if c.name.startswith("config.")]
     if not changed:
         return model
-    net = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+    net = deep_copy(model, [(t, t) for t in [*model.parameters(), *model.buffers()]])
     modules = dict(net.named_modules(remove_duplicate=False))
     for change in changed:
         setattr(modules[change.path].config, change.name.removeprefix("config."), change.before)
@@ -169,8 +169,8 @@ def build(saved: Saved, most: int | None = None) -> nn.Module:
         raise SaveError(f"{saved.name} cannot be built: {e}") from e
     except Exception as e:
         raise SaveError(f"{saved.name} cannot be built from the saved config: {type(e).__name__}: {e}") from e
-    if not isinstance(net, nn.Module) or type(net).__qualname__ != saved.name:
-        raise SaveError(f"the saved config gives a {type(net).__qualname__}, not a {saved.name}")
+    if not isinstance(net, nn.Module) or class_name(type(net)) != saved.name:
+        raise SaveError(f"the saved config gives a {class_name(type(net))}, not a {saved.name}")
     return net
 
 

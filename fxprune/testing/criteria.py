@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import CriterionError, InputsError
-from fxprune.graph.modules import deep_copy
+from fxprune.graph.copies import deep_copy
 from fxprune.scoring.score import Criterion, Scores, resolve, score
 from fxprune.testing.claims import MAKERS, Claims, Subject, subject
 from fxprune.verification import permutation, permute_

@@ -23,7 +23,8 @@ from torch import nn
 from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import deep_copy, require_whole
+from fxprune.graph.copies import deep_copy
+from fxprune.graph.modules import require_whole
 from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
 from fxprune.pruning.prune import apply, prune_once, seeing

@@ -336,7 +336,7 @@ def _extended() -> nn.Module:
 
 
 UNSAVEABLE = {
-    "no module": (lambda: {"a": 1}, "a dict cannot be saved"),
+    "no module": (lambda: {"a": 1}, "model must be an nn.Module, or a pipeline around one; this is of type dict"),
     "extra state": (lambda: nn.Sequential(Stateful(2, 2)), r"0 \(Stateful\) holds extra state"),
     "meta": (_meta, "weight is a tensor without values"),
     "complex128": (_complex, "0 is of torch.complex128, which safetensors cannot hold"),

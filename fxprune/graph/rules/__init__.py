@@ -8,8 +8,19 @@ One open table maps an op's name (`"aten::conv2d"`; overloads and in-place forms
         return op.labels("x")          # the output's axes carry the input's labels
 """
 
-from fxprune.graph.rules import attention, constructors, conv, elementwise, indexing, linear, norms, reductions, shapes
+from fxprune.graph.rules import (
+    attention,
+    constructors,
+    conv,
+    elementwise,
+    indexing,
+    linear,
+    norms,
+    pieces,
+    reductions,
+    shapes,
+)
 from fxprune.graph.rules.op import Labels, Op, Rule, coupling, rule_for
 
 __all__ = ["Labels", "Op", "Rule", "coupling", "rule_for"]
-_MODULES = (attention, constructors, conv, elementwise, indexing, linear, norms, reductions, shapes)
+_MODULES = (attention, constructors, conv, elementwise, indexing, linear, norms, pieces, reductions, shapes)

@@ -15,7 +15,7 @@ def fill(op: Op) -> Labels:
 
 @aten(
     "arange linspace logspace eye tril_indices triu_indices meshgrid one_hot tensor histc bincount nonzero range "
-    "hann_window argmax argmin argsort bucketize searchsorted randperm randint"
+    "hann_window argsort bucketize searchsorted randperm randint"
 )
 def positions(op: Op) -> Any:
     """Values that say where they stand, or that come from positions."""

@@ -8,7 +8,7 @@ g groups    in = (g, I/g), out = (g, O/g): either whole groups go, or the same p
 from __future__ import annotations
 
 from fxprune.graph.labels import Axis
-from fxprune.graph.rules.op import Labels, Op, aten
+from fxprune.graph.rules.op import Labels, Op, aten, coupling
 
 
 def _convolve(op: Op, rows: Axis, columns: Axis, n_rows: int, transposed: bool, groups: int) -> Axis:
@@ -76,6 +76,18 @@ def _pointwise(op: Op, axis: Axis, k: int) -> Axis:
     return axis if still else None
 
 
-@aten("deform_conv2d")
+@coupling("torchvision::deform_conv2d")
 def deformable(op: Op) -> Labels:
-    return op.freeze_all("is a deformable convolution")  # type: ignore[no-any-return]
+    """A convolution whose taps are moved by `offset` and weighed by `mask`, a set for each block of channels."""
+    x, w = op.labels("input"), op.labels("weight")
+    blocks = int(op.arg("offset_groups", 1))
+    if x[1] is not None and blocks > 1:
+        block, _ = op.space.split(x[1], (blocks, len(x[1]) // blocks), op.name)
+        op.freeze(block, "has offsets of its own", cause="spatial axis")
+    out = _convolve(op, w[0], w[1], op.shape("weight")[0], False, int(op.arg("groups", 1)))
+    if op.tensor("bias") is not None:
+        op.tie(out, op.labels("bias")[0])
+    moved = [op.labels("offset")[1:], op.labels("mask")[1:] if op.arg("use_mask", True) else ()]
+    for axis in (*x[2:], *w[2:], *(a for axes in moved for a in axes)):
+        op.freeze(axis, "is a spatial axis of a convolution", cause="spatial axis")
+    return (x[0], out, None, None)

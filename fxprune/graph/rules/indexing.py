@@ -1,72 +1,17 @@
-"""Indexing: an axis that is indexed by values stays, the others pass; cuts and joins are sub-arrays of labels."""
+"""Indexing: an axis that is indexed by values stays, the others pass."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
-from fxprune.graph.labels import Axis, Ints
+from fxprune.graph.labels import Axis
 from fxprune.graph.rules.elementwise import broadcast
 from fxprune.graph.rules.op import Labels, Op, aten, coupling, is_tensor
-
-
-def _cut(op: Op, labels: Labels, d: int, pieces: list[tuple[int, int, int]]) -> list[Labels]:
-    """Labels of slices (start, stop, step) of axis `d`; a piece of one position cannot be followed, so it freezes."""
-    out = []
-    for start, stop, step in pieces:
-        axis = labels[d]
-        part: Axis = None if axis is None else axis[start:stop:step]
-        if part is not None and len(part) <= 1:
-            op.freeze(part, "is picked out by position", cause="indexed by value")
-            part = None
-        out.append((*labels[:d], part, *labels[d + 1 :]))
-    return out
-
-
-@aten("slice narrow")
-def slice_(op: Op) -> Labels:
-    labels = op.labels("self")
-    d = int(op.arg("dim", 0)) % len(labels)
-    n = op.shape("self")[d]
-    start = op.arg("start") or 0
-    stop = n if op.arg("end") is None else op.arg("end")
-    if op.arg("length") is not None:
-        start = start % n if n else 0
-        stop = start + op.arg("length")
-    if not isinstance(start, int) or not isinstance(stop, int):
-        return op.freeze_all("is cut at a computed position", cause="indexed by value")  # type: ignore[no-any-return]
-    piece = range(n)[start : stop : int(op.arg("step", 1))]
-    return _cut(op, labels, d, [(piece.start, piece.stop, piece.step)])[0]
-
-
-@aten("chunk unsafe_chunk")
-def chunk(op: Op) -> list[Labels]:
-    """Equal pieces; Python will cut what stays into equal pieces again, so the pieces shrink alike."""
-    pieces: list[Labels] = split(op)
-    d = int(op.arg("dim", 0)) % len(pieces[0])
-    first = pieces[0][d]
-    for piece in pieces[1:]:
-        other = piece[d]
-        if first is not None and other is not None and len(first) == len(other):
-            op.tie(other, first)
-        else:
-            for axis in (first, other):
-                op.freeze(axis, "is cut into unequal pieces", cause="indexed by value")
-    return pieces
-
-
-@aten("split split_with_sizes unsafe_split tensor_split hsplit vsplit")
-def split(op: Op) -> list[Labels]:
-    """Pieces one after the other."""
-    labels = op.labels("self")
-    d = int(op.arg("dim", 0)) % len(labels)
-    pieces, start = [], 0
-    for value in op.out:
-        pieces.append((start, start + int(value.shape[d]), 1))
-        start = pieces[-1][1]
-    return _cut(op, labels, d, pieces)
 
 
 @aten("unbind")
@@ -86,73 +31,68 @@ def _without(op: Op, d: int) -> Labels:
     return (*labels[:d], *labels[d + 1 :])
 
 
-@aten("cat concat concatenate hstack")
-def cat(op: Op) -> Labels:
-    """Labels one after the other along `dim`; other axes are equal."""
-    nodes = [n for n in op.arg("tensors") if op.shape(n) != (0,)]
-    rank = len(op.out_shape)
-    d = int(op.arg("dim", 0)) % rank
-    out = list(op.labels(nodes[0]))
-    for n in nodes[1:]:
-        for k in range(rank):
-            if k != d:
-                out[k] = op.tie(out[k], op.labels(n)[k])
-    parts = [op.labels(n)[d] for n in nodes]
-    if all(p is None for p in parts):
-        out[d] = None
-    else:
-        sizes = [op.shape(n)[d] for n in nodes]
-        out[d] = np.concatenate([_or_frozen(p, s) for p, s in zip(parts, sizes, strict=True)])
-    return tuple(out)
-
-
-def _or_frozen(axis: Axis, n: int) -> Ints:
-    return np.zeros(n, np.int64) if axis is None else axis
-
-
-@aten("stack")
-def stack(op: Op) -> Labels:
-    nodes = list(op.arg("tensors"))
-    out = op.labels(nodes[0])
-    for n in nodes[1:]:
-        out = tuple(op.tie(a, b) for a, b in zip(out, op.labels(n), strict=True))
-    d = int(op.arg("dim", 0)) % (len(out) + 1)
-    return (*out[:d], None, *out[d:])
-
-
 @aten("index _unsafe_index index_put _unsafe_index_put")
 def index(op: Op) -> Labels:
-    """`x[i, :, j]`: axes with an index tensor stay; where the index stands, its own axes come in."""
+    """`x[i, :, j]`: axes with an index tensor stay; where the index stands, its own axes come in.
+
+    A mask of bools covers as many axes as it has, and gives one.
+    """
     labels = op.labels("self")
-    indices = list(op.arg("indices"))
-    given = [k for k, i in enumerate(indices) if i is not None]
-    masks = [i for i in indices if is_tensor(i) and str(i.meta["val"].dtype) == "torch.bool"]
-    if masks:
-        return op.freeze_all("is picked by a mask", cause="indexed by value")  # type: ignore[no-any-return]
+    covered = _covered(op)
+    given = sorted(covered)
     for k in given:
         op.freeze(labels[k], "is indexed by value", cause="indexed by value")
+    for n in dict.fromkeys(n for n in covered.values() if _is_mask(n)):
+        for axis in op.labels(n):
+            op.freeze(axis, "is picked by a mask", cause="indexed by value")
     if op.tensor("values") is not None:
-        values, sv = op.labels("values"), op.shape("values")
-        keep = [labels[k] for k in range(len(labels)) if k not in given]
-        if given == list(range(len(given))) and len(values) >= len(keep):
-            tail = len(keep)
-            sizes = [op.shape("self")[k] for k in range(len(labels)) if k not in given]
-            if tail:
-                broadcast(op, [tuple(keep), values[-tail:]], [tuple(sizes), sv[-tail:]], tuple(sizes))
-        else:
-            for axis in (*values, *keep):
-                op.freeze(axis, "is written by index", cause="indexed by value")
-        return tuple(None if k in given else a for k, a in enumerate(labels))
-    nodes = [indices[k] for k in given]
-    shapes = [op.shape(n) for n in nodes]
-    rank = max(len(s) for s in shapes)
-    joint = len(op.out_shape) - (len(labels) - len(given))
-    assert rank == joint
-    size = op.out_shape[given[0] : given[0] + rank] if given[-1] - given[0] + 1 == len(given) else op.out_shape[:rank]
-    picked = broadcast(op, [op.labels(n) for n in nodes], shapes, size)
-    rest = [a for k, a in enumerate(labels) if k not in given]
-    at = given[0] if given[-1] - given[0] + 1 == len(given) else 0
+        return _written(op, labels, given)
+    nodes = list(dict.fromkeys(covered.values()))
+    masks = any(map(_is_mask, nodes))
+    rank = max(1 if _is_mask(n) else len(op.shape(n)) for n in nodes)
+    together = given[-1] - given[0] + 1 == len(given)
+    at = given[0] if together else 0
+    picked: Labels = (None,) * rank
+    if masks:
+        for axis in (a for n in nodes if not _is_mask(n) for a in op.labels(n)):
+            op.freeze(axis, "is picked beside a mask", cause="indexed by value")
+    else:
+        picked = broadcast(
+            op, [op.labels(n) for n in nodes], [op.shape(n) for n in nodes], op.out_shape[at : at + rank]
+        )
+    rest = [a for k, a in enumerate(labels) if k not in covered]
     return (*rest[:at], *picked, *rest[at:])
+
+
+def _is_mask(node: Any) -> bool:
+    return is_tensor(node) and node.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
+def _covered(op: Op) -> dict[int, fx.Node]:
+    """The axes that indices stand for, each with its index."""
+    out: dict[int, fx.Node] = {}
+    k = 0
+    for n in op.arg("indices"):
+        width = len(op.shape(n)) if _is_mask(n) else 1
+        if n is not None:
+            out.update(dict.fromkeys(range(k, k + width), n))
+        k += width
+    return out
+
+
+def _written(op: Op, labels: Labels, given: list[int]) -> Labels:
+    """`x[i] = values`: the axes that no index stands for are those of the values."""
+    values, shape = op.labels("values"), op.shape("values")
+    tail = [k for k in range(len(labels)) if k not in given]
+    keep, sizes = tuple(labels[k] for k in tail), tuple(op.shape("self")[k] for k in tail)
+    if given == list(range(len(given))) and (len(values) >= len(tail) or not values):
+        n = min(len(tail), len(values))
+        if n:
+            broadcast(op, [keep, values[-n:]], [sizes, shape[-n:]], sizes)
+    else:
+        for axis in (*values, *keep):
+            op.freeze(axis, "is written by index", cause="indexed by value")
+    return tuple(None if k in given else a for k, a in enumerate(labels))
 
 
 @aten("index_select")
@@ -169,24 +109,88 @@ def gather(op: Op) -> Labels:
 
     Of an axis that the index covers in part, only the first positions are read: it stays.
     """
-    x, index = op.labels("self"), op.labels("index")
-    d = int(op.arg("dim")) % max(1, len(x))
+    index = op.labels("index")
+    d = int(op.arg("dim")) % max(1, len(index))
+    joint = _alongside(op, d, "self", "index")
+    return tuple(index[d] if k == d else a for k, a in enumerate(joint))
+
+
+@aten("take_along_dim")
+def take_along_dim(op: Op) -> Labels:
+    """As `gather`, where no axis is broadcast."""
+    dim, x, index = op.arg("dim"), op.shape("self"), op.shape("indices")
+    d = 0 if dim is None else int(dim) % max(1, len(x))
+    if (
+        dim is None
+        or len(x) != len(index)
+        or any(a != b for k, (a, b) in enumerate(zip(x, index, strict=True)) if k != d)
+    ):
+        return op.freeze_all("is indexed by value", cause="indexed by value")  # type: ignore[no-any-return]
+    joint = _alongside(op, d, "self", "indices")
+    return tuple(op.labels("indices")[d] if k == d else a for k, a in enumerate(joint))
+
+
+@aten("scatter scatter_add scatter_reduce")
+def scatter(op: Op) -> Labels:
+    """out[i, index[i, j, k], k] += src[i, j, k]: the axis `dim` is written by value, the others are equal."""
+    d = int(op.arg("dim")) % max(1, len(op.labels("self")))
+    given = ["self", "index", *(["src"] if op.tensor("src") is not None else [])]
+    return tuple(None if k == d else a for k, a in enumerate(_alongside(op, d, *given)))
+
+
+@aten("index_add index_copy index_reduce index_fill")
+def index_add(op: Op) -> Labels:
+    """out[:, index[j]] += source[:, j]: the axis `dim` is written by value, the others are equal."""
+    labels = list(op.labels("self"))
+    d = int(op.arg("dim")) % max(1, len(labels))
+    source = op.labels("source") if op.tensor("source") is not None else tuple(labels)
+    if len(source) != len(labels):
+        return op.freeze_all("is indexed by value", cause="indexed by value")  # type: ignore[no-any-return]
+    for axis in (labels[d], source[d], *op.labels("index")):
+        op.freeze(axis, "is indexed by value", cause="indexed by value")
+    return tuple(None if k == d else op.tie(a, b) for k, (a, b) in enumerate(zip(labels, source, strict=True)))
+
+
+def _alongside(op: Op, d: int, *names: str) -> list[Axis]:
+    """The joint axes of tensors that are read side by side but for `d`, where one holds positions of another.
+
+    Of an axis that one of them covers in part only the first positions are read: it stays.
+    """
     out: list[Axis] = []
-    for k, (a, b) in enumerate(zip(x, index, strict=True)):
-        if k != d and op.shape("self")[k] == op.shape("index")[k]:
-            out.append(op.tie(a, b))
+    for k in range(len(op.labels(names[0]))):
+        axes = [op.labels(n)[k] for n in names]
+        if k != d and len({op.shape(n)[k] for n in names}) == 1:
+            out.append(functools.reduce(op.tie, axes))
             continue
-        op.freeze(a, "is indexed by value", cause="indexed by value")
-        if k != d:
-            op.freeze(b, "covers an axis in part", cause="indexed by value")
-        out.append(b if k == d else None)
-    return tuple(out)
+        for axis in axes:
+            op.freeze(axis, "is indexed by value" if k == d else "covers an axis in part", cause="indexed by value")
+        out.append(None)
+    return out
 
 
-@aten(
-    "take_along_dim scatter scatter_add scatter_reduce index_add index_copy index_fill topk kthvalue mode "
-    "unique masked_select"
-)
+@aten("topk kthvalue mode")
+def ranked(op: Op) -> list[Labels]:
+    """The largest along `dim`, and where they stood: that axis stays, the others pass."""
+    labels = op.labels("self")
+    d = int(op.arg("dim", -1)) % max(1, len(labels))
+    if labels:
+        op.freeze(labels[d], "is ranked by value", cause="indexed by value")
+    same = len(op.out[0].shape) == len(labels)
+    return [(*labels[:d], *((None,) if same else ()), *labels[d + 1 :])] * len(op.out)
+
+
+@aten("argmax argmin")
+def where_largest(op: Op) -> Any:
+    """Positions along `dim`; the other axes pass."""
+    labels, dim = op.labels("self"), op.arg("dim")
+    if dim is None:
+        return op.freeze_all("gives positions", cause="positions")
+    d = int(dim) % max(1, len(labels))
+    op.freeze(labels[d], "gives positions", cause="positions")
+    return (*labels[:d], *((None,) if op.arg("keepdim", False) else ()), *labels[d + 1 :])
+
+
+@aten("unique masked_select masked_scatter")
 def by_value(op: Op) -> Any:
     return op.freeze_all("is indexed by value", cause="indexed by value")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import fx
 
 from fxprune.graph.labels import Axis
 from fxprune.graph.rules.elementwise import broadcast
-from fxprune.graph.rules.op import Labels, Op, aten, coupling, frozen_like, is_tensor, op_name
+from fxprune.graph.rules.op import Labels, Op, Reduced, aten, coupling, frozen_like, is_tensor, op_name
 
 
 @aten("linear")
@@ -69,7 +70,7 @@ def product(op: Op, left: str, right: str) -> Labels:
     return (*batch, *rows, *cols)
 
 
-@aten("matmul bmm mm mv dot inner")
+@aten("matmul bmm mm mv dot vdot inner")
 def matmul(op: Op) -> Labels:
     """The last axis of the first meets the last but one of the second."""
     names = [n for n in ("self", "mat2", "other", "vec", "tensor") if op.tensor(n) is not None]
@@ -128,6 +129,20 @@ def cdist(op: Op) -> Labels:
     return (*batch, a[-2], b[-2])
 
 
+@aten("pairwise_distance")
+def pairwise_distance(op: Op) -> Labels:
+    """|a - b + eps| over the last axis, taken over what stays (eps counts for every position)."""
+    shapes = [op.shape("x1"), op.shape("x2")]
+    joint = tuple(np.broadcast_shapes(*shapes))
+    if any(not s or s[-1] != joint[-1] for s in shapes):
+        return op.freeze_all("compares axes of different sizes")  # type: ignore[no-any-return]
+    labels = broadcast(op, [op.labels("x1"), op.labels("x2")], shapes, joint)
+    if labels[-1] is not None:
+        op.facts.statistics[op.name] = (len(shapes[0]) - 1,)
+        op.facts.reduced.append(Reduced(op.name, labels[-1], exact=True))
+    return (*labels[:-1], None) if op.arg("keepdim", False) else labels[:-1]
+
+
 @aten("outer ger")
 def outer(op: Op) -> Labels:
     """out[i, j] = a[i] b[j]"""
@@ -164,8 +179,6 @@ def einsum(op: Op) -> Labels:
     for c, where in held.items():
         n = operands[where[0]]
         if c not in right:
-            if len(where) == 1:
-                op.freeze(axes[c], "is summed over", cause="reduction over channels")
             op.reads(n, terms[where[0]].index(c), *((operands[k], terms[k].index(c)) for k in where[1:]))
         if activations:
             shared = len(where) == 2 and c in right
@@ -225,40 +238,51 @@ def recurrent_cell(op: Op) -> Labels | list[Labels]:
     for s in states[1:]:
         hidden = op.tie(hidden, op.labels(s)[-1])
     op.reads(x, -1, (params[0], 1))
-    _cell(op, [p for p in params if is_tensor(p)], op.labels(x)[-1], hidden, read_input=False)  # type: ignore[misc]
+    _cell(op, [p for p in params if is_tensor(p)], op.labels(x)[-1], hidden, hidden, read_input=False)  # type: ignore[misc]
     out: Labels = (*op.labels(x)[:-1], hidden)
     return [out, out] if isinstance(op.out, (tuple, list)) else out
 
 
 @aten("lstm gru rnn_tanh rnn_relu")
 def recurrent(op: Op) -> list[Labels]:
-    """Weights (gates x hidden, input), (gates x hidden, hidden) a layer and direction; all share one hidden width."""
+    """Weights (gates x unit, input), (gates x unit, hidden) a layer and direction; all share one width of either.
+
+    Hidden states are the units, or a projection of them by a last weight (hidden, unit).
+    """
     x, given, params = op.node.args[:3]
     states: list[Any] = list(given) if isinstance(given, (tuple, list)) else [given]
     biases, directions = bool(op.arg("has_biases", True)), 2 if op.arg("bidirectional", False) else 1
     assert isinstance(x, fx.Node)
     assert isinstance(params, (tuple, list))
-    step = 4 if biases else 2
-    if len(params) != step * directions * int(op.arg("num_layers", 1)):
-        return op.freeze_all("is a projected recurrent layer", cause="recurrent width")  # type: ignore[no-any-return]
+    layers = directions * int(op.arg("num_layers", 1))
+    step = len(params) // max(1, layers)
+    projected = step == (5 if biases else 3)
+    if step * layers != len(params) or (not projected and step != (4 if biases else 2)):
+        return op.freeze_all("is a recurrent layer of another form", cause="recurrent width")  # type: ignore[no-any-return]
     hidden = op.labels(states[0])[-1]
-    for s in states[1:]:
-        hidden = op.tie(hidden, op.labels(s)[-1])
+    unit = op.labels(states[-1])[-1]
+    if not projected:
+        unit = hidden = functools.reduce(op.tie, (op.labels(s)[-1] for s in states))
     below = op.labels(x)[-1]
     op.reads(x, -1, *((params[k * step], 1) for k in range(directions)))
     for layer in range(0, len(params), step * directions):
         for start in range(layer, layer + step * directions, step):
             cell: list[Any] = list(params[start : start + step])
-            _cell(op, cell, below, hidden, read_input=layer > 0)
+            if projected:
+                shrink = cell.pop()
+                op.tie(op.labels(shrink)[0], hidden)
+                op.tie(op.labels(shrink)[1], unit)
+                op.reads(shrink, 1)
+            _cell(op, cell, below, hidden, unit, read_input=layer > 0)
         below = None if hidden is None else np.tile(hidden, directions)
     out = frozen_like(op.out)
     out[0] = (*out[0][:-1], below)
     for k in range(1, len(out)):
-        out[k] = (*out[k][:-1], hidden)
+        out[k] = (*out[k][:-1], hidden if k == 1 else unit)
     return out  # type: ignore[no-any-return]
 
 
-def _cell(op: Op, params: list[fx.Node], below: Axis, hidden: Axis, read_input: bool) -> None:
+def _cell(op: Op, params: list[fx.Node], below: Axis, hidden: Axis, unit: Axis, read_input: bool) -> None:
     """One layer, one direction.  Masks go on the columns that read the hidden state."""
     gates = _GATES[op_name(op.node.target)]
     op.tie(op.labels(params[0])[1], below)
@@ -268,6 +292,6 @@ def _cell(op: Op, params: list[fx.Node], below: Axis, hidden: Axis, read_input: 
         op.reads(params[0], 1)
     for p in params:
         n = op.shape(p)[0]
-        gate, unit = op.space.split(op.labels(p)[0], (gates, n // gates), op.name)
+        gate, within = op.space.split(op.labels(p)[0], (gates, n // gates), op.name)
         op.freeze(gate, "is a gate", cause="recurrent width")
-        op.tie(unit, hidden)
+        op.tie(within, unit)

@@ -34,6 +34,18 @@ class Attended:
     axis: Ints
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """A mean, a maximum and the like over channels, which will be taken over those that stay: its node and the axis.
+
+    `exact`: what goes would add nothing (a distance), so that the result means what it meant.
+    """
+
+    node: str
+    axis: Ints
+    exact: bool = False
+
+
 @dataclass
 class Facts:
     """What the rules state beside labels, for masks, cost, constraints and rewriting.
@@ -44,6 +56,7 @@ class Facts:
         norm_groups: group norms over live channels.
         attended: attentions with an implicit scale.
         statistics: nodes that take a mean, a variance or a norm over live axes.
+        reduced: reductions over live axes that are no norm's; those that change what they mean are reported.
         multiples: axes whose length has to stay a multiple of a number, for a kernel's sake.
         settled: whether the nodes looked at are of train mode, where the proofs settle what is drawn at random.
     """
@@ -53,6 +66,7 @@ class Facts:
     norm_groups: list[NormGroups] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
     statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    reduced: list[Reduced] = field(default_factory=list)
     multiples: list[tuple[Ints, int]] = field(default_factory=list)
     settled: bool = False
 
@@ -69,10 +83,15 @@ def is_tensor(value: Any) -> bool:
 
 
 class Op:
-    """One node as a coupling rule sees it: arguments by schema name, labels of its inputs, and the facts to state."""
+    """One node as a coupling rule sees it: arguments by schema name, labels of its inputs, and the facts to state.
 
-    def __init__(self, node: fx.Node, env: Mapping[fx.Node, Any], space: LabelSpace, facts: Facts) -> None:
-        self.node, self.env, self.space, self.facts = node, env, space, facts
+    `read` is False where nothing reads the node's value (`w[0].numel()` asks for a size only): then it freezes nothing.
+    """
+
+    def __init__(
+        self, node: fx.Node, env: Mapping[fx.Node, Any], space: LabelSpace, facts: Facts, read: bool = True
+    ) -> None:
+        self.node, self.env, self.space, self.facts, self.read = node, env, space, facts, read
         self.args = _by_name(node)
 
     @property
@@ -115,7 +134,8 @@ class Op:
 
     def freeze(self, axis: Axis, why: str, cause: str = "op") -> None:
         """The positions of the axis cannot change, because of this op."""
-        self.space.freeze(axis, Freeze(cause, self.name, why))
+        if self.read:
+            self.space.freeze(axis, Freeze(cause, self.name, why))
 
     def freeze_all(self, why: str, cause: str = "op") -> Any:
         """Freeze every axis of every tensor argument; the outputs are frozen too."""
@@ -130,7 +150,7 @@ class Op:
         `against` are the arguments and axes that it is multiplied with, position by position, where there are such.
         """
         axis %= len(shape_of(argument))
-        if self.labels(argument)[axis] is not None:
+        if self.read and self.labels(argument)[axis] is not None:
             self.facts.reads.setdefault(self.name, []).append((argument, axis))
             self.facts.against[self.name, argument, axis] = [(n, d % len(shape_of(n))) for n, d in against]
 

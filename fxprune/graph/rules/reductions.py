@@ -1,5 +1,8 @@
-"""Reductions.  A sum or mean over live channels changes when one goes, so these freeze, except where they are the
-statistics of a norm: then, as in `layer_norm`, they are taken over what stays.
+"""Reductions over channels.
+
+sum, norm            contractions: what goes adds nothing
+mean, var, max, ...  taken over what stays, as the statistics of a norm are; told in the report where they are no norm's
+median, any, ...     these freeze
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from torch import fx
 
 from fxprune.graph.labels import Axis
 from fxprune.graph.rules.elementwise import elementwise
-from fxprune.graph.rules.op import Labels, Op, aten, is_tensor, op_name
+from fxprune.graph.rules.op import Labels, Op, Reduced, aten, is_tensor, op_name
 
 _CASTS = {
     "aten::to",
@@ -91,6 +94,22 @@ def _reduced(op: Op, labels: Labels, dims: list[int]) -> Labels:
     return tuple(out)
 
 
+_ADDS = {"aten::sum", "aten::linalg_vector_norm", "aten::norm", "aten::nansum"}
+_OVER_WHAT_STAYS = {f"aten::{n}" for n in ["mean", "var", "std", "var_mean", "std_mean", "logsumexp", "prod"]}
+_OVER_WHAT_STAYS |= {f"aten::{n}" for n in ["amax", "amin", "max", "min"]}
+
+
+def _adds(op: Op, name: str) -> bool:
+    """Whether zeros in place of what goes leave the result as it is."""
+    order = op.arg("ord", op.arg("p", 2))
+    return name in _ADDS and (order is None or (isinstance(order, (int, float)) and order >= 0))
+
+
+def _tells_where(node: fx.Node) -> bool:
+    """Whether the second result of a maximum, its place, is used."""
+    return any(op_name(u.target) != "python::getitem" or (u.args[1] != 0 and u.users) for u in node.users)
+
+
 @aten(
     "mean sum var std var_mean std_mean linalg_vector_norm norm amax amin logsumexp prod any all max min median nansum"
 )
@@ -102,13 +121,21 @@ def reduce(op: Op) -> Any:
     dims = _dims(op, len(labels))
     name = op_name(op.node.target)
     live = tuple(d for d in dims if labels[d] is not None)
+    several = isinstance(op.out, (tuple, list))
     if live and name in _REDUCES and is_statistic(op.node):
         op.facts.statistics[op.name] = live
+    elif _adds(op, name):
+        for d in live:
+            op.reads(node, d)
+    elif name in _OVER_WHAT_STAYS and not (several and name in ("aten::max", "aten::min") and _tells_where(op.node)):
+        if live:
+            op.facts.statistics[op.name] = live
+            op.facts.reduced += [Reduced(op.name, axis) for d in live if (axis := labels[d]) is not None]
     else:
         for d in live:
             op.freeze(labels[d], "is reduced to one value", cause="reduction over channels")
     out = _reduced(op, labels, dims)
-    return [out] * len(op.out) if isinstance(op.out, (tuple, list)) else out
+    return [out] * len(op.out) if several else out
 
 
 @aten(

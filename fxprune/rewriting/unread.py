@@ -1,0 +1,168 @@
+"""Integers that only other code reads: an exporter's `c`, a `num_features`, a config that states widths.
+
+No trace has read them, so no equation tells what they mean.  One that equals a width is brought along where it can
+mean nothing else: every axis of that size in its module (or every piece that the module's own code cuts an axis into)
+went to one and the same new size, and no other size of the module's computation is that number.  The others are listed,
+for the user to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.graph.blocks import inside
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.labels import Bools
+from fxprune.graph.provenance import Attr, leaves
+from fxprune.graph.rules.op import op_name, shape_of
+from fxprune.graph.rules.pieces import SPLITS, split_axis
+
+LEAST = 8  # below it an integer is more often a count than a width
+
+
+@dataclass(frozen=True)
+class Stale:
+    """An integer of a module that equals a width that changed, and was left; `now` are the widths of today."""
+
+    path: str
+    name: str
+    value: int
+    now: tuple[int, ...]
+
+    def __str__(self) -> str:
+        where = f"{self.path}.{self.name}".removeprefix(".")
+        return f"{where} = {self.value} (now {', '.join(map(str, self.now[:4]))}{', ...' if len(self.now) > 4 else ''})"
+
+
+def unread(
+    small: nn.Module, graph: ChannelGraph, keep: Bools, stated: Mapping[str, tuple[str, int]]
+) -> tuple[dict[Attr, int], list[Stale]]:
+    """What integers that no trace has read should be, and those that equal a width but may mean something else.
+
+    Args:
+        small: the pruned model, its other integers brought along already.
+        stated: attribute (dotted) -> the tensor and axis whose size it repeats, as an adapter says.
+    """
+    read = _read(graph)
+    sizes = _Sizes(graph, keep)
+    follow: dict[Attr, int] = {}
+    stale: list[Stale] = []
+    for attr in _integers(small):
+        told = stated.get(str(attr))
+        now = sizes.within(attr.path, attr.old)
+        if told is not None:
+            now = sizes.of(*told)
+        elif len(pieces := sizes.pieces(attr.path, attr.old)) == 1:
+            now = pieces
+        if told is not None and len(now) == 1:
+            (new,) = now
+            follow |= {attr: new} if new != attr.old else {}
+        elif str(attr) not in read and now - {attr.old}:
+            if len(now) == 1 and not sizes.elsewhere(attr.path, attr.old):
+                follow[attr] = next(iter(now))
+            else:
+                stale.append(Stale(attr.path, str(attr).removeprefix(f"{attr.path}."), attr.old, tuple(sorted(now))))
+    stale += _of_dicts(small, sizes)
+    return follow, stale
+
+
+def _read(graph: ChannelGraph) -> set[str]:
+    """The attributes that the trace has read, as far as it reached a call, a comparison or a number."""
+    recorder = graph.traced.recorder
+    exprs = [eq.expr for eq in graph.equations]
+    exprs += [*recorder.numbers, *recorder.lost, *(e for pair in recorder.equalities for e in pair)]
+    return {str(x) for e in exprs for x in leaves(e) if isinstance(x, Attr)}
+
+
+class _Sizes:
+    """What became of every size, by module."""
+
+    def __init__(self, graph: ChannelGraph, keep: Bools) -> None:
+        self.graph, self.keep = graph, keep
+
+    def of(self, tensor: str, axis: int) -> set[int]:
+        """The new size of an axis."""
+        if tensor not in self.graph.shapes:
+            return set()
+        return {self.graph.kept(self.graph.tensors[tensor][axis], self.keep, self.graph.shapes[tensor][axis])}
+
+    def within(self, path: str, old: int) -> set[int]:
+        """The new sizes of all axes of that size in a module's tensors."""
+        out: set[int] = set()
+        for tensor, shape in self.graph.shapes.items():
+            if any(inside(name, path) for name in self.graph.within.get(tensor, (tensor,))) or not path:
+                out |= {n for d, size in enumerate(shape) if size == old for n in self.of(tensor, d)}
+        return out
+
+    def pieces(self, path: str, old: int) -> set[int]:
+        """The new sizes of the pieces of that size that a module's own code cuts axes into."""
+        out: set[int] = set()
+        for node in self.graph.traced.graph.nodes:
+            if node.op != "call_function" or op_name(node.target) not in SPLITS or node.meta["fxprune_module"] != path:
+                continue
+            d = split_axis(node)
+            for piece, labels in zip(node.meta["val"], self.graph.env[node], strict=True):
+                if piece.shape[d] == old:
+                    out.add(self.graph.kept(labels[d], self.keep, old))
+        return out
+
+    def elsewhere(self, path: str, old: int) -> bool:
+        """Whether a value inside a module, or an input of it, has an axis of that size that stays."""
+        for node in self.graph.traced.graph.nodes:
+            calls = node.meta.get("fxprune_calls", ())
+            labels = self.graph.env.get(node)
+            if not isinstance(node.meta.get("val"), torch.Tensor) or not isinstance(labels, tuple):
+                continue
+            if path and path not in calls and not any(path in u.meta.get("fxprune_calls", ()) for u in node.users):
+                continue
+            for size, axis in zip(shape_of(node), labels, strict=True):
+                if size == old and self.graph.kept(axis, self.keep, old) == old:
+                    return True
+        return False
+
+
+def _integers(model: nn.Module) -> Iterator[Attr]:
+    """The public integers of modules that are not torch's own, of rows of them, and of config objects."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("torch."):  # their sizes are known (see `attributes`)
+            continue
+        config = module.__dict__.get("config")
+        spaces: list[tuple[Any, bool]] = [(module, False)]
+        if hasattr(config, "__dict__") and not isinstance(config, dict) and id(config) not in seen:
+            seen.add(id(config))
+            spaces.append((config, True))
+        for owner, is_config in spaces:
+            for name, value in list(vars(owner).items()):
+                yield from _leaves(value, lambda v, i, n=name, p=path, c=is_config: Attr(p, n, v, i, c), name)  # type: ignore[misc]
+
+
+def _leaves(value: Any, leaf: Callable[[int, int | None], Attr], name: str) -> Iterator[Attr]:
+    if name.startswith("_") or name == "training":
+        return
+    if type(value) is int and value >= LEAST:
+        yield leaf(value, None)
+    elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+        yield from (leaf(v, i) for i, v in enumerate(value) if v >= LEAST)
+
+
+def _of_dicts(model: nn.Module, sizes: _Sizes) -> Iterator[Stale]:
+    """Integers in the dict-like configs and lists of dicts of modules: a folder, or a decoder, is built from these."""
+    for path, module in model.named_modules():
+        held: list[tuple[str, Any]] = []
+        if isinstance(config := getattr(module, "config", None), Mapping):
+            held.append(("config", config))
+        for name, value in vars(module).items():
+            rows = value if isinstance(value, list) else getattr(value, "info", None)
+            if isinstance(rows, list) and rows and all(isinstance(r, Mapping) for r in rows):
+                held += [(f"{name}[{i}]", row) for i, row in enumerate(rows)]
+        for name, table in held:
+            for key, value in table.items():
+                for n in dict.fromkeys(value if isinstance(value, (list, tuple)) else [value]):
+                    if type(n) is int and n >= LEAST and (now := sizes.within(path, n)) - {n}:
+                        yield Stale(path, f"{name}[{key!r}]", n, tuple(sorted(now)))
