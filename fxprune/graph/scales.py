@@ -34,6 +34,7 @@ _MOVES = _aten(
     "view reshape _unsafe_view flatten unflatten transpose permute contiguous clone chunk split split_with_sizes "
     "unbind select slice narrow squeeze unsqueeze swapaxes movedim expand t numpy_T mT tensor_split"
 ) | {"python::getitem"}
+_VIEWS = _aten("view reshape _unsafe_view")
 _STILL = _aten("to _to_copy alias dropout detach type_as float half double")  # moves that leave positions as they are
 _PASSES = _aten("relu leaky_relu neg abs mean sum amax avg_pool2d adaptive_avg_pool2d upsample_nearest2d norm")
 _PASSES |= _aten("linalg_vector_norm repeat repeat_interleave")
@@ -116,7 +117,11 @@ def _positions(node: fx.Node, name: str) -> Tensor | None:
 
 
 def _moved(node: fx.Node, ids: Any) -> Any:
-    return ids if _name(node) in _STILL else node.target(ids, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    if _name(node) in _STILL:
+        return ids
+    if _name(node) in _VIEWS:  # the ids need not lie in memory as the values do
+        return ids.reshape(shape_of(node))
+    return node.target(ids, *node.args[1:], **node.kwargs)  # type: ignore[operator]
 
 
 def _rows(

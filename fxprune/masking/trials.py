@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools
-from fxprune.rewriting.slicing import kept_positions, temperature_folds
+from fxprune.rewriting.slicing import FOLDED, kept_positions, temperature_folds
 
 
 def _tensors(*models: nn.Module) -> list[Tensor]:
@@ -66,6 +66,7 @@ def zero_parameters(
     theirs = {} if small is None else dict(small.named_parameters())
     named = dict(model.named_parameters())
     folded = set() if keep is None else {n for fold in temperature_folds(graph, keep) for n in fold.names}
+    folded |= set() if small is None else small.__dict__.get(FOLDED, set())
     zero = (n for n in graph.tensors if n in named and n not in folded and not named[n].detach().any())
     return [n for n in zero if n not in theirs or not theirs[n].detach().any()]
 

@@ -70,6 +70,9 @@ def _last(tensor: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
 
 
+FOLDED = "_fxprune_folded"
+
+
 @dataclass(frozen=True)
 class Fold:
     """Rows of parameters to be multiplied, after cutting."""
@@ -79,6 +82,8 @@ class Fold:
     factor: float
 
     def apply(self, model: nn.Module) -> None:
+        """Multiply; the model remembers which parameters hold a factor (a proof puts numbers in place of zeros)."""
+        model.__dict__.setdefault(FOLDED, set()).update(self.names)
         for name in self.names:
             with torch.no_grad():
                 tensor = _get(model, name)

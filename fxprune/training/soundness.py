@@ -90,7 +90,7 @@ class Watch:
             ("length of the gradient", length, overflows and not 0 < self.skipped <= SKIPS),
         ):
             if bad:
-                raise InputsError(f"the {what} of step {number} is {value} ({self.stream.where}); {self._advice(rate)}")
+                raise InputsError(f"the {what} of step {number} is {value}; {self._advice(rate)}")
 
     def state(self, number: int, net: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer) -> None:
         """Look at all that a checkpoint or a result is made of.
@@ -105,14 +105,13 @@ class Watch:
         for what, named in held.items():
             if bad := [n for n in not_finite(named) if n not in self.unbounded]:
                 raise InputsError(
-                    f"{what}{bad[0]} is not finite after step {number} ({self.stream.where}); "
-                    f"{self._advice(optimizer.param_groups[0]['lr'])}"
+                    f"{what}{bad[0]} is not finite after step {number}; {self._advice(optimizer.param_groups[0]['lr'])}"
                 )
 
     def _advice(self, rate: float) -> str:
         last = self.checkpoints.latest() if self.checkpoints else None
         good = f"; the last good checkpoint is {last}" if last else ""
         return (
-            f"lower learning_rate= (now {rate:g}) or clip= (now {self.training.clip}), and "
-            f"check this batch and the loss for NaN, a division by zero and the root of zero{good}"
+            f"lower the learning rate (learning_rate=, now {rate:g}) or clip= (now {self.training.clip}), and check "
+            f"{self.stream.where} and the loss for NaN, a division by zero and the root of zero{good}"
         )

@@ -19,6 +19,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def statm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stands in for /proc/self/statm, whose second number is the process's resident memory in pages."""
     monkeypatch.setattr(peak_memory, "STATM", str(tmp_path / "statm"))
+    monkeypatch.setattr(peak_memory, "_MALLINFO", None)  # as with a C library that tells nothing of its heap
     return tmp_path / "statm"
 
 
@@ -50,6 +51,20 @@ def test_where_the_system_does_not_tell_nothing_is_told(statm: Path) -> None:
     with Peak(torch.device("cpu")) as peak:
         pass
     assert peak.bytes is None
+
+
+@pytest.mark.skipif(peak_memory._MALLINFO is None, reason="no glibc here")
+def test_memory_that_was_left_to_be_used_again_counts() -> None:
+    """Blocks that the heap keeps, below the size at which it asks the system for more: resident all along."""
+    found = []
+    for _ in range(2):
+        with Peak(torch.device("cpu")) as peak:
+            held = [torch.ones(4096) for _ in range(1000)]
+            while peak._highest < peak._before + 16_000_000:
+                time.sleep(0.001)
+            del held
+        found.append(peak.bytes)
+    assert all(b is not None and 16_000_000 < b < 24_000_000 for b in found)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
