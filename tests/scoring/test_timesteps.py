@@ -103,7 +103,7 @@ def test_a_callable_weighs_times_as_the_model_takes_them() -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "unknown": (lambda: Timesteps("late"), r"Timesteps\(rule='late'\): use one of 'uniform', 'snr', 'threshold', or a call"),
+    "unknown": (lambda: Timesteps("late"), r"Timesteps\(rule='late'\): use one of 'uniform', 'snr', 'threshold', or"),
     "gamma": (lambda: Timesteps("snr", gamma=0), "gamma=0"),
     "threshold": (lambda: Timesteps("threshold", threshold=1), "must be in"),
     "negative": (lambda: Timesteps(lambda t: -t), "1000 finite numbers of at least 0"),
