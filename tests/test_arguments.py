@@ -64,7 +64,7 @@ CHEAP: dict[str, Any] = {"criterion": "magnitude", "ratio": 0.4, "example_inputs
 # what is called, with arguments that are right
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "trace": (fxprune.trace, {"model": NET, "example_inputs": X}),
-    "score": (fxprune.score, {"graph": GRAPH, "model": NET}),
+    "score": (fxprune.score, {"graph": GRAPH, "model": NET, "criterion": "magnitude"}),
     "plan": (fxprune.plan, {"graph": GRAPH, "scores": SCORES, "ratio": 0.5}),
     "prune": (fxprune.prune, {"model": NET, **CHEAP}),
     "apply": (fxprune.apply, {"model": NET, "plan": PLAN, "example_inputs": X}),

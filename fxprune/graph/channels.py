@@ -360,7 +360,7 @@ class ChannelGraph:
         if read:
             told = ", ".join(map(repr, read[:4]))
             raise PlanError(
-                f"{name!r} is a module of {len(read)} tensors; ask for one: {told}{', ...' * (len(read) > 4)}"
+                f"name={name!r} is a module of {len(read)} tensors; ask for one: {told}{', ...' * (len(read) > 4)}"
             )
         if within:
             raise PlanError(f"the traced forward of this {self.model_class} does not use {name!r}")

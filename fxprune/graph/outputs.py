@@ -39,6 +39,16 @@ class Outputs:
     left: tuple[str, ...] = ()
     shape: Any = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        named = (self.wanted,) if isinstance(self.wanted, str) else self.wanted
+        if named is None or callable(named):
+            return
+        if not isinstance(named, (list, tuple)) or not named or not all(isinstance(n, str) and n for n in named):
+            raise InputsError(
+                f"outputs={self.wanted!r:.60} must be names of outputs, at least one, or a function of what the model "
+                "returns"
+            )
+
     def __call__(self, out: Any) -> Any:
         """The part of a return value that counts, with every plain object as a dict of its tensors.
 

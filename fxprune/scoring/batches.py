@@ -117,6 +117,10 @@ def loss_on(loss: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any)
 
 
 def require_some(batches: Any, name: str = "data") -> None:
-    """Raise `InputsError` where batches in memory were given, and there are none."""
+    """Raise `InputsError` where batches in memory were given, and there are none, or one that stands for all."""
+    if isinstance(batches, (Tensor, Mapping, str)):
+        raise InputsError(
+            f"{name}= is one {type(batches).__name__}; pass an iterable of batches, such as the list [batch]"
+        )
     if isinstance(batches, (list, tuple)) and not batches:
         raise InputsError(f"{name}= holds no batches; pass at least one")

@@ -63,7 +63,7 @@ def test_demo_reloads_the_same_model(demo: Path) -> None:
 def test_demo_writes_table_and_picture(demo: Path) -> None:
     rows = (demo / "table.md").read_text(encoding="utf-8").splitlines()
     assert rows[0] == "|  | dense | pruned | fine-tuned |"
-    assert rows[2].startswith("| Parameters | 1,001,729 | 601,0")
+    assert rows[2].startswith("| Parameters | 1,001,729 | 601,")
     assert "bit for bit" in rows[-1]
     with Image.open(demo / "samples.png") as picture:
         assert picture.width > 3 * picture.height / 2

@@ -148,7 +148,8 @@ needs = rehearsed(ctx)
 for method in ("finite_difference", "exact"):
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     fxprune.score(ctx.graph, ctx.model, GradFlow(method), data=list(ctx.batches), loss=ctx.loss_function)
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    taken = int(status["VmHWM"].split()[0]) * 1024 - held  # ru_maxrss would count what the parent held before exec
     print(json.dumps([getattr(needs, method), getattr(bounded(ctx), method), taken]))
 """
 
