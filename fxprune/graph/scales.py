@@ -171,7 +171,7 @@ def _alone(traced: Traced, live: frozenset[fx.Node], places: Rowed, value: fx.No
                 if node is reader and degree.get(value) != 1:
                     return False
                 known = {**degree, value: 0} if node is reader else degree
-                degree[node] = _degree(node, known, places)
+                degree[node] = _degree(node, known)
     except _Mixed:
         return False
     return all(degree.get(o, 0) == 0 for o in traced.outputs if isinstance(o, fx.Node))
@@ -185,7 +185,7 @@ def _settled(ids: Any, at: set[int]) -> Any:
     return 1 if have <= at else 0 if not have & at else (ids, at)
 
 
-def _degree(node: fx.Node, degree: Mapping[fx.Node, Any], places: Rowed) -> Any:
+def _degree(node: fx.Node, degree: Mapping[fx.Node, Any]) -> Any:
     name = _name(node)
     first = degree.get(node.args[0], 0) if node.args and isinstance(node.args[0], fx.Node) else 0
     if name == "python::getitem" and isinstance(first, list):

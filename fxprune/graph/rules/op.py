@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -226,8 +226,3 @@ def rule_for(target: Any) -> Rule | None:
     if isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
         return _RULES["aten::add"]
     return None
-
-
-def known_ops() -> Sequence[str]:
-    """Names of all ops with a rule of their own."""
-    return sorted(_RULES)
