@@ -261,8 +261,9 @@ def _load_pipeline(saved: SavedPipeline, path: Path) -> Any:
     index = stock.read_index(path, saved.components)
     if missing := [name for name in saved.components if name not in index]:
         raise SaveError(f"{path / stock.INDEX} does not name the pruned component {missing[0]!r}")
-    given = {name: _load_model(read(path / name), path / name, None) for name in saved.components}
-    own = {f"{name}/{file}" for name in given for file in weights.files(path / name)}
+    inner = {name: read(path / name) for name in saved.components}
+    given = {name: _load_model(header, path / name, None) for name, header in inner.items()}
+    own = {f"{name}/{file}" for name, header in inner.items() for file in header.checksums if file != HEADER}
     absent = {name: None for name, value in index.items() if value == [None, None]}
     pipeline = stock.read_pipeline(path, {**absent, **given}, saved.dtypes)
     checksums.require(path, {name: v for name, v in saved.checksums.items() if name not in own})  # those were
