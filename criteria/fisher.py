@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxprune.arguments import require_options
+from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
 
 
@@ -45,6 +47,9 @@ class Fisher:
     per_sample: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     reduction: ClassVar[str] = "sum"
+
+    def __post_init__(self) -> None:
+        require_options(self, CriterionError)
 
     @torch.no_grad()
     def __call__(self, ctx: Context) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxprune.arguments import require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
 
@@ -50,6 +51,7 @@ class Taylor:
     reduction: ClassVar[str] = "sum"
 
     def __post_init__(self) -> None:
+        require_options(self, CriterionError)
         if self.signed and self.per_sample:
             raise CriterionError("Taylor(signed=True, per_sample=True): a square has no sign; choose one of them")
 

@@ -2,6 +2,7 @@
 
     @takes(graph=ChannelGraph)            the arguments of a function: of these kinds, and others of those in `COMMON`
     require_fields(self, after=COUNT)     the fields of a dataclass, in its `__post_init__`
+    require_options(self, CriterionError) the same for options of plugins, by what the class says that they are
 
 A class stands for its instances.  Ranges that hang on other values are checked where these are known.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +116,12 @@ FROM_ZERO = whole("a whole number of at least 0", 0)
 POSITIVE = number("a number above 0", 0, open_low=True)
 NOT_NEGATIVE = number("a number of at least 0", 0)
 NUMBER = number("a finite number")
+PLAIN = {  # fields of dataclasses, as they are annotated
+    "float": Kind("a number", lambda v: _is(v, Real) and not math.isnan(v)),
+    "int": INTEGER,
+    "bool": FLAG,
+    "str": TEXT,
+}
 SHARE = Kind("a number in [0, 1), such as 0.4", lambda v: _is(v, Real), BudgetError)
 PATH = Kind("a path: text that is not empty, or a pathlib.Path", _is_path, SaveError)
 FUNCTION = Kind("something that can be called", callable)
@@ -188,10 +196,12 @@ def takes(*, error: type[FxPruneError] | None = None, **kinds: AKind) -> Callabl
 
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            for argument, value in signature.bind(*args, **kwargs).arguments.items():
+            given = signature.bind(*args, **kwargs)
+            for argument, value in given.arguments.items():
                 if argument in table:
                     require(name, argument, value, table[argument], error)
-            return function(*args, **kwargs)
+                    given.arguments[argument] = _plain(value)
+            return function(*given.args, **given.kwargs)
 
         return called
 
@@ -207,7 +217,34 @@ def require_fields(made: Any, **kinds: AKind) -> None:
     for field in fields(made):
         kind = kinds[field.name] if field.name in kinds else COMMON.get(field.name)
         if kind is not None:
-            require(type(made).__name__, field.name, getattr(made, field.name), _kind(kind))
+            _require_field(made, field.name, _kind(kind))
+
+
+def require_options(made: Any, error: type[FxPruneError], **kinds: AKind) -> None:
+    """Check the fields of a criterion or a scheduler: those annotated as plain numbers, flags or text, and `kinds`.
+
+    Raises:
+        FxPruneError: one is of another kind; of the class `error`.
+    """
+    for field in fields(made):
+        kind = kinds.get(field.name, PLAIN.get(str(field.type)))
+        if kind is not None:
+            _require_field(made, field.name, _kind(kind), error)
+
+
+def _require_field(made: Any, name: str, kind: Kind, error: type[FxPruneError] | None = None) -> None:
+    value = getattr(made, name)
+    require(type(made).__name__, name, value, kind, error)
+    object.__setattr__(made, name, _plain(value))  # dataclasses here are frozen
+
+
+def _plain(value: Any) -> Any:
+    """A number as Python's own: numpy's and fractions go neither into JSON nor into torch."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, Real) or isinstance(value, (bool, int, float)):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune import registry
+from fxprune.planning.cost_model import CostModel
 
 
 def net() -> nn.Module:
@@ -41,6 +43,14 @@ def let_go(**arguments: Any) -> None:
     fxprune.Pruner(**arguments).detach()
 
 
+def over() -> fxprune.Pruner[nn.Module]:
+    """A pruner whose schedule is over."""
+    made = pruner()
+    while not made.done:
+        made.step(X)
+    return made
+
+
 def carry() -> fxprune.Carry:
     return fxprune.Carry(NET, SMALL, GRAPH, PLAN)
 
@@ -48,6 +58,7 @@ def carry() -> fxprune.Carry:
 SENSITIVITY = fxprune.sensitivity(
     NET, shares=(0.5,), example_inputs=X, data=[X], loss=loss, progress=False
 )  # of two groups at one share
+MEASURED: dict[str, Any] = {"example_inputs": X, "data": [X], "loss": loss, "progress": False}
 CHEAP: dict[str, Any] = {"criterion": "magnitude", "ratio": 0.4, "example_inputs": X, "progress": False}
 
 # what is called, with arguments that are right
@@ -113,7 +124,19 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Carry.tensors": (carry().tensors, {"averaged": list(NET.parameters())}),
     "Carry.named": (carry().named, {"averaged": dict(NET.named_parameters())}),
     "Carry.module": (carry().module, {"averaged": NET}),
+    "Carry": (fxprune.Carry, {"model": NET, "small": SMALL, "graph": GRAPH, "plan": PLAN}),
+    "Average.copy_to": (fxprune.Average(NET, 0.9).copy_to, {"model": net()}),
+    "Average.cut": (fxprune.Average(NET, 0.9).cut, {"carry": carry()}),
+    "Comparison.plot": (fxprune.compare(NET, ["magnitude"], [0.5], **MEASURED).plot, {"path": "c.png"}),
+    "Budget.share": (fxprune.Budget(0.5).share, {"costs": CostModel(GRAPH)}),
+    "Training.rate": (fxprune.Training(4).rate, {"step": 1}),
+    "Training.made": (fxprune.Training(4).made, {"parameters": list(net().parameters())}),
+    "Pruner.step": (lambda batch=None, loss=None: pruner().step(batch, loss), {"batch": X}),
+    "Pruner.finish": (lambda optimizer=None, ema=None: over().finish(optimizer, ema), {}),
+    **{f"criterion {n}": (registry.get("criteria", n), {}) for n in registry.names("criteria")},
+    **{f"scheduler {n}": (registry.get("schedulers", n), {}) for n in registry.names("schedulers")},
 }  # fmt: skip
+CALLS = {name: call for name, call in CALLS.items() if inspect.signature(call[0]).parameters}
 
 
 # Where a value of the right kind is refused, the message speaks of what it stands for.

@@ -73,7 +73,16 @@ class Carry:
 
     @takes(averaged=MAPPING)
     def named(self, averaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by the name of a parameter or buffer of the model, cut."""
+        """Tensors by the name of a parameter or buffer of the model, cut.
+
+        Raises:
+            InputsError: a name or a shape is none of the model's.
+        """
+        held: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        for name, t in averaged.items():
+            if not isinstance(t, Tensor) or name not in held or t.shape != held[name].shape:
+                what = f"a tensor of shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"a {type(t).__name__}"
+                raise InputsError(f"averaged has {what} as {name!r}, which this {type(self.model).__name__} has not")
         return {name: self._cut(name, t) for name, t in averaged.items()}
 
     @takes(averaged=MODULE)

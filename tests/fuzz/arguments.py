@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from calls import CALLS, SMALL, arguments_of, called, names_it
-from fuzz import sandbox
-from fuzz.trials import REFUSED, RIGHT, Outcome, source
 
 import fxprune
+from fuzz import sandbox
+from fuzz.trials import REFUSED, RIGHT, Outcome, source
 from fxprune.errors import FxPruneError
 
 
@@ -59,22 +59,26 @@ VALUES: dict[str, Callable[[random.Random], Any]] = {
     "fraction": lambda r: Fraction(1, 3), "decimal": lambda r: Decimal("0.3"), "numpy float": lambda r: np.float32(0.3),
     "numpy integer": lambda r: np.int64(3), "numpy flag": lambda r: np.bool_(True), "numpy array": lambda r: np.ones(3),
     "empty array": lambda r: np.zeros(0), "array of objects": lambda r: np.array([None, "x"], dtype=object),
-    "text": lambda r: r.choice(["", " ", "odd", "0.5", "params", "magnitude", "\0", "\ud800", "x" * 10**4, "../..", "*"]),
+    "text": lambda r: r.choice(["", " ", "odd", "0.5", "params", "magnitude", "\0", "\ud800", "x" * 10**4, "../..",
+    "*"]),
     "text of a kind": lambda r: Text("magnitude"), "bytes": lambda r: b"magnitude", "bytearray": lambda r: bytearray(3),
     "path": lambda r: Path(r.choice([".", "/", "/dev/null", "nowhere/x", "a" * 300])), "list": lambda r: [],
     "list of integers": lambda r: [r.randint(-2, 9) for _ in range(3)], "list of None": lambda r: [None],
-    "list of text": lambda r: ["odd", ""], "list of lists": lambda r: [[[]]], "tuple": lambda r: (), "set": lambda r: {1, "a"},
+    "list of text": lambda r: ["odd", ""], "list of lists": lambda r: [[[]]], "tuple": lambda r: (),
+    "set": lambda r: {1, "a"},
     "dict": lambda r: {}, "dict of integers": lambda r: {1: 2}, "dict of text": lambda r: {"odd": "odd"},
     "dict of floats": lambda r: {"odd": 0.5, "0.weight:0": float("nan")}, "nested": lambda r: {"a": [{"b": (1, None)}]},
     "class": lambda r: r.choice([int, dict, torch.nn.Linear, Exception]), "object": lambda r: object(),
     "function": lambda r: lambda *a, **k: None, "function that raises": lambda r: Raising()._no,
     "generator": lambda r: (i for i in range(3)), "spent iterator": lambda r: iter([]), "endless": lambda r: Endless(),
-    "raising": lambda r: Raising(), "module": lambda r: torch.nn.Linear(2, 2), "empty module": lambda r: torch.nn.Module(),
+    "raising": lambda r: Raising(), "module": lambda r: torch.nn.Linear(2, 2),
+    "empty module": lambda r: torch.nn.Module(),
     "meta module": lambda r: torch.nn.Linear(2, 2, device="meta"), "tensor": lambda r: torch.ones(2),
     "scalar tensor": lambda r: torch.tensor(0.3), "integer tensor": lambda r: torch.arange(3),
     "empty tensor": lambda r: torch.zeros(0, 4), "meta tensor": lambda r: torch.ones(2, 4, device="meta"),
     "NaN tensor": lambda r: torch.full((2, 4), float("nan")), "sparse tensor": lambda r: torch.eye(4).to_sparse(),
-    "parameter": lambda r: torch.nn.Parameter(torch.ones(2)), "dtype": lambda r: torch.float16, "ellipsis": lambda r: ...,
+    "parameter": lambda r: torch.nn.Parameter(torch.ones(2)), "dtype": lambda r: torch.float16,
+    "ellipsis": lambda r: ...,
     "device": lambda r: torch.device("meta"), "slice": lambda r: slice(1, 2), "module of Python": lambda r: os,
     "exception": lambda r: ValueError("x"), "type union": lambda r: int | None, "range": lambda r: range(3),
 }  # fmt: skip

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz import sandbox
-from fuzz.mutations import MARK, copied, mutate
-from fuzz.trials import REFUSED, RIGHT, Outcome, source
 from saved_nets import IDS, Plain, tiny_unet
 from torch import nn
 
 import fxprune
+from fuzz import sandbox
+from fuzz.mutations import MARK, copied, mutate
+from fuzz.trials import REFUSED, RIGHT, Outcome, source
 from fxprune.errors import FxPruneError
 from fxprune.saving import isolation, stock
 from fxprune.saving.header_reading import read

@@ -147,6 +147,9 @@ def _extra(path: Path, folder: Path, r: random.Random) -> str:
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all that nested data holds, down to a depth that Python can go."""
+    if len(path) > 20:
+        return []
     items = value.items() if isinstance(value, dict) else enumerate(value[:20]) if isinstance(value, list) else ()
     return [path] * bool(path) + [p for k, v in items for p in _places(v, (*path, k))]
 
@@ -221,9 +224,11 @@ def _text(path: Path, folder: Path, r: random.Random) -> str:
     made: dict[str, Callable[[], bytes]] = {
         "deep": lambda: b"[" * 10**5, "number": lambda: (b'{"format": ' + b"9" * 10**5 + b"}"),
         "constant": lambda: r.choice([b"null", b"1", b'"x"', b"NaN", b"true"]),
-        "bom": lambda: b"\xef\xbb\xbf" + text.encode("utf-8", "replace"), "utf-16": lambda: text.encode("utf-16", "replace"),
+        "bom": lambda: b"\xef\xbb\xbf" + text.encode("utf-8", "replace"), "utf-16": lambda: text.encode("utf-16",
+        "replace"),
         "twice": lambda: text.replace("{", '{"format": 7, "config": {}, ', 1).encode("utf-8", "replace"),
-        "list": lambda: f"[{text}]".encode("utf-8", "replace"), "cut": lambda: text[: r.randrange(len(text) + 1)].encode(),
+        "list": lambda: f"[{text}]".encode("utf-8", "replace"),
+        "cut": lambda: text[: r.randrange(len(text) + 1)].encode(),
         "spaces": lambda: b" " * 10**7 + text.encode("utf-8", "replace"),
     }  # fmt: skip
     path.write_bytes(made[what]())

@@ -22,18 +22,19 @@ from typing import Any
 
 import networks
 import torch
-from fuzz.trials import REFUSED, RIGHT, Outcome, source
 from plan_checker import violations
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
+from fuzz.trials import REFUSED, RIGHT, Outcome, source
 from fxprune.errors import BudgetError, FxPruneError
 from fxprune.planning.plan import followed
 
-CRITERIA = """magnitude random taylor gradflow gradflow_preserving fisher snip synflow wanda activation bn_scale lamp fpgm
-hrank obs diff_pruning""".split()
+_CRITERIA = """magnitude random taylor gradflow gradflow_preserving fisher snip synflow wanda activation bn_scale lamp
+fpgm hrank obs diff_pruning"""
+CRITERIA = _CRITERIA.split()
 SCHEDULERS = ["one_shot"] * 7 + ["iterative", "soft", "group_lasso"]
 STEPS = 40
 FAR = 0.12  # a step of these narrow networks may be as large

@@ -27,10 +27,9 @@ MOST = 3 * 2**30  # where the system stops it
 BATCH = 100
 Trial = Callable[[int], Outcome]
 
-REACHED = frozenset(
-    """subprocess.Popen os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty socket.connect socket.getaddrinfo
-    socket.gethostbyname socket.bind ctypes.dlopen pickle.find_class urllib.Request builtins.input""".split()
-)
+_REACHED = """subprocess.Popen os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty socket.connect
+socket.getaddrinfo socket.gethostbyname socket.bind ctypes.dlopen pickle.find_class urllib.Request builtins.input"""
+REACHED = frozenset(_REACHED.split())
 
 
 class Watch:
