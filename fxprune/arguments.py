@@ -139,6 +139,7 @@ SHARES = Kind("a dict of group name -> share of its channels, or a table of fxpr
 NAMES = Kind("names, globs, module types such as nn.Conv2d, or callables (tensor name, module) -> bool", _are_names)
 
 _PLAIN = (type(None), str, bytes, Real, list, dict, tuple, set, type, Tensor)
+MOST = 10**6  # tensors of a model
 MODEL = Kind("an nn.Module, or a pipeline around one", lambda v: not isinstance(v, _PLAIN))
 
 COMMON: Mapping[str, Kind] = {
@@ -245,6 +246,21 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, Real) or isinstance(value, (bool, int, float)):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+def tensors(name: str, values: Iterable[Any]) -> list[Tensor]:
+    """Tensors in a list.
+
+    Raises:
+        InputsError: something else is among them, or they have no end.
+    """
+    out: list[Tensor] = []
+    for value in values:
+        if not isinstance(value, Tensor) or len(out) == MOST:
+            what = f"more than {MOST:,}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputsError(f"{name}= holds {what}; pass {TENSORS.told}")
+        out.append(value)
+    return out
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from fxprune.masking.masked_run import run_masked
 from fxprune.masking.settled import Settled
 from fxprune.masking.trials import in_float64, rounded_anew, zero_parameters, zeros_filled
 from fxprune.planning.plan import Plan, followed
+from fxprune.rewriting.rewrite import belongs
 
 EXACT = 1e-8  # how far two right computations may differ in float64
 NOISE, BEYOND = 16.0, 64.0  # multiples of the measured noise that are accepted; the same where float64 does not help
@@ -280,9 +281,10 @@ def verify(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, 
         graph: of `model`, as `fxprune.trace` gives it; the steps that led from there to the plan's own graph are taken.
 
     Raises:
-        PlanError: the plan was made for another graph.
+        PlanError: the plan was made for another graph, or the graph is of another model.
         VerifyError: where one of them fails.
     """
+    belongs(model, graph)
     with in_turn:
         graph = followed(graph, plan)
         checks: tuple[Check, ...] = (check_permutation(model, graph, seed), check_dense(model, small, graph, plan))

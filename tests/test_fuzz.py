@@ -140,9 +140,9 @@ def test_what_a_folder_runs_is_noticed(monkeypatch: pytest.MonkeyPatch, few_fami
 
     monkeypatch.setattr(folders, "FAMILIES", {"plain": (folders.FAMILIES["plain"][0], evil)})
     folders.bases.cache_clear()
-    (outcome,) = folders.campaign([1], 0)
-    assert outcome.outcome == "executed"
-    assert "evil.py" in outcome.note
+    noticed = [o for o in folders.campaign(range(8), 0) if o.outcome == "executed"]
+    assert noticed, "of those whose header can be read"
+    assert all("evil.py" in o.note for o in noticed)
 
 
 def test_what_hangs_or_dies_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

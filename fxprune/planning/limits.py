@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Limits:
         if self.scope not in (None, *SCOPES):
             raise BudgetError(f"scope={self.scope!r} is unknown; choose {', '.join(SCOPES[:-1])} or {SCOPES[-1]}")
         for name, share in self.stated.items():
-            if not 0 <= share < 1:
+            if not isinstance(share, Real) or not 0 <= share < 1:
                 raise BudgetError(
                     f"ratios={{{name!r}: {share}}} is outside [0, 1): it is the share of channels to remove"
                 )

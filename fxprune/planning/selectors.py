@@ -28,14 +28,15 @@ def as_items(ignore: Any) -> tuple[Any, ...]:
     Raises:
         InputsError: where something is neither a name, a module type nor a callable.
     """
-    items = (ignore,) if isinstance(ignore, str) or callable(ignore) else tuple(ignore)
-    for item in items:
+    items: list[Any] = []
+    for item in (ignore,) if isinstance(ignore, str) or callable(ignore) else ignore:
         if not isinstance(item, str) and not callable(item):
             raise InputsError(
                 f"ignore= holds {item!r}; use names or globs of tensors or modules, module types such as nn.Conv2d, or "
                 "a callable (tensor name, module) -> bool"
             )
-    return items
+        items.append(item)
+    return tuple(items)
 
 
 def named(model: nn.Module, ignore: Any) -> tuple[str | type, ...]:

@@ -36,6 +36,7 @@ from fxprune.arguments import (
     number,
     require_fields,
     takes,
+    tensors,
 )
 from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
@@ -154,7 +155,7 @@ class Training:
         Raises:
             InputsError: there is nothing to train, or `optimizer` gives no optimizer.
         """
-        parameters = list(parameters)
+        parameters = tensors("parameters", parameters)
         if not parameters:
             raise InputsError("parameters=[] is empty: there is nothing to train")
         if self.optimizer is None:

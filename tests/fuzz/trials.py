@@ -44,13 +44,21 @@ def source(seed: int, number: int) -> random.Random:
 
 def run(campaign: Campaign, numbers: Iterable[int], seed: int, out: Path | None) -> Iterator[Outcome]:
     """The outcomes of those trials that the file does not hold yet, each written as soon as it is there."""
-    done = {o.number for o in read(out)} if out is not None else set()
+    done = set() if out is None else {o.number for o in _whole(out)}
     left = [n for n in numbers if n not in done]
     for outcome in campaign(left, seed):
         if out is not None:
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(outcome)) + "\n")
         yield outcome
+
+
+def _whole(out: Path) -> list[Outcome]:
+    """The outcomes in a file, from which a line goes that a kill cut off."""
+    held = read(out)
+    if out.exists() and not out.read_text(encoding="utf-8").endswith("\n"):
+        out.write_text("".join(json.dumps(asdict(o)) + "\n" for o in held), encoding="utf-8")
+    return held
 
 
 def read(out: Path) -> list[Outcome]:
