@@ -101,7 +101,8 @@ def _all(values: Any, fits: Callable[[Any], bool]) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, (str, type)) or callable(value) or isinstance(value, Iterable)
+    """Text is iterable, a class can be called."""
+    return callable(value) or (isinstance(value, Iterable) and not isinstance(value, (Tensor, np.ndarray)))
 
 
 def _are_shares(value: Any) -> bool:
@@ -150,6 +151,7 @@ COMMON: Mapping[str, Kind] = {
     "min_width": INTEGER.raising(BudgetError),
     "ratios": SHARES.or_none.raising(BudgetError),
     "ignore": NAMES,
+    "round_to": one_of(int, str, np.integer, told='a whole number, or "auto"').raising(BudgetError),
     "exact_norms": FLAG,
     "scope": TEXT.or_none.raising(BudgetError),
     "of": TEXT.raising(BudgetError),
@@ -243,7 +245,7 @@ def _plain(value: Any) -> Any:
     """A number as Python's own: numpy's and fractions go neither into JSON nor into torch."""
     if isinstance(value, np.generic):
         return value.item()
-    if not isinstance(value, Real) or isinstance(value, (bool, int, float)):
+    if type(value) in (bool, int, float) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
 
@@ -273,7 +275,7 @@ def read_from(name: str, value: Any, what: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-        raise InputsError(f"{name}={_shown(value)} is not {what}: {type(e).__name__}: {e!s:.200}") from e
+        raise InputsError(f"{name}={shown(value)} is not {what}: {type(e).__name__}: {e!s:.200}") from e
 
 
 def require(where: str, name: str, value: Any, kind: Kind, error: type[FxPruneError] | None = None) -> None:
@@ -288,7 +290,7 @@ def require(where: str, name: str, value: Any, kind: Kind, error: type[FxPruneEr
         fits = False
     if not fits:
         what = f"{name} must be {kind.told}; this is of type {type(value).__name__}"
-        raise (error or kind.error)(f"{where}({name}={_shown(value)}): {what}")
+        raise (error or kind.error)(f"{where}({name}={shown(value)}): {what}")
 
 
 def _kind(kind: Kind | type) -> Kind:
@@ -300,7 +302,8 @@ def _kind(kind: Kind | type) -> Kind:
     return Kind(f"{article} {kind.__module__.partition('.')[0]}.{name}", lambda v: isinstance(v, kind), error)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for a message, short, on one line."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # noqa: BLE001 - see `require`

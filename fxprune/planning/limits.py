@@ -61,7 +61,7 @@ class Limits:
         if self.scope not in (None, *SCOPES):
             raise BudgetError(f"scope={self.scope!r} is unknown; choose {', '.join(SCOPES[:-1])} or {SCOPES[-1]}")
         for name, share in self.stated.items():
-            if not isinstance(share, Real) or not 0 <= share < 1:
+            if not _is_share(share):
                 raise BudgetError(
                     f"ratios={{{name!r}: {share}}} is outside [0, 1): it is the share of channels to remove"
                 )
@@ -125,6 +125,10 @@ def stated_parts(
         if groups not in best or off.min() < best[groups][0] - 1e-9:
             best[groups] = float(off.min()), seq.first(int(off.argmin()))
     return [seq for _, seq in best.values() if len(seq)]
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) < 1
 
 
 def multiple(round_to: int | str) -> int:

@@ -279,9 +279,19 @@ def _stock_of(saved: Saved, path: Path, model: nn.Module | Callable[[], nn.Modul
                 f"fxprune.load(DIR, model={saved.name}(...))"
             )
         return stock.build(saved, weights.size(path))
-    net = deep_copy(model) if isinstance(model, nn.Module) else model()
+    net = deep_copy(model) if isinstance(model, nn.Module) else _called(model)
     if not isinstance(net, nn.Module):
         raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")
     if class_name(type(net)) != saved.name:
         raise SaveError(f"the folder holds a {saved.name}, model= is a {class_name(type(net))}")
     return net
+
+
+def _called(make: Callable[[], nn.Module]) -> Any:
+    try:
+        return make()
+    except Exception as e:
+        raise SaveError(
+            f"model= is called without arguments, and fails: {type(e).__name__}: {e}; pass a module, or a callable "
+            "that makes one"
+        ) from e

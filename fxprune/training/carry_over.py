@@ -79,10 +79,11 @@ class Carry:
             InputsError: a name or a shape is none of the model's.
         """
         held: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        for name, t in averaged.items():
-            if not isinstance(t, Tensor) or name not in held or t.shape != held[name].shape:
-                what = f"a tensor of shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"a {type(t).__name__}"
-                raise InputsError(f"averaged has {what} as {name!r}, which this {type(self.model).__name__} has not")
+        for name, t in zip(averaged, tensors("averaged", averaged.values()), strict=True):
+            if name not in held or t.shape != held[name].shape:
+                raise InputsError(
+                    f"averaged has {name!r} of shape {tuple(t.shape)}, which this {type(self.model).__name__} has not"
+                )
         return {name: self._cut(name, t) for name, t in averaged.items()}
 
     @takes(averaged=MODULE)

@@ -155,12 +155,15 @@ class Training:
         Raises:
             InputsError: there is nothing to train, or `optimizer` gives no optimizer.
         """
-        parameters = tensors("parameters", parameters)
-        if not parameters:
+        weights: list[Any] = tensors("parameters", parameters)
+        if not weights:
             raise InputsError("parameters=[] is empty: there is nothing to train")
         if self.optimizer is None:
-            return torch.optim.AdamW(parameters, self.learning_rate or relative_rate(parameters))
-        made: Any = self.optimizer(parameters)
+            rate = self.learning_rate or relative_rate(weights)
+            if not math.isfinite(rate):
+                raise InputsError("parameters= hold numbers that are not finite, so that no learning rate fits them")
+            return torch.optim.AdamW(weights, rate)
+        made: Any = self.optimizer(weights)
         if not isinstance(made, torch.optim.Optimizer):
             raise InputsError(
                 f"optimizer= gave a {type(made).__name__}; pass a callable that makes a torch.optim.Optimizer of the "

@@ -139,7 +139,7 @@ def _faults(case: Case, model: nn.Module, small: nn.Module, x: Tensor) -> Iterat
     yield from _budget(case, model, small, plans, x)
     trained = case.scheduler != "one_shot" and not case.still
     if not trained and case.criterion not in COMPENSATED:
-        if case.options.get("attention") != "head_dim":  # which scales the queries anew
+        if case.options.get("attention") != "head_dim" and "ShapeScale" not in case.network[0]:  # queries scaled anew
             yield from _sliced(model, small)
         if len(plans) == 1:
             yield from _proved(case, model, small, x)
