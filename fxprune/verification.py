@@ -208,7 +208,7 @@ def _require_runs(model: nn.Module, traced: Traced, inputs: Inputs, failed: Exce
         raise InputsError(
             f"the {type(model).__name__} does not run on example_inputs: {type(e).__name__}: {e}; pass inputs of the "
             "sizes, dtypes and device that it computes with"
-        ) from failed
+        ) from e
 
 
 def _trains_alike(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> None:

@@ -26,17 +26,20 @@ from fuzz.trials import REFUSED, RIGHT, Outcome, source
 from fxprune.errors import FxPruneError
 
 
+NOT_THIS = "not this object"
+
+
 class Raising:
     """An object that raises wherever it is looked at."""
 
     def _no(self, *_: Any, **__: Any) -> Any:
-        raise RuntimeError("not this object")
+        raise RuntimeError(NOT_THIS)
 
     __eq__ = __len__ = __iter__ = __bool__ = __float__ = __int__ = __index__ = __getitem__ = __call__ = _no
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        raise RuntimeError("not this object")
+        raise RuntimeError(NOT_THIS)
 
 
 class Endless:
@@ -121,5 +124,6 @@ def _outcome(name: str, values: dict[str, Any]) -> tuple[str, str]:
         text = str(e)
         return (REFUSED if any(names_it(argument, text) for argument in values) else "nameless"), text
     except BaseException as e:  # noqa: BLE001 - that is what is looked for
-        return "raw", f"{type(e).__name__}: {e!s:.300}"
+        own = str(e) == NOT_THIS and "criterion" in values  # an error of the caller's own criterion comes back as it is
+        return RIGHT if own else "raw", f"{type(e).__name__}: {e!s:.300}"
     return RIGHT, ""
