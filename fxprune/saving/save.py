@@ -23,6 +23,7 @@ from torch import nn
 from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
 from fxprune.graph.copies import deep_copy
+from fxprune.graph.turns import in_turn
 from fxprune.reporting.report import Report, attach
 from fxprune.saving import checksums, stock, weights
 from fxprune.saving.card import CARD, card
@@ -73,7 +74,7 @@ def save(
     if not isinstance(model, nn.Module) and not stock.is_pipeline(model):
         raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline as model")
     limit = weights.size_of(max_shard_size)
-    with replacing(directory) as folder:
+    with in_turn, replacing(directory) as folder:
         if isinstance(model, nn.Module):
             saved: Header = _write_model(model, folder, metrics, limit)
             pruned = {"": model}
@@ -279,7 +280,8 @@ def _stock_of(saved: Saved, path: Path, model: nn.Module | Callable[[], nn.Modul
                 f"fxprune.load(DIR, model={saved.name}(...))"
             )
         return stock.build(saved, weights.size(path))
-    net = deep_copy(model) if isinstance(model, nn.Module) else _called(model)
+    with in_turn:  # while another thread traces the module, its tensors hold nothing
+        net = deep_copy(model) if isinstance(model, nn.Module) else _called(model)
     if not isinstance(net, nn.Module):
         raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")
     if class_name(type(net)) != saved.name:

@@ -25,7 +25,6 @@ from fuzz import sandbox
 from fuzz.trials import REFUSED, RIGHT, Outcome, source
 from fxprune.errors import FxPruneError
 
-
 NOT_THIS = "not this object"
 
 

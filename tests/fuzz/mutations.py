@@ -206,7 +206,10 @@ def _key(path: Path, folder: Path, r: random.Random) -> str:
         holders = [h for p in [(), *_places(data)] if isinstance(h := _at(data, p), dict) and "tensors" not in p]
         if not holders:
             return "nothing to add to"
-        holder = r.choice([h for h in (data, data.get("config")) if isinstance(h, dict)] or holders)
+        holder = r.choice(
+            [h for h in (data, data.get("config") if isinstance(data, dict) else None) if isinstance(h, dict)]
+            or holders
+        )
         holder = r.choice(holders) if r.random() < 0.4 else holder
         if holder and r.random() < 0.3:
             del holder[key := r.choice(sorted(holder))]
