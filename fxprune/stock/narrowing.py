@@ -1,0 +1,136 @@
+"""From scores and a budget to the class's own instance that is nearest to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from fxprune.adapter import Constructor
+from fxprune.errors import BudgetError, RewriteError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.labels import Ints
+from fxprune.planning.cost_model import CostModel
+from fxprune.planning.costs.counted import dense_cost
+from fxprune.planning.costs.polynomials import Floats
+from fxprune.planning.limits import Limits
+from fxprune.planning.ranking import marginal_worth
+from fxprune.planning.selectors import ignored
+from fxprune.stock.entries import Changes
+from fxprune.stock.instance import Asked, Instance, instance, lost
+from fxprune.stock.oracle import Oracle, Refusal, named_tensors
+from fxprune.stock.search import Search, State
+from fxprune.stock.ties import Ties, find_ties
+
+NEAR = 0.04  # how far from the asked share a result may be, unless `nearest` takes what there is
+TRIES = 12  # configs that are built and proven, the nearest first
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What a model's constructor allows: its ties, found once for one graph and one set of scores.
+
+    Attributes:
+        rank: what is lost with each channel, by group name; `asked.scores` choose within a group.
+    """
+
+    net: nn.Module
+    oracle: Oracle
+    asked: Asked
+    limits: Limits
+    ties: Ties
+    rank: Mapping[str, Floats] = field(repr=False)
+
+    def search(self, cap: float) -> Search:
+        """The search with groups that lose at most a share of their channels."""
+        oracle, costs = self.oracle, CostModel(self.oracle.graph)
+        total = dense_cost(costs, self.asked.of)
+
+        def share(changes: Changes, widths: Ints) -> float:
+            cost = oracle.params(changes) if self.asked.of == "params" else costs.of(self.asked.of, lost(oracle, widths))
+            return 1 - cost / total
+
+        bounds = self.limits.bounds(cap, {})
+        free = [not held for held in ignored(oracle.graph, self.limits.ignore)]
+        most = [bounds.most(g, n) if free[g] else 0 for g, n in enumerate(oracle.sizes.tolist())]
+        values = [np.sort(self.rank[g.name]) for g in oracle.graph.groups]
+        harm = [np.concatenate([[0.0], np.cumsum(v)]) for v in values]
+        return Search(oracle, self.ties.ties, share, oracle.sizes - np.array(most), harm, self.limits.multiple)
+
+    def nearest(self, verify: bool = True) -> Instance | BudgetError:
+        """The instance whose share is nearest to what was asked.
+
+        Raises:
+            RewriteError: none of the nearest configs could be proven.
+        """
+        asked, most = self.asked.ratio, 0.0
+        for cap in self.limits.caps:
+            states = self.search(cap).near(asked)
+            most = max(s.share for s in states)
+            if abs(states[0].share - asked) <= NEAR:
+                break
+        made: Instance | Refusal = Refusal("no config was tried")
+        for state in states[:TRIES]:
+            if abs(state.share - asked) > NEAR and not self.limits.nearest:
+                return self._too_far(states[0], most, made)
+            made = instance(self.net, self.oracle, state.changes, self.asked, verify)
+            if isinstance(made, Instance):
+                return made
+        raise RewriteError(f"no {self.name} that its constructor makes could be proven: {made}")
+
+    @property
+    def name(self) -> str:
+        """The class."""
+        return type(self.net).__name__
+
+    def _too_far(self, state: State, most: float, made: Instance | Refusal) -> BudgetError:
+        steps = "; ".join(map(str, self.ties.ties)) or "nothing"
+        refused = "; ".join(f"{entry}: {why}" for entry, why in list(self.ties.refused.items())[:4])
+        why = f" The nearest could not be proven ({made})." if isinstance(made, Refusal) and made.why else ""
+        return BudgetError(
+            f"{self.asked.ratio:.1%} of {self.asked.of} cannot be removed from this {self.name} with shape='stock': "
+            f"the nearest that {self.oracle.constructor.name} makes is {state.share:.1%}, and at most {most:.1%} goes."
+            f"{why} What can shrink: {steps}. What cannot: {refused or 'nothing else'}. Pass nearest=True to take "
+            f"{state.share:.1%}, or shape='free'",
+            reachable=most,
+        )
+
+
+def narrowing(
+    net: nn.Module, constructor: Constructor, graph: ChannelGraph, asked: Asked, limits: Limits, knapsack: bool
+) -> Narrowing:
+    """Find what a constructor allows.
+
+    Args:
+        knapsack: whether scores add up, so that a channel counts the more the less its group has left.
+
+    Raises:
+        RewriteError: the config does not make this model.
+    """
+    oracle = Oracle(constructor, graph)
+    _require_same(net, oracle)
+    values = {name: np.asarray(v, float) for name, v in asked.scores.items()}
+
+    def proof(changes: Changes) -> Refusal | None:
+        made = instance(net, oracle, changes, asked)
+        return made if isinstance(made, Refusal) else None
+
+    ties = find_ties(oracle, proof)
+    rank = {name: marginal_worth(v) for name, v in values.items()} if knapsack else values
+    return Narrowing(net, oracle, asked, limits, ties, rank)
+
+
+def _require_same(net: nn.Module, oracle: Oracle) -> None:
+    what = f"shape='stock': {oracle.constructor.name} does not make this {type(net).__name__}"
+    if isinstance(oracle.base, Refusal):
+        raise RewriteError(f"{what}: {oracle.base}")
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(net)}
+    odd = sorted(n for n in shapes.keys() | oracle.base.shapes.keys() if shapes.get(n) != oracle.base.shapes.get(n))
+    if odd:
+        have, makes = shapes.get(odd[0]), oracle.base.shapes.get(odd[0])
+        raise RewriteError(
+            f"{what}: {odd[0]} is of shape {have}, its config makes {makes}; prune the stock model, not one that was "
+            "pruned or changed"
+        )

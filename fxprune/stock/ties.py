@@ -1,0 +1,160 @@
+"""Ties: entries of a config that can shrink together, each found by trying and proven once.
+
+    one entry                  intermediate_size
+    a row of a list            block_out_channels[1..3], where one alone makes layers come or go
+    two or three entries       hidden_size with its heads, heads with key-value heads, in proportion
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fxprune.graph.labels import Ints
+from fxprune.stock.entries import Changes, Number, Path, numbers, rows, told
+from fxprune.stock.oracle import Oracle, Refusal, Snapshot
+
+Proof = Callable[[Changes], Refusal | None]
+STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)
+JOINT = (1, 2, 3, 4, 6, 8, 16, 32)
+TOGETHER = 3  # entries at most that are tried together, but for rows of a list
+MISSES = 2  # proofs that fail before a set of entries is given up
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Entries that shrink together: what each is, the smallest step of each, and the groups that narrow."""
+
+    entries: tuple[Path, ...]
+    values: tuple[Number, ...]
+    steps: tuple[Number, ...]
+    groups: tuple[int, ...]
+    coarse: str = field(default="", repr=False)  # why no smaller step is possible
+
+    def __str__(self) -> str:
+        return " + ".join(
+            told(p) if isinstance(v, float) else f"{told(p)} ({s} of {v})"
+            for p, v, s in zip(self.entries, self.values, self.steps, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What can shrink, and why the rest cannot."""
+
+    ties: tuple[Tie, ...]
+    refused: dict[str, Refusal]
+
+
+def find_ties(oracle: Oracle, proof: Proof) -> Ties:
+    """Every set of entries that can shrink.
+
+    Args:
+        proof: whether a stock model of such changes computes what it should; None if so.
+    """
+    found: list[Tie] = []
+    refused: dict[tuple[Path, ...], Refusal] = {}
+    values = {p: v for p, v in numbers(oracle.constructor.config) if v > (1 if isinstance(v, int) else 0)}
+    live = [p for p in values if _lives(oracle, p, values[p])]
+
+    def attempt(entries: tuple[Path, ...]) -> None:
+        made = _tie(oracle, proof, entries, [values[p] for p in entries])
+        if isinstance(made, Tie):
+            found.append(made)
+        elif made is not None:
+            refused[entries] = made
+
+    for path in live:
+        attempt((path,))
+    whole = [p for p in live if isinstance(values[p], int)]
+    for row in rows(whole):
+        if not _covered(row, found):
+            attempt(row)
+    free = [p for p in whole if not refused.get((p,), Refusal("")).held]
+    for entries in _together(oracle, free, values):
+        if not _covered(entries, found):
+            attempt(entries)
+    done = {p for tie in found for p in tie.entries}
+    return Ties(tuple(found), {told(p): why for (p, *more), why in refused.items() if not more and p not in done})
+
+
+def _covered(entries: Iterable[Path], found: Sequence[Tie]) -> bool:
+    """Whether smaller ties inside shrink all of these already, or one of them at least holds one entry of a row."""
+    held = set(entries)
+    return any(held & set(tie.entries) for tie in found)
+
+
+def _together(oracle: Oracle, free: Sequence[Path], values: dict[Path, Number]) -> Iterator[tuple[Path, ...]]:
+    """Entries that may only shrink together: a common divisor, and tensors or numbers that both of them set."""
+    for count in range(2, TOGETHER + 1):
+        for entries in itertools.combinations(free, count):
+            if math.gcd(*(int(values[p]) for p in entries)) > 1:
+                yield entries
+
+
+def _lives(oracle: Oracle, path: Path, value: Number) -> bool:
+    """Whether an entry sets any size or any number that a module holds."""
+    tries = [value / 2] if isinstance(value, float) else [v for v in (value - 1, value // 2) if v > 0]
+    return any(oracle.snapshot({path: v}) != oracle.base for v in dict.fromkeys(tries))
+
+
+def _tie(oracle: Oracle, proof: Proof, entries: tuple[Path, ...], values: list[Number]) -> Tie | Refusal | None:
+    """The smallest step that a set of entries can take, or why it takes none; None where they do not belong together."""
+    refused: Refusal | None = None
+    misses = 0
+    for steps in _steps(oracle, entries, values):
+        changes = {p: v - s for p, v, s in zip(entries, values, steps, strict=True)}
+        widths = oracle.widths(changes)
+        if isinstance(widths, Refusal):
+            refused = refused or widths
+            if widths.held:
+                return widths
+            continue
+        if (moved := np.flatnonzero(widths != oracle.sizes)).size == 0:
+            continue
+        if len(entries) > 1 and _idle(oracle, changes):
+            return None
+        wrong = proof(changes)
+        if wrong is None:
+            return Tie(entries, tuple(values), steps, tuple(moved.tolist()), str(refused or ""))
+        refused, misses = wrong, misses + 1
+        if misses == MISSES:
+            break
+    return refused
+
+
+def _steps(oracle: Oracle, entries: tuple[Path, ...], values: list[Number]) -> Iterator[tuple[Number, ...]]:
+    """Steps to try, the smallest first; several entries in proportion."""
+    if isinstance(values[0], float):
+        if (step := _float_step(oracle, entries[0], values[0])) is not None:
+            yield (step,)
+        return
+    whole = [int(v) for v in values]
+    common = math.gcd(*whole)
+    sizes = STEPS if len(entries) == 1 else JOINT
+    for j in sorted({j for j in (*sizes, common // 4, common // 2) if 0 < j < common}):
+        yield tuple(v // common * j for v in whole)
+
+
+def _float_step(oracle: Oracle, path: Path, value: float) -> float | None:
+    """What takes one channel from the groups that a factor makes: half a channel above what is left, lest it round."""
+    widths = oracle.widths({path: value / 2})
+    if isinstance(widths, Refusal) or not (moved := np.flatnonzero(widths != oracle.sizes)).size:
+        return None
+    most = int(oracle.sizes[moved].max())
+    return value - narrowed(value, most, 1)
+
+
+def narrowed(value: float, width: int, by: int) -> float:
+    """A factor that made `width` channels, such that it makes `by` fewer."""
+    return value * (width - by + 0.5) / width
+
+
+def _idle(oracle: Oracle, changes: Changes) -> bool:
+    """Whether one of the entries makes no difference beside the others."""
+    whole = oracle.snapshot(changes)
+    return any(oracle.snapshot({q: v for q, v in changes.items() if q != p}) == whole for p in changes)
