@@ -41,8 +41,8 @@ class Limits:
         BudgetError: one of them is out of range.
         InputsError: `ignore` holds something else than names, types and callables.
 
-    >>> Limits(round_to=8, ignore="conv_in")
-    Limits(ratios=None, ignore='conv_in', round_to=8, min_width=1, max_ratio=None, exact_norms=False, scope=None, shape='free', nearest=False)
+    >>> Limits(round_to=8, ignore="conv_in").caps
+    (0.9, 1.0)
     """
 
     ratios: Mapping[str, float] | Curves | None = None

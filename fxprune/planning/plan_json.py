@@ -10,7 +10,9 @@ from fxprune.errors import PlanError
 from fxprune.planning.norms import NormChange
 
 FORMAT = 1
-_FIELDS = """model fingerprint removed sizes norms ratio of achieved cost criterion traced blocks made_by uncounted config"""
+_FIELDS = """
+model fingerprint removed sizes norms ratio of achieved cost criterion traced blocks made_by uncounted config
+"""
 
 
 def plan_fields(text: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -12,17 +13,21 @@ from torch import nn
 from fxprune.adapter import Adapter, Constructor
 from fxprune.errors import BudgetError, InputsError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.blocks import SHARE, scores_on
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import require_cost
 from fxprune.planning.limits import Limits
 from fxprune.planning.ranking import scope_of
 from fxprune.planning.selection import checked
+from fxprune.planning.selectors import ignored_blocks
 from fxprune.pruning.order import Order
 from fxprune.pruning.realize import Clock
 from fxprune.reporting.report import Report, causes, reductions
 from fxprune.scoring.score import Scores
-from fxprune.stock.instance import Asked, Instance
-from fxprune.stock.narrowing import narrowing
+from fxprune.stock.instance import Asked, Instance, instance
+from fxprune.stock.layers import Depth, Removal, layers_of, shallower
+from fxprune.stock.narrowing import NEAR, narrowing, oracle_of
+from fxprune.stock.oracle import Oracle, Refusal
 
 Trace = Callable[[str], ChannelGraph]
 Score = Callable[[ChannelGraph], Scores]
@@ -38,8 +43,8 @@ def constructor_of(net: nn.Module, adapter: Adapter, shape: Any) -> Constructor:
         made = adapter.constructor(net)
         if made is None:
             raise InputsError(
-                f"shape='stock': nothing records what made this {type(net).__name__}; pass its constructor with what it "
-                f"was given: shape=functools.partial({type(net).__name__}, ...)"
+                f"shape='stock': nothing records what made this {type(net).__name__}; pass its constructor with what "
+                f"it was given: shape=functools.partial({type(net).__name__}, ...)"
             )
         return made
     call = shape if isinstance(shape, functools.partial) else functools.partial(shape)
@@ -62,29 +67,99 @@ def stock_once(
 ) -> tuple[nn.Module, Report]:
     """The class's own instance that is nearest to a budget, and what happened.
 
-    Whole heads are tried first; where these cannot come near, the dimensions of every head.
+    Whole heads are tried first; where these cannot come near, the dimensions of every head; then whole layers.
 
     Raises:
         BudgetError: nothing near the budget can be made; tells what can.
     """
     _require_able(order, limits)
+    cuts: list[_Cut] = []
     missed: list[BudgetError] = []
     for attention in ("head_dim",) if order.attention == "head_dim" else ("heads", "head_dim"):
         graph = trace(attention)
-        found = scores(graph)
-        costs = CostModel(graph)
-        require_cost(costs, order.budget.of)
-        asked = order.budget.share(costs)
-        assert asked is not None
-        values, criterion = checked(graph, found.values), found.criterion
-        knapsack = scope_of(limits.scope, found, order.budget.of) == "knapsack"
+        cuts.append(_Cut(net, oracle_of(net, constructor, graph), scores(graph), order, replace(limits, nearest=False)))
         with clock("plan"):
-            given = Asked(asked, order.budget.of, criterion, values, limits.exact_norms)
-            made = narrowing(net, constructor, graph, given, limits, knapsack).nearest(order.verify)
+            made = cuts[-1].made()
         if isinstance(made, Instance):
-            return made.model, _report(made, graph, constructor, order, found, clock)
+            return made.model, _report(made, cuts[-1], constructor, order, clock)
         missed.append(made)
-    raise max(missed, key=lambda e: e.reachable or 0.0)
+    if order.granularity == "channel":
+        cuts.append(replace(cuts[0], order=replace(order, granularity="block")))
+    with clock("plan"):
+        tried = [replace(cut, limits=limits).made() for cut in (cuts if limits.nearest else cuts[len(missed) :])]
+    done = [
+        (made, cut)
+        for made, cut in zip(tried, cuts[len(cuts) - len(tried) :], strict=True)
+        if isinstance(made, Instance)
+    ]
+    if not done:
+        raise max(missed, key=lambda e: e.reachable or 0.0)
+    best, cut = min(done, key=lambda d: abs(d[0].plan.achieved - d[0].plan.ratio))
+    return best.model, _report(best, cut, constructor, order, clock)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One way to look at a model: its graph, with scores."""
+
+    net: nn.Module
+    oracle: Oracle
+    scores: Scores
+    order: Order
+    limits: Limits
+
+    def made(self) -> Instance | BudgetError:
+        """The instance nearest to the budget, of what the granularity lets go."""
+        if self.order.granularity == "channel":
+            return self._narrowed(self.oracle)
+        depths = self._depths()
+        below = [d for d in depths if d.share <= self.asked * (SHARE if self.order.granularity == "both" else 1) + 1e-9]
+        tried = [below[-1]] if self.order.granularity == "both" else self._nearest(depths)
+        made: Instance | BudgetError | Refusal = Refusal("it has no layers that can go")
+        for depth in tried:
+            oracle = shallower(self.oracle, depth) if depth.blocks else self.oracle
+            if self.order.granularity == "both":
+                made = self._narrowed(oracle)
+            else:
+                made = instance(self.net, oracle, {}, self._given(oracle), self.order.verify)
+            if isinstance(made, Instance):
+                return made
+        if isinstance(made, BudgetError):
+            return made
+        shares = ", ".join(f"{d.share:.1%}" for d in depths)
+        return BudgetError(
+            f"{self.asked:.1%} of {self.order.budget.of} cannot be removed from this {type(self.net).__name__} by "
+            f"whole layers that its constructor counts: {made} (layers make {shares}). Pass nearest=True, or "
+            "granularity='both'",
+            reachable=max(d.share for d in depths),
+        )
+
+    @functools.cached_property
+    def asked(self) -> float:
+        """The share that is to go."""
+        costs = CostModel(self.oracle.graph)
+        require_cost(costs, self.order.budget.of)
+        share = self.order.budget.share(costs)
+        assert share is not None
+        return share
+
+    def _nearest(self, depths: list[Depth]) -> list[Depth]:
+        near = sorted(depths, key=lambda d: abs(d.share - self.asked))
+        return [d for d in near if self.limits.nearest or abs(d.share - self.asked) <= NEAR]
+
+    def _depths(self) -> list[Depth]:
+        held = ignored_blocks(self.oracle.graph, self.limits.ignore)
+        worth, of = self.scores.blocks, self.order.budget.of
+        return Removal(self.oracle, layers_of(self.oracle), worth, of, held).options(self.asked)
+
+    def _given(self, oracle: Oracle) -> Asked:
+        values = checked(oracle.graph, scores_on(oracle.graph, self.scores.values))
+        return Asked(self.asked, self.order.budget.of, self.scores.criterion, values, self.limits.exact_norms)
+
+    def _narrowed(self, oracle: Oracle) -> Instance | BudgetError:
+        knapsack = scope_of(self.limits.scope, self.scores, self.order.budget.of) == "knapsack"
+        found = narrowing(self.net, oracle, self._given(oracle), self.limits, knapsack)
+        return found.nearest(self.order.verify)
 
 
 def _require_able(order: Order, limits: Limits) -> None:
@@ -97,9 +172,8 @@ def _require_able(order: Order, limits: Limits) -> None:
         raise BudgetError("round_to='auto' is for shape='free'; with a stock shape pass a number, such as round_to=8")
 
 
-def _report(
-    made: Instance, graph: ChannelGraph, constructor: Constructor, order: Order, found: Scores, clock: Clock
-) -> Report:
+def _report(made: Instance, cut: _Cut, constructor: Constructor, order: Order, clock: Clock) -> Report:
+    graph = cut.oracle.graph
     return Report(
         made.plan,
         (),
@@ -111,6 +185,6 @@ def _report(
         unseen=graph.unseen,
         outputs=str(graph.traced.returned),
         reduced=reductions(graph, made.plan),
-        scoring=tuple(found.notes),
+        scoring=tuple(cut.scores.notes),
         maker=constructor.name,
     )

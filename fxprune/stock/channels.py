@@ -1,10 +1,8 @@
-"""Which channels go once the widths are known: the lowest scores, every norm group losing the same share where it can."""
+"""Which channels go once the widths are known: the lowest scores, the same share of every norm group where it can."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints

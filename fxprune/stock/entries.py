@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 Path: TypeAlias = "tuple[str | int, ...]"
 Number: TypeAlias = "int | float"
-Changes: TypeAlias = Mapping[Path, Number]
+Changes: TypeAlias = Mapping[Path, Any]  # numbers, or a list with one item for each layer
 
 
 def numbers(config: Any, at: Path = ()) -> Iterator[tuple[Path, Number]]:
@@ -29,7 +29,7 @@ def edited(config: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     return out
 
 
-def _put(held: Any, path: Path, value: Number) -> Any:
+def _put(held: Any, path: Path, value: Any) -> Any:
     """The same container with another number; tuples are made anew."""
     key, *rest = path
     new = _put(held[key], tuple(rest), value) if rest else value
@@ -55,9 +55,7 @@ def rows(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
     for path in paths:
         if isinstance(path[-1], int):
             lists.setdefault(path[:-1], []).append(path)
-    found = [
-        tuple(row[a:b]) for row in lists.values() for a in range(len(row)) for b in range(a + 2, len(row) + 1)
-    ]
+    found = [tuple(row[a:b]) for row in lists.values() for a in range(len(row)) for b in range(a + 2, len(row) + 1)]
     return sorted(found, key=len)
 
 

@@ -15,12 +15,14 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools, Ints
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.polynomials import Floats
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import Plan, with_blocks
 from fxprune.planning.search import Cut
 from fxprune.rewriting.scales import scale_folds
 from fxprune.rewriting.slicing import cut_tensors, temperature_folds
 from fxprune.stock.channels import chosen
 from fxprune.stock.entries import Changes, edited, get, told
+from fxprune.stock.integers import require_integers
+from fxprune.stock.layers import Renamed
 from fxprune.stock.oracle import Oracle, Refusal, named_tensors
 from fxprune.stock.tables import computed, forced
 from fxprune.verification import Check, check_dense, check_training
@@ -58,18 +60,21 @@ def instance(net: nn.Module, oracle: Oracle, changes: Changes, asked: Asked, ver
     if isinstance(gone, Refusal):
         return gone
     plan = planned(oracle, changes, gone, asked)
-    keep = plan.kept(graph)
-    if isinstance(refused := load(net, made, graph, keep), Refusal):
+    keep = plan.kept(oracle.whole)
+    if not oracle.names and (refused := require_integers(made, graph, plan, keep)) is not None:
         return refused
+    if isinstance(refused := load(net, made, oracle, keep), Refusal):
+        return refused
+    small = Renamed(made, oracle.names) if oracle.names else made
     for fold in temperature_folds(graph, keep):
-        fold.apply(made)
-    checks = proofs(net, made, graph, plan) if verify else ()
+        fold.apply(small)
+    checks = proofs(net, small, oracle.whole, plan) if verify else ()
     if not isinstance(checks, Refusal) and all(c.ok for c in checks):
         return Instance(made, plan, checks)
-    folds = scale_folds(graph, made, keep)
+    folds = scale_folds(graph, small, keep)
     for fold in folds or ():
-        fold.apply(made)
-    checks = proofs(net, made, graph, plan) if folds else checks
+        fold.apply(small)
+    checks = proofs(net, small, oracle.whole, plan) if folds else checks
     if isinstance(checks, Refusal):
         return checks
     wrong = next((c for c in checks if not c.ok), None)
@@ -92,8 +97,9 @@ def planned(oracle: Oracle, changes: Changes, gone: Mapping[int, list[int]], ask
     costs = CostModel(graph)
     share = 1 - costs.of(asked.of, removed) / costs.of(asked.of, np.zeros(len(graph.groups)))
     plan = Plan.of_cut(costs, Cut(pairs[:, 0], pairs[:, 1], removed, share), asked.ratio, asked.of, asked.criterion)
-    entries = {told(path): (get(oracle.constructor.config, path), value) for path, value in changes.items()}
-    return replace(plan, config=entries)
+    entries = {path: (get(oracle.constructor.config, path), value) for path, value in changes.items()}
+    config = {told(path): values for path, values in {**oracle.before, **entries}.items()}
+    return replace(with_blocks(oracle.whole, plan, oracle.blocks), config=config, ratio=asked.ratio)
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------
@@ -110,11 +116,12 @@ def _built(net: nn.Module, oracle: Oracle, changes: Changes) -> nn.Module:
     return made
 
 
-def load(net: nn.Module, made: nn.Module, graph: ChannelGraph, keep: Bools) -> Refusal | None:
+def load(net: nn.Module, made: nn.Module, oracle: Oracle, keep: Bools) -> Refusal | None:
     """Give a model the weights of another that stay, strictly: the same names, the shapes of what stays."""
-    cut = {id(old): new for old, new in cut_tensors(net, graph, keep)}
+    cut = {id(old): new for old, new in cut_tensors(net, oracle.graph, keep)}
     copies: dict[int, torch.Tensor] = {}
-    own, state = dict(named_tensors(net)), {}
+    held, state = dict(named_tensors(net)), {}
+    own = held | {name: held[old] for name, old in oracle.names.items()}
     for name, new in made.state_dict(keep_vars=True).items():
         if name not in own:
             return Refusal(f"{name} appears")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
@@ -20,7 +20,8 @@ from fxprune.planning.ranking import marginal_worth
 from fxprune.planning.selectors import ignored
 from fxprune.stock.entries import Changes
 from fxprune.stock.instance import Asked, Instance, instance, lost
-from fxprune.stock.oracle import Oracle, Refusal, named_tensors
+from fxprune.stock.integers import read_integers
+from fxprune.stock.oracle import Oracle, Refusal, Snapshot, named_tensors
 from fxprune.stock.search import Search, State
 from fxprune.stock.ties import Ties, find_ties
 
@@ -46,10 +47,12 @@ class Narrowing:
     def search(self, cap: float) -> Search:
         """The search with groups that lose at most a share of their channels."""
         oracle, costs = self.oracle, CostModel(self.oracle.graph)
-        total = dense_cost(costs, self.asked.of)
+        total = dense_cost(CostModel(self.oracle.whole), self.asked.of)
 
         def share(changes: Changes, widths: Ints) -> float:
-            cost = oracle.params(changes) if self.asked.of == "params" else costs.of(self.asked.of, lost(oracle, widths))
+            cost = (
+                oracle.params(changes) if self.asked.of == "params" else costs.of(self.asked.of, lost(oracle, widths))
+            )
             return 1 - cost / total
 
         bounds = self.limits.bounds(cap, {})
@@ -98,19 +101,12 @@ class Narrowing:
         )
 
 
-def narrowing(
-    net: nn.Module, constructor: Constructor, graph: ChannelGraph, asked: Asked, limits: Limits, knapsack: bool
-) -> Narrowing:
+def narrowing(net: nn.Module, oracle: Oracle, asked: Asked, limits: Limits, knapsack: bool) -> Narrowing:
     """Find what a constructor allows.
 
     Args:
         knapsack: whether scores add up, so that a channel counts the more the less its group has left.
-
-    Raises:
-        RewriteError: the config does not make this model.
     """
-    oracle = Oracle(constructor, graph)
-    _require_same(net, oracle)
     values = {name: np.asarray(v, float) for name, v in asked.scores.items()}
 
     def proof(changes: Changes) -> Refusal | None:
@@ -122,7 +118,13 @@ def narrowing(
     return Narrowing(net, oracle, asked, limits, ties, rank)
 
 
-def _require_same(net: nn.Module, oracle: Oracle) -> None:
+def oracle_of(net: nn.Module, constructor: Constructor, graph: ChannelGraph) -> Oracle:
+    """The oracle of a model.
+
+    Raises:
+        RewriteError: the config does not make this model.
+    """
+    oracle = Oracle(constructor, graph)
     what = f"shape='stock': {oracle.constructor.name} does not make this {type(net).__name__}"
     if isinstance(oracle.base, Refusal):
         raise RewriteError(f"{what}: {oracle.base}")
@@ -134,3 +136,35 @@ def _require_same(net: nn.Module, oracle: Oracle) -> None:
             f"{what}: {odd[0]} is of shape {have}, its config makes {makes}; prune the stock model, not one that was "
             "pruned or changed"
         )
+    return _spelt_out(oracle)
+
+
+def _spelt_out(oracle: Oracle) -> Oracle:
+    """The same with entries that the config leaves open, or does not name, where modules hold them as integers.
+
+    A config without `head_dim`, say, makes it of two others; spelt out, these are free of each other.
+    """
+    config, base = oracle.constructor.config, oracle.base
+    assert isinstance(base, Snapshot)
+    held: dict[str, set[int]] = {}
+    for path, name in read_integers(oracle.graph):
+        if config.get(name) is None and "." not in name and type(v := base.attributes.get((path, name))) is int:
+            held.setdefault(name, set()).add(v)
+    entries = dict(config)
+    for name, values in held.items():
+        if len(values) != 1:
+            continue
+        value = values.pop()
+        told = Oracle(replace(oracle.constructor, config={**entries, name: value}), oracle.graph)
+        if _same(base, told.base) and not _same(base, told.snapshot({(name,): 2 * value})):
+            entries[name] = value
+    if len(entries) == len(config) and all(entries[k] is config[k] for k in config):
+        return oracle
+    return Oracle(replace(oracle.constructor, config=entries), oracle.graph)
+
+
+def _same(base: Snapshot, made: Snapshot | Refusal) -> bool:
+    """Whether a config makes the same sizes and numbers, whatever else it tells."""
+    if isinstance(made, Refusal) or made.shapes != base.shapes:
+        return False
+    return all(made.attributes.get(k) == v for k, v in base.attributes.items())

@@ -1,6 +1,6 @@
 """The constructor as an oracle: a config is built on the meta device, and the width of every group follows from it.
 
-    Σ_g kept[g] · positions of a channel of g + what no group holds = size        for every axis of every tensor
+Σ_g kept[g] · positions of a channel of g + what no group holds = size        for every axis of every tensor
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import nn
 from fxprune.adapter import Constructor
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
-from fxprune.stock.entries import Changes, edited
+from fxprune.stock.entries import Changes, Path, edited
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
-Memo: TypeAlias = "dict[tuple[Any, ...], Any]"
+Memo: TypeAlias = "dict[str, Any]"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Refusal:
     """Why a config cannot be: in the words of the constructor, or of the axis that does not fit."""
 
     why: str
-    held: bool = False  # by an axis that cannot move at all
+    held: tuple[str, int] | None = None  # the axis that cannot move at all, if it is one
 
     def __str__(self) -> str:
         return self.why
@@ -65,11 +65,22 @@ class Oracle:
     Args:
         constructor: of the model.
         graph: its channels.
-        names: name of a tensor in what the constructor makes -> in the model, where these differ.
+        names: name of a tensor in what the constructor makes -> in the model, where layers are gone.
+        whole, blocks: the graph with these layers, and the blocks that they are.
+        before: entries that count the layers, before and after.
     """
 
-    def __init__(self, constructor: Constructor, graph: ChannelGraph, names: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        constructor: Constructor,
+        graph: ChannelGraph,
+        names: Mapping[str, str] | None = None,
+        whole: ChannelGraph | None = None,
+        blocks: tuple[str, ...] = (),
+        before: Mapping[Path, tuple[int, int]] | None = None,
+    ) -> None:
         self.constructor, self.graph, self.names = constructor, graph, dict(names or {})
+        self.whole, self.blocks, self.before = whole or graph, blocks, dict(before or {})
         self.sizes = np.array([len(g) for g in graph.groups], np.int64)
         self.axes = _axes(graph)
         self._built: Memo = {}
@@ -78,7 +89,7 @@ class Oracle:
 
     def snapshot(self, changes: Changes) -> Snapshot | Refusal:
         """What the constructor makes of a config with some entries changed."""
-        key = tuple(sorted(changes.items(), key=repr))
+        key = repr(sorted(changes.items(), key=repr))
         if key not in self._built:
             self._built[key] = self._snapshot(edited(self.constructor.config, changes))
         found: Snapshot | Refusal = self._built[key]
@@ -99,11 +110,12 @@ class Oracle:
             for key, value in vars(module).items()
             if type(value) in (int, float) and not key.startswith("_")
         }
+        held |= _configs(net)
         return Snapshot(shapes, held)
 
     def widths(self, changes: Changes) -> Ints | Refusal:
         """How many channels of every group a config keeps."""
-        key = tuple(sorted(changes.items(), key=repr))
+        key = repr(sorted(changes.items(), key=repr))
         if key not in self._solved:
             made = self.snapshot(changes)
             self._solved[key] = made if isinstance(made, Refusal) else self._solve(made.shapes)
@@ -138,7 +150,7 @@ class Oracle:
     def _settle(self, axis: Axis, shape: tuple[int, ...], kept: dict[int, int]) -> bool | Refusal:
         """Whether an axis is done with: it fits, or told the width of the one group that was open."""
         if len(shape) <= axis.axis:
-            return Refusal(f"{axis.tensor} has another rank", held=True)
+            return Refusal(f"{axis.tensor} has another rank", (axis.tensor, axis.axis))
         place, size = f"{axis.tensor}[{axis.axis}]", shape[axis.axis]
         known = axis.fixed + sum(m * kept[g] for g, m in axis.times.items() if g in kept)
         unknown = [g for g in axis.times if g not in kept]
@@ -146,8 +158,9 @@ class Oracle:
             if size == known:
                 return True
             was = axis.fixed + sum(m * int(self.sizes[g]) for g, m in axis.times.items())
-            held = not axis.times
-            return Refusal(f"{place} becomes {size} of {was}, {'which is held' if held else f'not {known}'}", held)
+            if not axis.times:
+                return Refusal(f"{place} becomes {size} of {was}, which is held", (axis.tensor, axis.axis))
+            return Refusal(f"{place} becomes {size} of {was}, not {known}")
         if len(unknown) > 1:
             return False
         width, rest = divmod(size - known, axis.times[unknown[0]])
@@ -168,6 +181,16 @@ class Oracle:
                 return Refusal(f"{axis.tensor}[{axis.axis}] cannot be shared out among its groups")
             kept[g] = width
         return None
+
+
+def _configs(net: nn.Module) -> dict[tuple[str, str], Any]:
+    """The numbers that modules read from the configs that they hold."""
+    return {
+        (path, f"config.{key}"): value
+        for path, module in net.named_modules(remove_duplicate=False)
+        for key, value in getattr(vars(module).get("config"), "__dict__", {}).items()
+        if type(value) in (int, float) and not key.startswith("_")
+    }
 
 
 def _axes(graph: ChannelGraph) -> list[Axis]:

@@ -6,7 +6,7 @@ Steps are large at first (an eighth of an entry) and halve whenever none fits be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,7 @@ FURTHER = (1, 2, 3, 4, 6, 8)  # multiples of a step that are tried where the con
 
 @dataclass(frozen=True)
 class State:
-    """A config on the way: entries that changed, the widths that follow, the score that is lost, the share that goes."""
+    """A config on the way: entries that changed, the widths that follow, the score lost, and the share that goes."""
 
     changes: Mapping[Path, Number]
     widths: Ints
@@ -47,26 +47,41 @@ class Search:
     least: Ints
     harm: Sequence[Floats]
     multiple: int = 1
+    rates: dict[Tie, float] = field(default_factory=dict, init=False, repr=False)
 
     def near(self, asked: float) -> list[State]:
-        """The states passed that are nearest to a share, the nearest first."""
-        passed = [start := State({}, self.oracle.sizes, 0.0, 0.0)]
-        state, size = start, 1.0 / LEVELS
+        """The states passed on the way to a share, the nearest to it first."""
+        state = State({}, self.oracle.sizes, 0.0, 0.0)
+        passed, size = [state], 1.0 / LEVELS
         while True:
-            found = [m for tie in self.ties if (m := self._moved(state, tie, size)) is not None]
-            passed += found
-            below = [m for m in found if m.share <= asked + 1e-9]
-            if below:
-                state = min(below, key=lambda m: (m.harm - state.harm) / (m.share - state.share))
+            found = self._cheapest(state, size, asked, passed)
+            if found is not None:
+                state = found
             elif any(self._step(tie, size) > 1 for tie in self.ties):
                 size /= 2
+                self.rates.clear()
             else:
-                break
-        return sorted(passed, key=lambda s: (abs(s.share - asked), s.harm))
+                return sorted(passed, key=lambda s: (abs(s.share - asked), s.harm))
 
-    def most(self) -> float:
-        """The largest share that can be reached."""
-        return max(s.share for s in self.near(1.0))
+    def _cheapest(self, state: State, size: float, asked: float, passed: list[State]) -> State | None:
+        """The move below the budget that loses the least score for what goes.
+
+        What a move loses for the cost rises on the way, so a tie whose last rate is above the best one is not asked.
+        """
+        best, rate = None, np.inf
+        for tie in sorted(self.ties, key=lambda t: self.rates.get(t, -np.inf)):
+            if self.rates.get(tie, -np.inf) >= rate:
+                break
+            move = self._moved(state, tie, size)
+            if move is None:
+                self.rates[tie] = np.inf
+                continue
+            passed.append(move)
+            now = (move.harm - state.harm) / (move.share - state.share)
+            self.rates[tie] = now if move.share <= asked + 1e-9 else np.inf
+            if self.rates[tie] < rate:
+                best, rate = move, now
+        return best
 
     def _step(self, tie: Tie, size: float) -> int:
         """Steps of a tie that a move takes."""

@@ -1,7 +1,8 @@
 """Tables that a constructor computes anew, such as positions: they say which channels have to stay.
 
-A buffer that is not saved with the weights is the constructor's own in a stock model.  Where a narrower one holds columns
-of the wider one (a sin-cos table of half the width is every second column), keeping just these channels is exact.
+A buffer that is not saved with the weights is the constructor's own in a stock model.  Where a narrower one holds
+columns of the wider one (a sin-cos table of half the width is every second column), keeping just these channels is
+exact.
 """
 
 from __future__ import annotations
