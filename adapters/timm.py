@@ -64,8 +64,9 @@ class TimmAdapter(Adapter):
 
         with torch.device("meta"):
             held = called_with(type(model), lambda: build({}))
-            taken = {k: v for k, v in held.items() if k in given or _takes(build, k, v)}
-        return Constructor(f'timm.create_model("{name}")', taken, build)
+            answers = {k: "" if k in given else _answer(build, k, v) for k, v in held.items() if v is not None}
+        taken = {k: held[k] for k, words in answers.items() if not words}
+        return Constructor(f'timm.create_model("{name}")', taken, build, {k: w for k, w in answers.items() if w})
 
     def widths(self, model: nn.Module) -> Mapping[str, tuple[str, int]]:
         """What `reset_classifier` makes a new classifier of: the width that the present one reads."""
@@ -78,13 +79,13 @@ class TimmAdapter(Adapter):
         return dict.fromkeys(told, (f"{name}.weight", 1))
 
 
-def _takes(build: Callable[[dict[str, Any]], nn.Module], key: str, value: Any) -> bool:
-    """Whether `create_model` hands a keyword on to the class: some architectures fix theirs."""
+def _answer(build: Callable[[dict[str, Any]], nn.Module], key: str, value: Any) -> str:
+    """What `create_model` says to a keyword that it does not hand on to the class: some architectures fix theirs."""
     try:
         build({key: value})
-    except (TypeError, ValueError):
-        return False
-    return value is not None
+    except (TypeError, ValueError) as e:
+        return f"create_model says {type(e).__name__}: {e}"
+    return ""
 
 
 def _first_conv(model: nn.Module, name: Any) -> nn.Conv2d | None:

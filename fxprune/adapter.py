@@ -31,11 +31,13 @@ class Constructor:
         name: what makes it, as one types it, such as "UNet2DModel.from_config".
         config: what made the model at hand: numbers, text, lists and dicts.
         build: a new model of such a config.
+        refused: arguments that it fixes itself, and what it says where they are given.
     """
 
     name: str
     config: Mapping[str, Any]
     build: Callable[[dict[str, Any]], nn.Module] = field(repr=False)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 class Adapter(abc.ABC):

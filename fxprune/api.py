@@ -110,7 +110,8 @@ def prune(
         normalize: see `score`.
         inplace: change `model` itself. Its parameters are new ones afterwards: an optimizer made before holds the old
             ones and would train nothing (a warning says so); make a new one.
-        verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
+        verify: prove masked = dense (two forwards); without it nothing is run after the rewrite. A stock shape is
+            always proven.
         strict: raise rather than run the rewritten graph as the forward.
         samples: calibration samples where the adapter makes the data.
         max_batches: how many batches of `data` are read to score; None: all, or 1000 where the data tell no length and

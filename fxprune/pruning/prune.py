@@ -30,7 +30,7 @@ from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.optimizers import warn_holders
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
-from fxprune.pruning.stock import constructor_of, stock_once
+from fxprune.pruning.stock import constructor_of, replayed, stock_once
 from fxprune.reporting.report import attach, report
 from fxprune.rewriting.compensation import compensated
 from fxprune.rewriting.rewrite import transplant
@@ -198,6 +198,12 @@ def apply(
         net, back = find_adapter(model).unwrap(model)
         graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
+        if plan.config:
+            made, told = replayed(net, constructor_of(net, find_adapter(net), "stock"), graph, plan)
+            small = transplant(net, made) if inplace else made
+            attach(small, told)
+            stock: M = back(small)
+            return stock
         applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 

@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from fxprune.adapter import Adapter, Constructor
-from fxprune.errors import BudgetError, InputsError
+from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.blocks import SHARE, scores_on
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import require_cost
 from fxprune.planning.limits import Limits
+from fxprune.planning.plan import Plan
 from fxprune.planning.ranking import scope_of
 from fxprune.planning.selection import checked
 from fxprune.planning.selectors import ignored_blocks
@@ -24,8 +25,9 @@ from fxprune.pruning.order import Order
 from fxprune.pruning.realize import Clock
 from fxprune.reporting.report import Report, causes, reductions
 from fxprune.scoring.score import Scores
+from fxprune.stock.entries import Path, numbers, told
 from fxprune.stock.instance import Asked, Instance, instance
-from fxprune.stock.layers import Depth, Removal, layers_of, shallower
+from fxprune.stock.layers import Depth, Removal, depth_of, layers_of, shallower
 from fxprune.stock.narrowing import NEAR, narrowing, oracle_of
 from fxprune.stock.oracle import Oracle, Refusal
 
@@ -48,18 +50,25 @@ def constructor_of(net: nn.Module, adapter: Adapter, shape: Any) -> Constructor:
             )
         return made
     call = shape if isinstance(shape, functools.partial) else functools.partial(shape)
-    config = {"args": list(call.args), "kwargs": _defaults(call)}
     name = getattr(call.func, "__name__", type(net).__name__)
-    return Constructor(name, config, lambda c: call.func(*c["args"], **c["kwargs"]))
+    return Constructor(name, _arguments(call), lambda config: call.func(**config))
 
 
-def _defaults(call: functools.partial[Any]) -> dict[str, Any]:
-    """Keywords of a call, those that were left out at their defaults."""
-    takes = inspect.signature(call.func).parameters.values()
-    given = inspect.signature(call.func).bind_partial(*call.args).arguments
-    plain = (int, float, list, tuple, dict)
-    left = {p.name: p.default for p in takes if p.name not in given and isinstance(p.default, plain)}
-    return {**left, **call.keywords}
+def _arguments(call: functools.partial[Any]) -> dict[str, Any]:
+    """All arguments of a call by name, those that were left out at their defaults.
+
+    Raises:
+        InputsError: it cannot be called so.
+    """
+    signature = inspect.signature(call.func)
+    try:
+        given = signature.bind(*call.args, **call.keywords)
+    except TypeError as e:
+        raise InputsError(f"shape={call!r:.100} is no call of {call.func!r:.60}: {e}") from e
+    given.apply_defaults()
+    loose = {n for n, p in signature.parameters.items() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    more: dict[str, Any] = next((given.arguments[n] for n in loose if isinstance(given.arguments[n], dict)), {})
+    return {n: v for n, v in {**given.arguments, **more}.items() if n not in loose}
 
 
 def stock_once(
@@ -121,7 +130,7 @@ class _Cut:
             if self.order.granularity == "both":
                 made = self._narrowed(oracle)
             else:
-                made = instance(self.net, oracle, {}, self._given(oracle), self.order.verify)
+                made = instance(self.net, oracle, {}, self._given(oracle))
             if isinstance(made, Instance):
                 return made
         if isinstance(made, BudgetError):
@@ -159,7 +168,36 @@ class _Cut:
     def _narrowed(self, oracle: Oracle) -> Instance | BudgetError:
         knapsack = scope_of(self.limits.scope, self.scores, self.order.budget.of) == "knapsack"
         found = narrowing(self.net, oracle, self._given(oracle), self.limits, knapsack)
-        return found.nearest(self.order.verify)
+        return found.nearest()
+
+
+def replayed(net: nn.Module, constructor: Constructor, graph: ChannelGraph, plan: Plan) -> tuple[nn.Module, Report]:
+    """The class's own instance of a plan that was made for a stock shape.
+
+    Raises:
+        PlanError: it cannot be made of this model.
+    """
+    oracle = oracle_of(net, constructor, graph)
+    if plan.blocks:
+        oracle = shallower(oracle, depth_of(oracle, plan))
+    paths = {told(path): path for path, _ in numbers(constructor.config)}
+    changes: dict[Path, Any] = {}
+    for entry, (_, new) in plan.config.items():
+        if (path := paths.get(entry)) is None:
+            path = (entry,)
+            oracle = oracle.spelling(entry, int(new))
+        if path not in oracle.before:
+            changes[path] = new
+    place = {g.name: i for i, g in enumerate(oracle.graph.groups)}
+    gone = {place[name]: list(channels) for name, channels in plan.removed.items() if channels}
+    asked = Asked(plan.ratio, plan.of, plan.criterion, {})
+    made = instance(net, oracle, changes, asked, gone)
+    if isinstance(made, Refusal):
+        raise PlanError(f"the plan's stock shape cannot be made of this {type(net).__name__}: {made}")
+    report = Report(
+        plan, (), made.checks, held=causes(graph), outputs=str(graph.traced.returned), maker=constructor.name
+    )
+    return made.model, report
 
 
 def _require_able(order: Order, limits: Limits) -> None:
@@ -187,4 +225,5 @@ def _report(made: Instance, cut: _Cut, constructor: Constructor, order: Order, c
         reduced=reductions(graph, made.plan),
         scoring=tuple(cut.scores.notes),
         maker=constructor.name,
+        steps=made.steps,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,11 +18,11 @@ from fxprune.planning.plan import Plan, with_blocks
 from fxprune.planning.search import Cut
 from fxprune.rewriting.scales import scale_folds
 from fxprune.rewriting.slicing import cut_tensors, temperature_folds
-from fxprune.stock.channels import chosen
+from fxprune.stock.channels import Gone, chosen
 from fxprune.stock.entries import Changes, edited, get, told
 from fxprune.stock.integers import require_integers
 from fxprune.stock.layers import Renamed
-from fxprune.stock.oracle import Oracle, Refusal, named_tensors
+from fxprune.stock.oracle import Oracle, Refusal, named_tensors, silenced
 from fxprune.stock.tables import computed, forced
 from fxprune.verification import Check, check_dense, check_training
 
@@ -41,25 +40,34 @@ class Asked:
 
 @dataclass(frozen=True)
 class Instance:
-    """A plain instance of the class, the plan that it came from, and its proofs."""
+    """A plain instance of the class, the plan it came from, its proofs, and what could shrink in which steps."""
 
     model: nn.Module
     plan: Plan
     checks: tuple[Check, ...] = ()
+    steps: tuple[str, ...] = ()
 
 
-def instance(net: nn.Module, oracle: Oracle, changes: Changes, asked: Asked, verify: bool = True) -> Instance | Refusal:
-    """The constructor's model of a config with some entries changed, which computes what the masked model computes."""
+def instance(
+    net: nn.Module, oracle: Oracle, changes: Changes, asked: Asked, gone: Gone | None = None
+) -> Instance | Refusal:
+    """The constructor's model of a config with some entries changed, which computes what the masked model computes.
+
+    Args:
+        gone: the channels of every group that go; None: those with the lowest scores.
+    """
     widths = oracle.widths(changes)
     if isinstance(widths, Refusal):
         return widths
     graph = oracle.graph
     made = _built(net, oracle, changes)
     stay = forced(graph, net, made)
-    gone = stay if isinstance(stay, Refusal) else chosen(graph, widths, asked.scores, stay, asked.exact)
-    if isinstance(gone, Refusal):
-        return gone
-    plan = planned(oracle, changes, gone, asked)
+    if isinstance(stay, Refusal):
+        return stay
+    going = chosen(graph, widths, asked.scores, stay, asked.exact) if gone is None else gone
+    if isinstance(going, Refusal):
+        return going
+    plan = planned(oracle, changes, going, asked)
     keep = plan.kept(oracle.whole)
     if not oracle.names and (refused := require_integers(made, graph, plan, keep)) is not None:
         return refused
@@ -68,7 +76,7 @@ def instance(net: nn.Module, oracle: Oracle, changes: Changes, asked: Asked, ver
     small = Renamed(made, oracle.names) if oracle.names else made
     for fold in temperature_folds(graph, keep):
         fold.apply(small)
-    checks = proofs(net, small, oracle.whole, plan) if verify else ()
+    checks = proofs(net, small, oracle.whole, plan)
     if not isinstance(checks, Refusal) and all(c.ok for c in checks):
         return Instance(made, plan, checks)
     folds = scale_folds(graph, small, keep)
@@ -78,7 +86,7 @@ def instance(net: nn.Module, oracle: Oracle, changes: Changes, asked: Asked, ver
     if isinstance(checks, Refusal):
         return checks
     wrong = next((c for c in checks if not c.ok), None)
-    return Instance(made, plan, checks) if wrong is None else Refusal(f"the shapes fit, but {wrong}")
+    return Instance(made, plan, checks) if wrong is None else Refusal(f"the shapes fit, but {wrong}", compared=True)
 
 
 def proofs(net: nn.Module, made: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...] | Refusal:
@@ -86,10 +94,10 @@ def proofs(net: nn.Module, made: nn.Module, graph: ChannelGraph, plan: Plan) -> 
     try:
         return (check_dense(net, made, graph, plan), *check_training(net, made, graph, plan))
     except VerifyError as e:
-        return Refusal(str(e))
+        return Refusal(str(e), compared=True)
 
 
-def planned(oracle: Oracle, changes: Changes, gone: Mapping[int, list[int]], asked: Asked) -> Plan:
+def planned(oracle: Oracle, changes: Changes, gone: Gone, asked: Asked) -> Plan:
     """The plan that takes such channels, with the entries of the config that change."""
     graph = oracle.graph
     pairs = np.array([(g, c) for g, channels in gone.items() for c in channels], np.int64).reshape(-1, 2)
@@ -98,6 +106,7 @@ def planned(oracle: Oracle, changes: Changes, gone: Mapping[int, list[int]], ask
     share = 1 - costs.of(asked.of, removed) / costs.of(asked.of, np.zeros(len(graph.groups)))
     plan = Plan.of_cut(costs, Cut(pairs[:, 0], pairs[:, 1], removed, share), asked.ratio, asked.of, asked.criterion)
     entries = {path: (get(oracle.constructor.config, path), value) for path, value in changes.items()}
+    entries |= {path: (value, value) for path, value in oracle.needed(changes).items()}
     config = {told(path): values for path, values in {**oracle.before, **entries}.items()}
     return replace(with_blocks(oracle.whole, plan, oracle.blocks), config=config, ratio=asked.ratio)
 
@@ -107,8 +116,7 @@ def planned(oracle: Oracle, changes: Changes, gone: Mapping[int, list[int]], ask
 
 def _built(net: nn.Module, oracle: Oracle, changes: Changes) -> nn.Module:
     """What the constructor makes, on the device and in the mode of the given model."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.random.fork_rng(devices=[]), silenced():
         made = oracle.constructor.build(edited(oracle.constructor.config, changes))
     modes = {path: module.training for path, module in net.named_modules(remove_duplicate=False)}
     for path, module in made.named_modules(remove_duplicate=False):

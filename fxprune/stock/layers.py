@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.errors import FxPruneError
+from fxprune.errors import FxPruneError, PlanError
 from fxprune.graph.blocks import inside
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import dense_cost
+from fxprune.planning.plan import Plan
 from fxprune.stock.entries import Path, edited, get, numbers
 from fxprune.stock.oracle import Oracle, Refusal, Shapes, Snapshot, named_tensors
 
@@ -122,23 +123,21 @@ class Removal:
         before = depth.gone.get(layers.entry, ())
         picked = []
         for stack in layers.stacks:
-            free = [i for i in self._items(stack) if i not in before and self._blocks(i)]
+            free = [i for i in self.items(stack) if i not in before and self.blocks(i)]
             if not free or len(before) // len(layers.stacks) >= layers.count - 1:
                 return None
-            picked.append(min(free, key=lambda i: sum(self.worth.get(b, 0.0) for b in self._blocks(i))))
+            picked.append(min(free, key=lambda i: sum(self.worth.get(b, 0.0) for b in self.blocks(i))))
         gone = {**depth.gone, layers.entry: (*before, *picked)}
-        numbers_gone = [
-            int(i.rpartition(".")[2]) for i in gone[layers.entry] if i.rpartition(".")[0] == layers.stacks[0]
-        ]
+        numbers_gone = _numbers(gone[layers.entry], layers.stacks[0])
         changes = {**depth.changes, **shorter(self.oracle.constructor.config, layers.entry, numbers_gone)}
-        blocks = tuple(b for items in gone.values() for i in items for b in self._blocks(i))
+        blocks = tuple(b for items in gone.values() for i in items for b in self.blocks(i))
         left = self._left(blocks)
         if left is None or any(inside(t, i) for items in gone.values() for i in items for t in left.parameters):
             return None
         total = dense_cost(CostModel(self.oracle.graph), self.of)
         return Depth(gone, changes, blocks, 1 - dense_cost(CostModel(left), self.of) / total)
 
-    def _items(self, stack: str) -> list[str]:
+    def items(self, stack: str) -> list[str]:
         """The items of a stack that are alike: any of them may go."""
         assert isinstance(self.oracle.base, Snapshot)
         shapes = self.oracle.base.shapes
@@ -147,7 +146,7 @@ class Removal:
         last = made[f"{stack}.{count - 1}"]
         return [item for item, held in made.items() if held == last]
 
-    def _blocks(self, item: str) -> tuple[str, ...]:
+    def blocks(self, item: str) -> tuple[str, ...]:
         """The blocks that make a layer, as far as they may go."""
         if item not in self.found:
             own = [b for b in self.oracle.graph.blocks if b.tensors and all(inside(t, item) for t in b.tensors)]
@@ -164,6 +163,30 @@ class Removal:
 
 def _inner(shapes: Shapes, item: str) -> dict[str, tuple[int, ...]]:
     return {n.removeprefix(f"{item}."): s for n, s in shapes.items() if inside(n, item)}
+
+
+def depth_of(oracle: Oracle, plan: Plan) -> Depth:
+    """The layers that a plan took out.
+
+    Raises:
+        PlanError: they are none that the constructor counts.
+    """
+    choice, taken = Removal(oracle, layers_of(oracle), {}, plan.of), set(plan.blocks)
+    gone: dict[Path, tuple[str, ...]] = {}
+    changes: dict[Path, Any] = {}
+    for layers in choice.layers:
+        items = [i for stack in layers.stacks for i in choice.items(stack)]
+        if out := tuple(i for i in items if choice.blocks(i) and set(choice.blocks(i)) <= taken):
+            gone[layers.entry] = out
+            changes |= shorter(oracle.constructor.config, layers.entry, _numbers(out, layers.stacks[0]))
+    if {b for items in gone.values() for i in items for b in choice.blocks(i)} != taken:
+        raise PlanError("the plan takes out blocks that the constructor of this model does not count")
+    return Depth(gone, changes, plan.blocks)
+
+
+def _numbers(items: Sequence[str], stack: str) -> list[int]:
+    """The numbers of items in a stack."""
+    return [int(i.removeprefix(f"{stack}.")) for i in items if inside(i, stack)]
 
 
 def shallower(oracle: Oracle, depth: Depth) -> Oracle:

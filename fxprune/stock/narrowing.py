@@ -26,6 +26,8 @@ from fxprune.stock.search import Search, State
 from fxprune.stock.ties import Ties, find_ties
 
 NEAR = 0.04  # how far from the asked share a result may be, unless `nearest` takes what there is
+MOST = 8  # entries whose refusal is told
+ODD = 7  # a width that nothing has: whether an entry sets anything at all
 TRIES = 12  # configs that are built and proven, the nearest first
 
 
@@ -62,7 +64,7 @@ class Narrowing:
         harm = [np.concatenate([[0.0], np.cumsum(v)]) for v in values]
         return Search(oracle, self.ties.ties, share, oracle.sizes - np.array(most), harm, self.limits.multiple)
 
-    def nearest(self, verify: bool = True) -> Instance | BudgetError:
+    def nearest(self) -> Instance | BudgetError:
         """The instance whose share is nearest to what was asked.
 
         Raises:
@@ -78,9 +80,9 @@ class Narrowing:
         for state in states[:TRIES]:
             if abs(state.share - asked) > NEAR and not self.limits.nearest:
                 return self._too_far(states[0], most, made)
-            made = instance(self.net, self.oracle, state.changes, self.asked, verify)
+            made = instance(self.net, self.oracle, state.changes, self.asked)
             if isinstance(made, Instance):
-                return made
+                return replace(made, steps=tuple(map(str, self.ties.ties)))
         raise RewriteError(f"no {self.name} that its constructor makes could be proven: {made}")
 
     @property
@@ -90,7 +92,8 @@ class Narrowing:
 
     def _too_far(self, state: State, most: float, made: Instance | Refusal) -> BudgetError:
         steps = "; ".join(map(str, self.ties.ties)) or "nothing"
-        refused = "; ".join(f"{entry}: {why}" for entry, why in list(self.ties.refused.items())[:4])
+        told = {**self.ties.refused, **self.oracle.constructor.refused}
+        refused = "; ".join(f"{entry}: {why}" for entry, why in list(told.items())[:MOST])
         why = f" The nearest could not be proven ({made})." if isinstance(made, Refusal) and made.why else ""
         return BudgetError(
             f"{self.asked.ratio:.1%} of {self.asked.of} cannot be removed from this {self.name} with shape='stock': "
@@ -109,11 +112,17 @@ def narrowing(net: nn.Module, oracle: Oracle, asked: Asked, limits: Limits, knap
     """
     values = {name: np.asarray(v, float) for name, v in asked.scores.items()}
 
-    def proof(changes: Changes) -> Refusal | None:
-        made = instance(net, oracle, changes, asked)
-        return made if isinstance(made, Refusal) else None
+    def found(oracle: Oracle) -> Ties:
+        def proof(changes: Changes) -> Refusal | None:
+            made = instance(net, oracle, changes, asked)
+            return made if isinstance(made, Refusal) else None
 
-    ties = find_ties(oracle, proof)
+        return find_ties(oracle, proof)
+
+    ties = found(oracle)
+    spelt = _spelt_out(oracle, ties)
+    if spelt is not oracle:
+        oracle, ties = spelt, found(spelt)
     rank = {name: marginal_worth(v) for name, v in values.items()} if knapsack else values
     return Narrowing(net, oracle, asked, limits, ties, rank)
 
@@ -136,31 +145,42 @@ def oracle_of(net: nn.Module, constructor: Constructor, graph: ChannelGraph) -> 
             f"{what}: {odd[0]} is of shape {have}, its config makes {makes}; prune the stock model, not one that was "
             "pruned or changed"
         )
-    return _spelt_out(oracle)
+    return oracle
 
 
-def _spelt_out(oracle: Oracle) -> Oracle:
-    """The same with entries that the config leaves open, or does not name, where modules hold them as integers.
+def _spelt_out(oracle: Oracle, ties: Ties) -> Oracle:
+    """The same with entries that the config leaves open, or does not name, where all that could shrink still can.
 
     A config without `head_dim`, say, makes it of two others; spelt out, these are free of each other.
     """
-    config, base = oracle.constructor.config, oracle.base
+    base, made = oracle.base, oracle
     assert isinstance(base, Snapshot)
-    held: dict[str, set[int]] = {}
-    for path, name in read_integers(oracle.graph):
-        if config.get(name) is None and "." not in name and type(v := base.attributes.get((path, name))) is int:
-            held.setdefault(name, set()).add(v)
-    entries = dict(config)
-    for name, values in held.items():
-        if len(values) != 1:
-            continue
-        value = values.pop()
-        told = Oracle(replace(oracle.constructor, config={**entries, name: value}), oracle.graph)
-        if _same(base, told.base) and not _same(base, told.snapshot({(name,): 2 * value})):
-            entries[name] = value
-    if len(entries) == len(config) and all(entries[k] is config[k] for k in config):
-        return oracle
-    return Oracle(replace(oracle.constructor, config=entries), oracle.graph)
+
+    def told(name: str, value: int) -> Oracle:
+        return made.spelling(name, value)
+
+    for name, values in _left_open(oracle, base).items():
+        if _same(base, told(name, ODD).base):
+            continue  # it sets nothing
+        other = next((o for v in values if _same(base, (o := told(name, v)).base)), made)
+        shrunk = ({p: v - s for p, v, s in zip(t.entries, t.values, t.steps, strict=True)} for t in ties.ties)
+        if not any(isinstance(other.widths(changes), Refusal) for changes in shrunk):
+            made = other
+    return made
+
+
+def _left_open(oracle: Oracle, base: Snapshot) -> dict[str, list[int]]:
+    """Entries that are None, with the widths of groups; and integers that sizes are made of, with their values."""
+    out: dict[str, list[int]] = {}
+    for path, name in sorted(read_integers(oracle.graph)):
+        value = base.attributes.get((path, name))
+        if oracle.constructor.config.get(name) is None and "." not in name and type(value) is int:
+            out.setdefault(name, []).append(value)
+    sizes = {a.fixed + sum(m * int(oracle.sizes[g]) for g, m in a.times.items()) for a in oracle.axes if a.times}
+    for name, value in oracle.constructor.config.items():
+        if value is None:
+            out.setdefault(name, []).extend(sorted(sizes))
+    return {name: list(dict.fromkeys(values)) for name, values in out.items()}
 
 
 def _same(base: Snapshot, made: Snapshot | Refusal) -> bool:

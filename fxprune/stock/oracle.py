@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,7 +32,8 @@ class Refusal:
     """Why a config cannot be: in the words of the constructor, or of the axis that does not fit."""
 
     why: str
-    held: tuple[str, int] | None = None  # the axis that cannot move at all, if it is one
+    held: tuple[str, int] | None = None  # the axis that cannot move at all (-1: the tensor itself), if it is one
+    compared: bool = False  # found by running both models, not by looking at them
 
     def __str__(self) -> str:
         return self.why
@@ -52,6 +55,19 @@ class Axis:
     axis: int
     fixed: int
     times: Mapping[int, int]
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Within, what constructors warn of and log about odd configs is not said."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def named_tensors(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -85,7 +101,27 @@ class Oracle:
         self.axes = _axes(graph)
         self._built: Memo = {}
         self._solved: Memo = {}
+        self.spelt: dict[str, int] = {}
         self.base = self.snapshot({})
+
+    def spelling(self, name: str, value: int) -> Oracle:
+        """The same with one more entry told."""
+        told = replace(self.constructor, config={**self.constructor.config, name: value})
+        made = Oracle(told, self.graph, self.names, self.whole, self.blocks, self.before)
+        made.spelt = {**self.spelt, name: value}
+        return made
+
+    def needed(self, changes: Changes) -> dict[Path, int]:
+        """The entries that were spelt out and without which other sizes would follow from some changes."""
+        out: dict[Path, int] = {}
+        made = self.snapshot(changes)
+        for name, value in self.spelt.items():
+            config = edited(self.constructor.config, changes)
+            del config[name]
+            left = self._snapshot(config)
+            if (name,) not in changes and (isinstance(left, Refusal) or left != made):
+                out[name,] = value
+        return out
 
     def snapshot(self, changes: Changes) -> Snapshot | Refusal:
         """What the constructor makes of a config with some entries changed."""
@@ -97,8 +133,7 @@ class Oracle:
 
     def _snapshot(self, config: dict[str, Any]) -> Snapshot | Refusal:
         try:
-            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-                warnings.simplefilter("ignore")
+            with silenced(), torch.random.fork_rng(devices=[]), torch.device("meta"):
                 net = self.constructor.build(config)
         except Exception as e:  # noqa: BLE001 - whatever a constructor raises is its answer
             words = " ".join(str(e).split())[:160]
@@ -132,7 +167,7 @@ class Oracle:
         assert isinstance(self.base, Snapshot)
         if odd := sorted(set(shapes) ^ set(self.base.shapes)):
             what = "vanishes" if odd[0] in self.base.shapes else "appears"
-            return Refusal(f"{odd[0]} {what}")
+            return Refusal(f"{odd[0]} {what}", (odd[0], -1))
         kept: dict[int, int] = {}
         waiting = sorted(self.axes, key=lambda a: len(a.times))
         while waiting:

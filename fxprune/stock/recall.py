@@ -8,7 +8,6 @@ recalled        found in the module: attributes of the same names, lengths and c
 from __future__ import annotations
 
 import inspect
-import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +17,14 @@ import torch
 from torch import nn
 
 from fxprune.adapter import Constructor
-from fxprune.stock.oracle import named_tensors
+from fxprune.stock.oracle import named_tensors, silenced
 
 PLAIN = (int, float, str, list, tuple, dict, type(None))
-MOST = 256  # calls that are tried
+ROUNDS = 3  # through the arguments, whose right values may hang on each other
 NO_ARGUMENTS = ("self", "device", "dtype")
 
 
-def called_with(cls: type, make: Callable[[], Any]) -> dict[str, Any]:
+def called_with(cls: Any, make: Callable[[], Any]) -> dict[str, Any]:
     """The arguments of the first call of a class's `__init__` while `make` runs, defaults included."""
     code = getattr(cls.__init__, "__code__", None)
     seen: dict[str, Any] = {}
@@ -54,28 +53,39 @@ def _is_plain(value: Any) -> bool:
 
 
 def recalled(model: nn.Module) -> Constructor | None:
-    """The class of a model with arguments that make the same tensors; None where none are found."""
+    """The class of a model with arguments that make the same tensors; None where none are found.
+
+    One argument after the other becomes what makes the most tensors right, the others as they are so far.
+    """
     cls: Any = type(model)
-    shapes = _shapes(model)
+    wanted = _shapes(model)
     candidates = {p.name: list(_candidates(model, p)) for p in _parameters(cls)}
-    calls = itertools.product(*candidates.values())
-    for values in itertools.islice(calls, MOST):
-        config = dict(zip(candidates, values, strict=True))
+    if not all(candidates.values()):
+        return None
+
+    def right(config: dict[str, Any]) -> int:
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                made = cls(**config)
+            with silenced(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+                made = _shapes(cls(**config))
         except Exception:  # noqa: BLE001 - it was not called so
-            continue
-        if _shapes(made) == shapes:
-            return Constructor(cls.__name__, config, lambda c: cls(**c))
-    return None
+            return -(10**9)
+        return sum(wanted.get(n) == s for n, s in made.items()) - len(made.keys() ^ wanted.keys())
+
+    config = {name: values[0] for name, values in candidates.items()}
+    best = right(config)
+    for _ in range(ROUNDS):
+        for name, values in candidates.items():
+            for value in values[1:] if best < len(wanted) else ():
+                if (count := right(tried := {**config, name: value})) > best:
+                    config, best = tried, count
+    return Constructor(cls.__name__, config, lambda c: cls(**c)) if best == len(wanted) else None
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in named_tensors(model)}
 
 
-def _parameters(cls: type) -> list[inspect.Parameter]:
+def _parameters(cls: Any) -> list[inspect.Parameter]:
     """The arguments of a class but for those that take any number."""
     found = list(inspect.signature(cls.__init__).parameters.values())[1:]
     return [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -105,19 +115,18 @@ def _guesses(model: nn.Module, parameter: inspect.Parameter) -> Iterator[Any]:
         yield from dict.fromkeys(type(m) for part in _containers(model) for m in part)
     elif default is parameter.empty and "list" in asked.lower():
         yield [len(part) for part in _containers(model, top=True)]
-    elif isinstance(default, int) and not isinstance(default, bool):
-        yield from _last_sizes(model)
-        yield from (v for k, v in vars(model).items() if type(v) is int and not k.startswith("_"))
-    elif default is parameter.empty:
+    elif (isinstance(default, int) and not isinstance(default, bool)) or default is parameter.empty:
         yield from (len(part) for part in _containers(model))
+        yield from (v for k, v in vars(model).items() if type(v) is int and not k.startswith("_"))
+        yield from _sizes(model)
 
 
-def _containers(model: nn.Module, top: bool = False) -> list[nn.Module]:
+def _containers(model: nn.Module, top: bool = False) -> list[Any]:
     parts = model.children() if top else model.modules()
     return [m for m in parts if isinstance(m, (nn.Sequential, nn.ModuleList)) and len(m)]
 
 
-def _last_sizes(model: nn.Module) -> Iterator[int]:
-    """The width of the last layer: how many classes there are."""
-    last = [p for p in model.parameters() if p.dim()][-1:]
-    yield from (p.shape[0] for p in last)
+def _sizes(model: nn.Module) -> Iterator[int]:
+    """The sizes of its tensors, those of the last layer first: how many classes there are."""
+    for p in reversed(list(model.parameters())):
+        yield from p.shape

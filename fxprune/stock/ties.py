@@ -77,7 +77,8 @@ def find_ties(oracle: Oracle, proof: Proof) -> Ties:
             attempt((path,))
     free = [p for p in touched if isinstance(values[p], int) and _may_join(p, refused.get((p,)), touched)]
     for entries in (*rows(free), *_together(oracle, free, values, touched)):
-        if not any(set(entries) & set(tie.entries) for tie in found):
+        inside = any(set(tie.entries) <= set(entries) for tie in found)
+        if not inside and not set(entries) <= {p for tie in found for p in tie.entries}:
             attempt(entries)
     done = {p for tie in found for p in tie.entries}
     return Ties(tuple(found), {told(p): why for (p, *more), why in refused.items() if not more and p not in done})
@@ -146,7 +147,7 @@ def _tie(oracle: Oracle, proof: Proof, entries: tuple[Path, ...], values: list[N
         widths = oracle.widths(changes)
         if isinstance(widths, Refusal):
             refused = refused or widths
-            if widths.held:
+            if widths.held and widths.held[1] >= 0:
                 return widths
             continue
         if (moved := np.flatnonzero(widths != oracle.sizes)).size == 0:
@@ -156,7 +157,7 @@ def _tie(oracle: Oracle, proof: Proof, entries: tuple[Path, ...], values: list[N
         wrong = proof(changes)
         if wrong is None:
             return Tie(entries, tuple(values), steps, tuple(moved.tolist()), str(refused or ""))
-        refused, misses = wrong, misses + 1
+        refused, misses = wrong, misses + wrong.compared
         if misses == MISSES:
             break
     return refused
@@ -171,7 +172,9 @@ def _steps(oracle: Oracle, entries: tuple[Path, ...], values: list[Number]) -> I
     whole = [int(v) for v in values]
     common = math.gcd(*whole)
     sizes = STEPS if len(entries) == 1 else JOINT
-    for j in sorted({j for j in (*sizes, common // 4, common // 2) if 0 < j < common}):
+    for j in sorted(
+        {j for j in (*sizes, common // 4, common // 2, 2 * common // 3, 3 * common // 4) if 0 < j < common}
+    ):
         yield tuple(v // common * j for v in whole)
 
 
