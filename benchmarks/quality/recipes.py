@@ -37,6 +37,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default at 2e-4": {"learning_rate": 2e-4},
     "default at 2e-4, by KL": {"learning_rate": 2e-4, "distill": Distillation(kind="kl")},  # for logits
 }
+# Without a teacher; the first two are how sweep.py trained before there was a default.
+PLAIN: dict[str, dict[str, Any]] = {
+    f"cosine from {rate}": {"learning_rate": float(rate), "warmup": 20, "distill": None}
+    for rate in ("5e-4", "3e-4", "2e-3")
+}
+EVERY = {**RECIPES, **PLAIN}
 OUT = Path(__file__).with_name("recipes.jsonl")
 
 
