@@ -86,7 +86,7 @@ def sweep(monkeypatch):
 
 
 def test_the_grids_are_of_known_runs(sweep):
-    for name in ("grid.json", "soft_grid.json"):
+    for name in ("grid.json", "soft_grid.json", "recipe_grid.json"):
         rows = list(sweep.expanded(json.loads((QUALITY / name).read_text())))
         assert len(rows) > 100
         assert all(list(row) == list(sweep.KEY) for row in rows)
