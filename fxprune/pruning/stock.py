@@ -60,10 +60,10 @@ def _arguments(call: functools.partial[Any]) -> dict[str, Any]:
     Raises:
         InputsError: it cannot be called so.
     """
-    signature = inspect.signature(call.func)
     try:
+        signature = inspect.signature(call.func)
         given = signature.bind(*call.args, **call.keywords)
-    except TypeError as e:
+    except (TypeError, ValueError) as e:
         raise InputsError(f"shape={call!r:.100} is no call of {call.func!r:.60}: {e}") from e
     given.apply_defaults()
     loose = {n for n, p in signature.parameters.items() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
