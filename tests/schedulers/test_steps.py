@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fxprune.errors import PluginError
 from fxprune.graph.analysis import analyse
 from fxprune.schedulers.group_lasso import GroupLasso
 from fxprune.schedulers.iterative import Iterative
@@ -96,6 +97,41 @@ def test_lasso_decays_until_it_cuts() -> None:
         most.append(0.0 if flow.decay is None else float(flow.decay.max()))
         assert bool((mask == 1).all()) == (flow.decay is not None)
     assert most == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25, 0, 0, 0, 0, 0])
+
+
+ENDS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [  # the last value that is taken, the next that is not
+    (Iterative, {"rounds": 1}, {"rounds": 0}),
+    (Iterative, {"until": 1.0}, {"until": 1.01}),
+    (Iterative, {"until": 1e-9}, {"until": 0.0}),
+    (GroupLasso, {"most": 0.99}, {"most": 1.0}),
+    (GroupLasso, {"most": 1e-9}, {"most": 0.0}),
+    (GroupLasso, {"until": 1.0}, {"until": 1.01}),
+    (GroupLasso, {"until": 1e-9}, {"until": 0.0}),
+    (Soft, {"until": 0.1, "settle": 0.1}, {"until": 0.1 + 1e-9, "settle": 0.1}),
+    (Soft, {"until": 1e-9}, {"until": 0.0}),
+    (Soft, {"settle": 0.5, "pace": 0.5}, {"settle": 0.5, "pace": 0.51}),
+    (Soft, {"pace": 1e-9}, {"pace": 0.0}),
+    (Soft, {"refreshes": 1}, {"refreshes": 0}),
+    (Soft, {"memory": 0.0}, {"memory": -0.01}),
+    (Soft, {"memory": 0.99}, {"memory": 1.0}),
+    (Soft, {"concave": 0.0}, {"concave": -0.01}),
+]
+
+
+@pytest.mark.parametrize(("cls", "good", "bad"), ENDS)
+def test_options_at_the_ends_of_their_ranges(cls: Any, good: dict[str, Any], bad: dict[str, Any]) -> None:
+    assert cls(**good)
+    with pytest.raises(PluginError, match="=".join((next(iter(bad)), ""))):
+        cls(**bad)
+
+
+def test_the_fewest_steps() -> None:
+    assert Soft().begin(problem(steps=20))
+    with pytest.raises(PluginError, match="at least 20 steps, steps=19"):
+        Soft().begin(problem(steps=19))
+    assert Iterative(rounds=5).begin(problem(steps=5))
+    with pytest.raises(PluginError, match=r"5 rounds do not fit into steps=4; pass .* Iterative\(rounds=4\)"):
+        Iterative(rounds=5).begin(problem(steps=4))
 
 
 # ---- soft -----------------------------------------------------------------------------------------------------------
