@@ -16,7 +16,9 @@ import fxprune
 from fxprune.planning.budget import Budget
 from fxprune.planning.costs.polynomials import terms_of
 from fxprune.planning.limits import Limits
+from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
+from fxprune.planning.plan_diff import PlanDiff
 from fxprune.planning.ranking import by_harm, keys, lost, size, touched
 from fxprune.planning.removals import Removals
 from fxprune.planning.rounding import best_width
@@ -204,6 +206,18 @@ def test_a_target_is_a_share() -> None:
             Budget(target=target).share(costs)
 
 
+def test_options_are_given_in_one_value_or_one_by_one() -> None:
+    limits = Limits(round_to=4)
+    assert gathered(Limits, None, {"round_to": 4}) == limits
+    assert gathered(Limits, limits, {"min_width": 1, "max_ratio": None}) is limits
+    with pytest.raises(
+        fxprune.InputsError, match=r"min_width=2 and limits= both set the same; pass limits=Limits\(min"
+    ):
+        gathered(Limits, limits, {"round_to": 1, "min_width": 2})
+    with pytest.raises(fxprune.InputsError, match=r"limits= is a int; pass an fxprune\.Limits"):
+        gathered(Limits, 4, {})  # type: ignore[arg-type]
+
+
 # ---- widths ---------------------------------------------------------------------------------------------------------
 
 
@@ -266,3 +280,17 @@ def test_damaged_text_is_no_plan(name: str, plan: Plan) -> None:
     data[key] = value
     with pytest.raises(fxprune.PlanError, match=message):
         Plan.from_json(json.dumps(data))
+
+
+def test_what_is_no_text_is_named() -> None:
+    with pytest.raises(fxprune.PlanError, match=r"Plan\.from_json\(text=3\): text must be"):
+        Plan.from_json(3)  # type: ignore[arg-type]
+
+
+def test_a_difference_prints_costs_and_the_first_groups() -> None:
+    only = {f"g{i}": (0, 1) for i in range(18)}
+    told = repr(PlanDiff(only, {"g0": (2,)}, {"params": (1200.0, 900.0)})).splitlines()
+    assert told[:3] == ["18 groups differ", "  params    1,200 | 900 (-300)", "  g0: 2 | 1 go here only"]
+    assert told[-1] == "  ... and 2 more"
+    assert len(told) == 2 + 16 + 1
+    assert "more" not in repr(PlanDiff(dict(list(only.items())[:16]), {}, {}))
