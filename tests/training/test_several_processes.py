@@ -90,6 +90,12 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(then: int, now: 
         Checkpoints(tmp_path, accelerator(now)).read(path, {"seed": "0"})
 
 
+def test_a_checkpoint_that_the_disk_refuses_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(fxprune.SaveError, match=r"the checkpoint .*step-00000003 cannot be written: \w+Error"):
+        Checkpoints(tmp_path / "file", accelerator(1)).write(3, {"run": {}}, {})
+
+
 class Pickled:
     """Unpickling it touches a file."""
 
