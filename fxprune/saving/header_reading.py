@@ -251,7 +251,9 @@ def _cause(value: Any, where: str) -> Cause:
 
 def _told(data: dict[str, Any]) -> Told:
     lines = {key: _row(data, key, _text) for key in ("scoring", "unread", "reduced")}
-    return Told(**lines, **{key: _get(data, key, str) for key in ("unseen", "outputs")}, stale=_row(data, "stale", _stale))
+    return Told(
+        **lines, **{key: _get(data, key, str) for key in ("unseen", "outputs")}, stale=_row(data, "stale", _stale)
+    )
 
 
 def _stale(value: Any, where: str) -> Stale:
