@@ -236,7 +236,8 @@ def _filter(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[s
 def _observed(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     labels = run.graph.env[_source(node)]
     masks = {d: run.axis_mask(labels[d], args[0]) for d in run.graph.facts.statistics[node.name]}
-    return masked_observation(functools.partial(node.target, **kwargs), args[0], masks, args[1], args[2:])
+    fake = functools.partial(torch.fused_moving_avg_obs_fake_quant, **kwargs)
+    return masked_observation(fake, args[0], masks, args[1], args[2:])
 
 
 def _distance(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

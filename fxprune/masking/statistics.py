@@ -49,7 +49,7 @@ def masked_range(function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor,
     """The least and the largest of what stays; `function` gives both (torch.aminmax)."""
     far = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
     low, high = (function(torch.where(m > 0, x, beyond))[k] for k, beyond in enumerate((far.max, far.min)))
-    return torch.return_types.aminmax((low, high))  # type: ignore[attr-defined]
+    return torch.return_types.aminmax((low, high))
 
 
 def masked_softmax(x: Tensor, dim: int, m: Tensor, logarithm: bool = False) -> Tensor:

@@ -250,9 +250,13 @@ def _cause(value: Any, where: str) -> Cause:
 
 
 def _told(data: dict[str, Any]) -> Told:
-    lines = {key: _row(data, key, _text) for key in ("scoring", "unread", "reduced")}
     return Told(
-        **lines, **{key: _get(data, key, str) for key in ("unseen", "outputs")}, stale=_row(data, "stale", _stale)
+        scoring=_row(data, "scoring", _text),
+        unread=_row(data, "unread", _text),
+        unseen=_get(data, "unseen", str),
+        outputs=_get(data, "outputs", str),
+        reduced=_row(data, "reduced", _text),
+        stale=_row(data, "stale", _stale),
     )
 
 

@@ -19,14 +19,8 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.quant, self.dequant = ao.QuantStub(), ao.DeQuantStub()
-        self.a, self.n, self.r, self.b, self.s = (
-            nn.Conv2d(3, 16, 3),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.Conv2d(16, 16, 3),
-            nn.ReLU(),
-        )
-        self.c = nn.Linear(16, 4)
+        self.a, self.n, self.r = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()
+        self.b, self.s, self.c = nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.s(self.b(self.r(self.n(self.a(self.quant(x))))))

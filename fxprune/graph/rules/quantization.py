@@ -1,4 +1,4 @@
-"""Fake quantisation (training that prepares for integers): values are rounded to a scale, their own or that of a channel.
+"""Fake quantisation (training that prepares for integers): values are rounded to one scale, or one a channel.
 
 An observer that is on takes its range over what stays.
 """
@@ -15,7 +15,9 @@ _OF_A_CHANNEL = ("scale", "zero_point", "running_min", "running_max")
 def _rounded(op: Op, axis: int | None) -> Labels:
     """The labels of what is rounded, with scales and ranges a channel where `axis` says which axis those are of."""
     labels = list(op.labels("self"))
-    for name in _OF_A_CHANNEL if axis is not None else ():
+    if axis is None:
+        return tuple(labels)
+    for name in _OF_A_CHANNEL:
         if op.tensor(name) is not None and op.shape(name) == (op.shape("self")[axis],):
             labels[axis] = op.tie(labels[axis], op.labels(name)[0])
     return tuple(labels)

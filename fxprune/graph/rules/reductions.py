@@ -114,8 +114,8 @@ def _tells_where(node: fx.Node) -> bool:
 
 
 @aten(
-    "mean sum var std var_mean std_mean linalg_vector_norm norm amax amin aminmax logsumexp prod any all max min median "
-    "nansum"
+    "mean sum var std var_mean std_mean linalg_vector_norm norm amax amin aminmax logsumexp prod any all max min "
+    "median nansum"
 )
 def reduce(op: Op) -> Any:
     node = op.node.all_input_nodes[0]
