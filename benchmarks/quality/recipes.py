@@ -35,8 +35,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     "constant 2e-4": {**CONSTANT, "learning_rate": 2e-4},
     "default, no teacher": {"distill": None},
     "default at 2e-4": {"learning_rate": 2e-4},
-    "default at 2e-4, by KL": {"learning_rate": 2e-4, "distill": Distillation(kind="kl")},  # for logits
+    "default at 5e-4": {"learning_rate": 5e-4},
+    "default at 1e-3": {"learning_rate": 1e-3},
+    "default, by KL": {"distill": Distillation(kind="kl")},  # for logits
+    "default at 2e-4, by KL": {"learning_rate": 2e-4, "distill": Distillation(kind="kl")},
+    "default at 5e-4, by KL": {"learning_rate": 5e-4, "distill": Distillation(kind="kl")},
+    "default at 5e-4, no teacher": {"learning_rate": 5e-4, "distill": None},
 }
+# Without a teacher; the first two are how sweep.py trained before there was a default.
+PLAIN: dict[str, dict[str, Any]] = {
+    f"cosine from {rate}": {"learning_rate": float(rate), "warmup": 20, "distill": None}
+    for rate in ("5e-4", "3e-4", "2e-3")
+}
+EVERY = {**RECIPES, **PLAIN}
+USUAL = ("default", "constant 1e-4", "constant 2e-4")
 OUT = Path(__file__).with_name("recipes.jsonl")
 
 
@@ -73,7 +85,7 @@ def main() -> None:
     """Measure, append to --out as it goes, and print the table of all rows there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="digits", type=lambda x: x.split(","), help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--recipes", default="|".join(RECIPES), type=lambda x: x.split("|"), help="with | between them")
+    parser.add_argument("--recipes", default="|".join(USUAL), type=lambda x: x.split("|"), help="with | between them")
     parser.add_argument("--ratio", type=float, default=0.6)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
