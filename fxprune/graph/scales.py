@@ -100,7 +100,7 @@ def _candidates(value: Any, depth: int) -> Iterator[Rowed]:
 
 
 def _with_bias(layer: fx.Node, weight: fx.Node, depth: int) -> Iterator[Rowed]:
-    """What a layer's weight is computed from, each with what its bias is (both are parts of one tensor in attention)."""
+    """What a weight is computed from, each with what the bias is: attention layers hold both in parts of one tensor."""
     bias = layer.args[2] if len(layer.args) > 2 else None
     also = {} if bias is None else next(_candidates(bias, depth), {})
     for rows in _candidates(weight, depth):

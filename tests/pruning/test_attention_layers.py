@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention makes query, key and value from parts of one weight and one bias: its scale is kept in these."""
+"""nn.MultiheadAttention makes query, key and value from parts of one weight and bias: its scale is kept in these."""
 
 import copy
 from typing import Any
