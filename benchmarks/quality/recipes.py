@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,18 @@ from torch import nn
 
 import fxprune
 from fxprune import Distillation, Training
+from fxprune.training.options import MakeOptimizer, relative_rate
+
+
+def times(k: float) -> MakeOptimizer:
+    """The default's optimizer at k times the rate that it finds."""
+
+    def made(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        every = list(parameters)
+        return torch.optim.AdamW(every, k * relative_rate(every))
+
+    return made
+
 
 CONSTANT: dict[str, Any] = {"warmup": 0, "anneal": False, "distill": None}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -35,12 +47,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "constant 2e-4": {**CONSTANT, "learning_rate": 2e-4},
     "default, no teacher": {"distill": None},
     "default at 2e-4": {"learning_rate": 2e-4},
-    "default at 5e-4": {"learning_rate": 5e-4},
-    "default at 1e-3": {"learning_rate": 1e-3},
-    "default, by KL": {"distill": Distillation(kind="kl")},  # for logits
-    "default at 2e-4, by KL": {"learning_rate": 2e-4, "distill": Distillation(kind="kl")},
-    "default at 5e-4, by KL": {"learning_rate": 5e-4, "distill": Distillation(kind="kl")},
-    "default at 5e-4, no teacher": {"learning_rate": 5e-4, "distill": None},
+    "default at 2e-4, by KL": {"learning_rate": 2e-4, "distill": Distillation(kind="kl")},  # for logits
+    **{f"default times {k}": {"optimizer": times(k)} for k in (2, 4, 8)},
+    "default times 4, no teacher": {"optimizer": times(4), "distill": None},
+    "default times 4, by KL": {"optimizer": times(4), "distill": Distillation(kind="kl")},
 }
 # Without a teacher; the first two are how sweep.py trained before there was a default.
 PLAIN: dict[str, dict[str, Any]] = {

@@ -41,7 +41,7 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     runs = parser.add_argument_group("which runs")
-    runs.add_argument("--grid", type=Path, help="file of all runs, instead of what follows")
+    runs.add_argument("--grid", type=Path, nargs="+", help="files of all runs, instead of what follows")
     runs.add_argument("--tasks", default="digits", help=f"comma-separated, of {', '.join(CASES)}")
     runs.add_argument("--methods", default="|".join(METHODS), help="with | between them; all by default")
     runs.add_argument("--recipes", default="default", help=f"with | between them, of {' | '.join(EVERY)}")
@@ -71,8 +71,7 @@ def options() -> argparse.Namespace:
 def grid_of(chosen: argparse.Namespace) -> list[Row]:
     """The grid, from its file or from the command line."""
     if chosen.grid:
-        found: list[Row] = json.loads(chosen.grid.read_text(encoding="utf-8"))
-        return found
+        return [part for file in chosen.grid for part in json.loads(file.read_text(encoding="utf-8"))]
     return [
         {
             "task": chosen.tasks.split(","),

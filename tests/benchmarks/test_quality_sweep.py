@@ -88,7 +88,7 @@ def sweep(monkeypatch):
 def test_the_grids_are_of_known_runs(sweep):
     for name in ("grid.json", "soft_grid.json", "recipe_grid.json"):
         rows = list(sweep.expanded(json.loads((QUALITY / name).read_text())))
-        assert len(rows) > 100
+        assert len(rows) > 50
         assert all(list(row) == list(sweep.KEY) for row in rows)
     with pytest.raises(SystemExit, match="method 'other' is unknown"):
         list(sweep.expanded([{**sweep.DENSE, "task": "digits", "method": "other"}]))
