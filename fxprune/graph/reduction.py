@@ -39,6 +39,7 @@ def reduced_facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
         reduced=[r for r in facts.reduced if r.node in names],
         ordered=facts.ordered,
         multiples=facts.multiples,
+        least=facts.least,
     )
 
 

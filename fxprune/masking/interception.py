@@ -287,6 +287,11 @@ def _extreme(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwar
     return func(*args, **{**kwargs, at: y}) if named else func(*args[:at], y, *args[at + 1 :], **kwargs)
 
 
+def _topk(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    y = masked_extreme("amax" if _option(args, kwargs, 3, "largest", True) else "amin", x, call.mask(x))
+    return func(y, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+
+
 def _range(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rest = {k: v for k, v in kwargs.items() if k != "input"}
     return masked_range(lambda y: func(y, *args[1:], **rest), x, call.mask(x))
@@ -318,6 +323,7 @@ def _distance(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwa
 _STATISTICS: dict[str, Any] = {
     **dict.fromkeys(("amax", "amin", "max", "min", "logsumexp", "prod"), _extreme),
     "aminmax": _range,
+    "topk": _topk,
     **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     **{f"conv{k}d": _filter for k in (1, 2, 3)},
     "fused_moving_avg_obs_fake_quant": _observed,

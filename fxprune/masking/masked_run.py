@@ -212,6 +212,14 @@ def _extreme(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[
     return node.target(masked_extreme(name, x, m), *args[1:], **kwargs)  # type: ignore[operator]
 
 
+def _topk(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    get = functools.partial(_argument, node, args, kwargs)
+    m = run.along(_source(node), args[0], _dims(args[0], get("dim", -1)))
+    assert m is not None
+    kind = "amax" if get("largest", True) else "amin"
+    return torch.ops.aten.topk(masked_extreme(kind, args[0], m), *args[1:], **kwargs)
+
+
 def _range(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     m = run.along(_source(node), args[0], _dims(args[0], kwargs.get("dim")))
     assert m is not None
@@ -249,6 +257,7 @@ def _distance(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict
 _STATISTICS: dict[str, Statistic] = {
     **{f"aten::{n}": _extreme for n in ["amax", "amin", "max", "min", "logsumexp", "prod"]},
     "aten::aminmax": _range,
+    "aten::topk": _topk,
     **{f"aten::{n}": _softmax for n in ["softmax", "_softmax", "log_softmax", "_log_softmax"]},
     **{f"aten::conv{k}d": _filter for k in (1, 2, 3)},
     "aten::fused_moving_avg_obs_fake_quant": _observed,

@@ -32,6 +32,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax of logits over a temperature": lambda h: F.softmax(h.transpose(1, 2) / 0.5, dim=1).transpose(1, 2),
     "log_softmax": lambda h: torch.log_softmax(h, -1),
     "in another type": lambda h: F.softmax(h.half(), -1, dtype=torch.float32),
+    "the largest": lambda h: h * (h >= h.topk(5, -1)[0][..., -1:]),
+    "the smallest": lambda h: h * torch.topk(h, 4, dim=-1, largest=False).values.mean(-1, keepdim=True),
     "aminmax": lambda h: h / (torch.aminmax(h, dim=-1, keepdim=True)[1] - torch.aminmax(h, dim=-1, keepdim=True).min),
     "aminmax of all": lambda h: h / (h.aminmax()[1] - h.aminmax()[0]),
 }
@@ -42,6 +44,17 @@ def test_functions_of_all_channels(name: str) -> None:
     torch.manual_seed(0)
     reduced = proved(Gated(GATES[name]), torch.randn(2, 5, 8), 0.4)
     assert "of 24 channels" in reduced[0]
+
+
+def test_as_many_stay_as_are_asked_for() -> None:
+    x = torch.randn(2, 5, 8)
+    small = fxprune.prune(Gated(GATES["the largest"]), "random", example_inputs=x, ratios={"b": 0.9}, progress=False)
+    assert small.get_submodule("b").out_features == 5
+
+
+def test_places_of_the_largest_hold_the_channels() -> None:
+    graph = fxprune.trace(Gated(lambda h: h * (torch.arange(24) > h.topk(5, -1)[1][..., :1])), torch.randn(2, 5, 8))
+    assert "b.weight:0" not in {g.name for g in graph.groups}
 
 
 class Attention(nn.Module):

@@ -108,8 +108,8 @@ def _adds(op: Op, name: str) -> bool:
     return name in _ADDS and (order is None or (isinstance(order, (int, float)) and order >= 0))
 
 
-def _tells_where(node: fx.Node) -> bool:
-    """Whether the second result of a maximum, its place, is used."""
+def tells_where(node: fx.Node) -> bool:
+    """Whether the second result of a maximum or a ranking, its places, is used."""
     return any(op_name(u.target) != "python::getitem" or (u.args[1] != 0 and u.users) for u in node.users)
 
 
@@ -131,7 +131,7 @@ def reduce(op: Op) -> Any:
     elif _adds(op, name):
         for d in live:
             op.reads(node, d)
-    elif name in _OVER_WHAT_STAYS and not (several and name in ("aten::max", "aten::min") and _tells_where(op.node)):
+    elif name in _OVER_WHAT_STAYS and not (several and name in ("aten::max", "aten::min") and tells_where(op.node)):
         if live:
             op.facts.statistics[op.name] = live
             if op.read:
