@@ -30,6 +30,7 @@ from fxprune.planning.planner import plan
 from fxprune.pruning.prune import apply, trace
 from fxprune.reporting.report import Report, report
 from fxprune.rewriting.rewrite import rewrite
+from fxprune.saving import methods as _methods  # noqa: F401 - gives pruned models their own
 from fxprune.saving.save import load, load_pipeline, save, save_pipeline
 from fxprune.scoring.score import Scores, score
 from fxprune.scoring.timesteps import Timesteps

@@ -77,6 +77,14 @@ class Adapter(abc.ABC):
         """Integers that only other code reads: attribute (dotted) -> the tensor and axis whose size it tells."""
         return {}
 
+    def described(self, before: nn.Module, after: nn.Module) -> Mapping[str, int]:
+        """Integers by which a pruned model describes itself to other code, as they should be: attribute -> value.
+
+        Dotted names lead into lists and dicts, too (`feature_info.0.num_chs`).  For what can only be seen where the
+        model runs; `widths` says what can be read off a tensor.
+        """
+        return {}
+
     def config(self, model: nn.Module) -> dict[str, Any] | None:
         """What `build` needs to make the stock module again, as JSON data; None where that is unknown."""
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from fxprune.rewriting.unread import Stale
 from fxprune.verification import Check
 
 _KEY = "_fxprune_report"
+ADOPTED: list[Callable[[nn.Module], None]] = []  # what packages that come later do to every model with a report
 MOST = 6  # lines of one kind that a report prints
 
 
@@ -192,6 +193,8 @@ def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
 def attach(model: nn.Module, made: Report) -> None:
     """Keep a report beside the model, outside its state."""
     model.__dict__[_KEY] = made
+    for adopt in ADOPTED:
+        adopt(model)
 
 
 def is_pruned(model: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import from_data
 from fxprune.saving import checksums
-from fxprune.saving.files import read_bytes
+from fxprune.saving.files import named, read_bytes, variants
 from fxprune.saving.header import (
     DTYPES,
     FORMAT,
@@ -37,17 +37,19 @@ class _Bad(ValueError):
     """A field is not what it must be; restated by `read` with the file's name."""
 
 
-def read(directory: Path) -> Header:
+def read(directory: Path, variant: str | None = None) -> Header:
     """What the `fxprune.json` of a folder says.  Builds nothing, runs nothing.
 
     Raises:
         SaveError: where there is none, or it is damaged, or of a newer format.
     """
-    path = directory / HEADER
+    path = directory / named(HEADER, variant)
     if not directory.is_dir():
         raise SaveError(f"there is no folder {directory}")
     if not os.path.lexists(path):
-        raise SaveError(f"{directory} is not a folder that fxprune.save() wrote: it has no {HEADER}")
+        there = [f"variant={v!r}" for v in variants(directory, HEADER)]
+        other = f"; load it with {' or '.join(there[:4])}" if there else ""
+        raise SaveError(f"{directory} is not a folder that fxprune.save() wrote: it has no {path.name}{other}")
     try:
         return _header(json.loads(read_bytes(path).decode("utf-8")))
     except (_Bad, PlanError) as e:
@@ -204,7 +206,8 @@ def _tensor(value: Any, where: str) -> TensorInfo:
 def _change(value: Any, where: str) -> Change:
     """An integer attribute, or a row of integers: nothing else may be set on a module."""
     name = _get(value, "name", str)
-    if not is_identifier(name.removeprefix("config.")) or name == "training":
+    parts = name.removeprefix("config.").split(".")
+    if not is_identifier(parts[0]) or not all(p.isdecimal() or is_identifier(p) for p in parts) or name == "training":
         raise _Bad(f"{where} changes {name!r:.60}, which is no attribute that pruning changes")
 
     def integers(key: str) -> int | tuple[int, ...]:
