@@ -130,9 +130,9 @@ def _seen(model: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
                 shapes[entry] = tuple(value.shape)
 
         if row.get("hook_type") == "forward_pre":
-            handles.append(module.register_forward_pre_hook(lambda _, args, note=note: note(args)))  # type: ignore[misc]
+            handles.append(module.register_forward_pre_hook(lambda _, args, note=note: note(args)))
         else:
-            handles.append(module.register_forward_hook(lambda _, args, out, note=note: note(out)))  # type: ignore[misc]
+            handles.append(module.register_forward_hook(lambda _, args, out, note=note: note(out)))
     try:
         with evaluating(model), torch.no_grad():
             if not hasattr(model, "forward_head"):

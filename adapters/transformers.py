@@ -76,7 +76,7 @@ class TransformersAdapter(Adapter):
         held: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))  # type: ignore[operator, union-attr]
         made: dict[str, Any] = {"_class_name": type(model).__name__, "config": held}
         if (generation := getattr(model, "generation_config", None)) is not None:
-            made["generation_config"] = json.loads(generation.to_json_string(use_diff=True))  # type: ignore[operator]
+            made["generation_config"] = json.loads(generation.to_json_string(use_diff=True))
         return made
 
     def build(self, config: dict[str, Any]) -> nn.Module:
@@ -97,7 +97,7 @@ class TransformersAdapter(Adapter):
             model: nn.Module = cls(cls.config_class.from_dict(config["config"]))
         model.tie_weights()  # type: ignore[operator]  # each went to the meta device on its own
         if isinstance(settings := config.get("generation_config"), dict):
-            model.generation_config = transformers.GenerationConfig.from_dict(settings)  # type: ignore[assignment]
+            model.generation_config = transformers.GenerationConfig.from_dict(settings)
         return model
 
 

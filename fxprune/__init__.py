@@ -39,6 +39,7 @@ from fxprune.studies.comparison import Comparison
 from fxprune.studies.sensitivity import sensitivity
 from fxprune.studies.sensitivity_table import Sensitivity
 from fxprune.training.average import Average
+from fxprune.training.carried import carry_over
 from fxprune.training.carry_over import Carry
 from fxprune.training.distillation import Distillation
 from fxprune.training.energy import Energy
@@ -83,6 +84,7 @@ __all__ = [
     "VerifyError",
     "apply",
     "calibration",
+    "carry_over",
     "compare",
     "coupling",
     "load",

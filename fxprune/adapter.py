@@ -85,6 +85,18 @@ class Adapter(abc.ABC):
         """
         return {}
 
+    def feeds(self, model: nn.Module, side: nn.Module) -> Mapping[str, str]:
+        """Which inputs of a model take outputs of another (a ControlNet): input -> name of the output ("": all)."""
+        return {}
+
+    def side_inputs(self, side: nn.Module, given: Mapping[str, Any]) -> ExampleInputs:
+        """Inputs of such another model, made of the keyword arguments that the model takes itself.
+
+        Raises:
+            InputsError: where they cannot be known; says what to pass.
+        """
+        raise InputsError(f"fxprune does not know the inputs of {type(side).__name__}: pass inputs=")
+
     def config(self, model: nn.Module) -> dict[str, Any] | None:
         """What `build` needs to make the stock module again, as JSON data; None where that is unknown."""
         return None

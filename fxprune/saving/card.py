@@ -145,7 +145,7 @@ def _entries(path: Path | None) -> dict[str, Any]:
             return {}
         from huggingface_hub import ModelCard
 
-        found = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+        found = ModelCard(text, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
     except Exception:  # noqa: BLE001 - a stranger's card may hold any YAML, and is no reason not to save
         return {}
     return {k: _plain(found[k]) for k in CARRIED if _plain(found.get(k))}

@@ -156,7 +156,7 @@ def test_a_part_of_a_pruned_model_is_refused(tmp_path: Path, llama: Any) -> None
 
 
 def test_an_adapter_is_written_by_its_library(tmp_path: Path, llama: Any) -> None:
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", minversion="0.22")
     small = copy.deepcopy(llama)
     small.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
     small.save_pretrained(tmp_path / "m")
