@@ -330,7 +330,7 @@ class ChannelGraph:
         Raises:
             PlanError: where the model has no such tensor, or a module has several.
         """
-        tensor = self._tensor(name)
+        tensor = self.tensor(name)
         if not -len(self.shapes[tensor]) <= axis < len(self.shapes[tensor]):
             raise PlanError(f"{tensor} has {len(self.shapes[tensor])} axes, axis {axis} is asked for")
         labels = self.tensors[tensor][axis]
@@ -344,8 +344,12 @@ class ChannelGraph:
             parts.append(f"frozen ({int(frozen.sum())} positions): {way}")
         return f"{head}: " + "; ".join(parts)
 
-    def _tensor(self, name: str) -> str:
-        """The tensor that a name of a tensor, module or group means."""
+    def tensor(self, name: str) -> str:
+        """The tensor that a name of a tensor, module or group means.
+
+        Raises:
+            PlanError: none, or several.
+        """
         called, _, axis = name.rpartition(":")
         if axis.partition("#")[0].isdigit() and any(g.name == name for g in self.groups):
             name = called
