@@ -24,7 +24,7 @@ from torch import nn
 from fxprune.errors import SaveError
 from fxprune.graph.copies import deep_copy
 from fxprune.graph.modules import comes_from
-from fxprune.reporting.report import ADOPTED
+from fxprune.reporting.report import ADOPTED, report
 from fxprune.saving import hub, stock, weights
 from fxprune.saving.describe import describe, report_of
 from fxprune.saving.folder import adding, claim
@@ -39,6 +39,8 @@ DEFAULTS = "_use_default_values"  # the first that `from_config` of diffusers as
 def adopt(model: nn.Module) -> None:
     """Give a model with a report, and models inside it, their own `save_pretrained` and `push_to_hub`, where their
     classes have them."""
+    if report(model).plan.config:  # of a stock shape: the config is the model's own
+        return
     for module in model.modules():
         for made in (SavePretrained, PushToHub):
             if callable(getattr(type(module), made.name, None)):
@@ -54,9 +56,7 @@ ADOPTED.append(adopt)
 def _differs(model: nn.Module) -> bool:
     """Whether something was changed that a model made from the config would not have."""
     made = report_of(model)
-    if made is None or getattr(made.plan, "config", None):  # with a stock shape, the config is the result's own
-        return False
-    return bool(made.changes) or made.forward != "module"
+    return made is not None and (bool(made.changes) or made.forward != "module")
 
 
 def _is_as_built(model: nn.Module) -> bool:
