@@ -341,7 +341,7 @@ def _load_model(
     stock.set_source(net, source or str(path))
     if saved.plan is not None:
         told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, seed=saved.seed, earlier=saved.earlier)
-        attach(net, told)
+        attach(net, replace(told, **saved.told.values()))
     return net.eval()
 
 
