@@ -79,7 +79,7 @@ def first_line(e: BaseException) -> str:
 
 def unplaced(text: str) -> str:
     """A text without the folders of this machine."""
-    return re.sub(r"/\S*/(?=\S+\.py)", "", re.sub(r"/\S*/site-packages/", "", text))
+    return re.sub(r"(?<![\w/])/\S*/(?=[^/\s]+\.py)", "", re.sub(r"/\S*/site-packages/", "", text))
 
 
 def where(e: BaseException) -> str:

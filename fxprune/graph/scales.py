@@ -78,6 +78,8 @@ def _candidates(value: Any, depth: int) -> Iterator[Rowed]:
     if not isinstance(value, fx.Node) or not is_tensor(value) or not depth:
         return
     name = _name(value)
+    if name in _LAYERS and len(shape_of(value.args[1])) < 2:
+        return  # a weight without rows
     if value.op == "placeholder" or name in _LAYERS or name in _NORMS:
         if (ids := _positions(value, name)) is not None:
             for n in reversed(chain):
