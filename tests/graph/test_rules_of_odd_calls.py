@@ -72,3 +72,22 @@ def test_a_rule_that_does_not_fit_freezes(monkeypatch: pytest.MonkeyPatch, rule:
     assert not graph.groups
     held = {h.why for h in graph.frozen() if h.cause == "op without a rule"}
     assert held == {"aten::relu is called as its coupling rule does not know it"}
+
+
+class Picked(nn.Module):
+    """Heads of tokens that a mask picks, so that nobody knows how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scale, self.last = nn.Linear(6, 32), nn.Parameter(torch.randn(4, 1)), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.first(x)[mask]
+        return self.last((h.view(-1, 4, 8) * self.scale).flatten(1)).sum(0, keepdim=True)
+
+
+def test_heads_of_an_unknown_number_of_tokens() -> None:
+    net, given = Picked(), (torch.randn(2, 8, 6), torch.arange(16).view(2, 8) % 3 == 0)
+    graph = fxprune.trace(net, given)
+    assert sum(len(g) for g in graph.groups) in (4, 8)
+    assert check_permutation(net, graph).ok

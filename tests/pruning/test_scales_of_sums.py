@@ -1,4 +1,4 @@
-"""A scale read from the stream, over layers written as product plus bias: undone in these two, not in what they read."""
+"""A scale read from the stream, over layers written as product plus bias: undone in these two, not in their input."""
 
 from __future__ import annotations
 
