@@ -13,6 +13,7 @@ from fxprune.cli.demo import demo
 from fxprune.cli.inspect import inspect
 from fxprune.cli.list import list_
 from fxprune.cli.prune import prune
+from fxprune.cli.report import report
 from fxprune.cli.sensitivity import sensitivity
 
 app = typer.Typer(
@@ -43,5 +44,6 @@ app.command()(prune)
 app.command()(inspect)
 app.command()(sensitivity)
 app.command()(compare)
+app.command()(report)
 app.command("list")(list_)
 app.command()(demo)

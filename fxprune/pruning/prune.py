@@ -31,7 +31,7 @@ from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
 from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
-from fxprune.scoring.score import needs_of, score
+from fxprune.scoring.score import Scores, needs_of, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 
@@ -97,14 +97,14 @@ def prune_once(model: M, order: Order) -> M:
     require_shares(graph, limits.stated, limits.ignore)
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
-    notes: list[str] = []
+    scored: list[Scores] = []
 
     def plan_of(graph: ChannelGraph) -> Plan:
         if not graph.groups:
             checked(graph, {})
         with clock("score"):
             scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
-        notes.extend(scores.notes)
+        scored.append(scores)
         if order.budget.of == "latency":
             with clock("measure"):
                 latency_of(graph, order.progress)
@@ -116,7 +116,7 @@ def prune_once(model: M, order: Order) -> M:
             return compensated(graph, net, plan, scoring.criterion, **given)
 
     made = realize(base, graph, plan_of, clock, order.verify, order.strict)
-    pruned: M = back(reported(net, made, clock, order.inplace, order.seed, notes))
+    pruned: M = back(reported(net, made, clock, order.inplace, order.seed, scored))
     return pruned
 
 

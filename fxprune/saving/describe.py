@@ -65,6 +65,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
         seed=getattr(made, "seed", None),
         versions=versions(model),
         metrics=metrics,
+        anatomy=None if made is None else made.anatomy,
     )
 
 
