@@ -23,7 +23,7 @@ def report(
         "report.html"
     ),
 ) -> None:
-    """Write a page on the pruned model (or the pruned parts of the pipeline) in DIR; nothing is built from it.
+    """Write a page that tells what was pruned in DIR, and why; no model is built for it.
 
     Example: fxprune report small-ddpm -o report.html
     """
