@@ -18,7 +18,7 @@ COMMANDS = {
     "inspect": "Show what can be pruned in the model in DIR, what cannot and why, and how it was pruned if it was.",
     "report": "Write a page that tells what was pruned in DIR, and why; no model is built for it.",
     "sensitivity": "Measure how much the loss of the model in DIR rises when one part after the other loses channels.",
-    "compare": "Prune the model in DIR by several criteria and show its loss before any training, and the time scoring took.",
+    "compare": "Prune the model in DIR by several criteria; show its loss before any training, and what scoring took.",
     "list": "List criteria, schedulers and adapters: the built-in ones and those of other installed packages.",
     "demo": "Prune a small diffusion model of handwritten digits that ships with the package; takes a few minutes.",
 }

@@ -224,7 +224,7 @@ def _masks(made: Told) -> str:
     return _uri(held.getvalue().encode(), "image/svg+xml")
 
 
-def _grid(name: str, images: Tensor) -> tuple[str, int]:
+def _grid(name: str, images: Any) -> tuple[str, int]:
     """Images side by side, as a PNG within the page, and how wide it is shown."""
     if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] not in (1, 3) or not len(images):
         told = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__

@@ -293,8 +293,9 @@ def _choice(value: Any, where: str) -> Choice:
 
 
 def _held(value: Any, where: str) -> Held:
-    text = {key: _get(value, key, str) for key in ("tensor", "cause", "why", "op", "source")}
-    return Held(**text, **{key: _size(value.get(key), f"{where}.{key}") for key in ("axis", "positions")})
+    tensor, cause, why, op, source = (_get(value, key, str) for key in ("tensor", "cause", "why", "op", "source"))
+    axis, positions = (_size(value.get(key), f"{where}.{key}") for key in ("axis", "positions"))
+    return Held(tensor, axis, positions, cause, why, op, source)
 
 
 def _link(value: Any, where: str) -> tuple[str, str, str]:
