@@ -32,6 +32,7 @@ from fxprune.graph.provenance import Attr, Size, leaves
 from fxprune.graph.reduction import reduced_equations, reduced_facts, reduced_trace
 from fxprune.graph.rules.op import Facts, Labels, op_name
 from fxprune.graph.trace import Traced, mode_of
+from fxprune.notebook import shown
 
 COARSER, UNCOUPLED, KEEP = "coarser", "uncoupled", "keep"
 FAILS = "fails the proof"
@@ -298,6 +299,10 @@ class ChannelGraph:
         if len(self.groups) > 12:
             lines.append(f"  ... and {len(self.groups) - 12} more")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [(g.name, g.kind, len(g), len({s.tensor for s in g.slices})) for g in self.groups]
+        return shown(repr(self).splitlines()[0], ["group", "unit", "channels", "tensors"], rows)
 
     def frozen(self) -> list[Held]:
         """Every tensor axis with positions that cannot be pruned, with the nearest reason."""

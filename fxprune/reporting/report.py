@@ -19,6 +19,7 @@ from fxprune.graph.channels import ChannelGraph, source_of
 from fxprune.graph.groups import Held
 from fxprune.graph.outputs import shortened
 from fxprune.graph.rules.op import op_name
+from fxprune.notebook import shown
 from fxprune.planning.plan import Plan
 from fxprune.reporting.anatomy import Anatomy
 from fxprune.reporting.figures import check_file, writing
@@ -143,6 +144,13 @@ class Report:
         with writing(file):
             file.write_text(text, encoding="utf-8")
         return file
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in self.total.costs.items()
+        ]
+        notes = [*map(str, self.checks), *map(str, filter(None, [self.timing])), "to_html(path) writes all of it"]
+        return shown(_line(self.total), ["", "dense", "pruned", "change"], rows, notes)
 
     def __repr__(self) -> str:
         lines = [f"{_line(self.total)} in all, by {len(self.earlier) + 1} plans; the last:"] if self.earlier else []
