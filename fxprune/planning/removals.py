@@ -207,7 +207,7 @@ def _exact(
     path: float | None,
 ) -> Removals:
     cells: dict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = {}
-    places = [_places(graph, norm) for norm in norms]
+    places = [norm_groups_of(graph, norm) for norm in norms]
     if any(0 in p for p in places):  # a frozen position sits in a norm group
         return _stacked([])
     for g in members:
@@ -218,7 +218,7 @@ def _exact(
     return _lockstep(cells, values, bounds)
 
 
-def _places(graph: ChannelGraph, norm: NormGroups) -> dict[int, tuple[int, ...]]:
+def norm_groups_of(graph: ChannelGraph, norm: NormGroups) -> dict[int, tuple[int, ...]]:
     """Component -> the norm groups of its positions."""
     out: dict[int, list[int]] = {}
     for c, b in zip(*_blocks(graph, norm), strict=True):

@@ -87,6 +87,7 @@ class Report:
         stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
             reads them to look at.
         anatomy: layer by layer and group by group what went, for `to_html`.
+        maker, steps: with a stock shape, what makes the model anew from its config, and which entries can shrink.
     """
 
     plan: Plan
@@ -108,6 +109,8 @@ class Report:
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
     anatomy: Anatomy | None = field(default=None, repr=False, compare=False)
+    maker: str = ""
+    steps: tuple[str, ...] = ()
 
     @property
     def total(self) -> Plan:
@@ -155,6 +158,11 @@ class Report:
     def __repr__(self) -> str:
         lines = [f"{_line(self.total)} in all, by {len(self.earlier) + 1} plans; the last:"] if self.earlier else []
         lines += [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines += (
+            [f"  made by {self.maker}, where these can shrink: {'; '.join(self.steps) or 'layers'}"]
+            if self.maker
+            else []
+        )
         lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []
