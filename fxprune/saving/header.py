@@ -18,6 +18,7 @@ of a model                                              of a pipeline
     skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`)
     forward, checks, held
     anatomy     what went layer by layer, for a report's page (null: nobody knows; older folders have none)
+    told        what else the report says: {scoring, unread, unseen, outputs, reduced, stale}; older folders have none
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 import torch
@@ -36,6 +37,7 @@ from fxprune.reporting.anatomy import Anatomy
 from fxprune.reporting.report import Cause, Report
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import Answer, to_data
+from fxprune.rewriting.unread import Stale
 from fxprune.saving import checksums
 from fxprune.verification import Check
 
@@ -67,6 +69,22 @@ class SkipInfo:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a report says in words, by the names of its attributes (see `Report`)."""
+
+    scoring: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    unseen: str = ""
+    outputs: str = ""
+    reduced: tuple[str, ...] = ()
+    stale: tuple[Stale, ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """Attribute -> value."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
 class Saved:
     """A saved model, all but the values of its tensors."""
 
@@ -84,6 +102,7 @@ class Saved:
     checks: tuple[Check, ...] = ()
     held: tuple[Cause, ...] = ()
     seed: int | None = None
+    told: Told = Told()
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +114,7 @@ class Saved:
         if self.plan is None:
             return None
         kept: dict[str, Any] = {"held": self.held, "seed": self.seed, "earlier": self.earlier, "anatomy": self.anatomy}
-        return Report(self.plan, self.changes, self.checks, **kept)
+        return Report(self.plan, self.changes, self.checks, **kept, **self.told.values())
 
     def __repr__(self) -> str:
         wrote = ", ".join(f"{k} {v}" for k, v in self.versions.items())
@@ -182,6 +201,7 @@ def _model_data(saved: Saved) -> dict[str, Any]:
         "checks": [asdict(c) for c in saved.checks],
         "held": [{"name": c.name, "axes": c.axes, "share": c.share} for c in saved.held],
         "anatomy": None if saved.anatomy is None else asdict(saved.anatomy),
+        "told": asdict(saved.told),
     }
 
 
