@@ -24,7 +24,7 @@ from torch import nn
 from fxprune.errors import SaveError
 from fxprune.graph.copies import deep_copy
 from fxprune.graph.modules import comes_from
-from fxprune.reporting.report import ADOPTED, report
+from fxprune.reporting.report import report
 from fxprune.saving import hub, stock, weights
 from fxprune.saving.describe import describe, report_of
 from fxprune.saving.folder import adding, claim
@@ -48,9 +48,6 @@ def adopt(model: nn.Module) -> None:
     if stock.is_stock(model) and _differs(model):
         model.__dict__["__module__"] = stock.LIBRARY
         model.__dict__["_internal_dict"] = _pruned_config()(model.config)
-
-
-ADOPTED.append(adopt)
 
 
 def _differs(model: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from torch import nn
 from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
 from fxprune.graph.copies import deep_copy
-from fxprune.reporting.report import Report, attach
+from fxprune.reporting.report import attach
 from fxprune.saving import checksums, hub, stock, weights
 from fxprune.saving.card import CARD, card, snippet
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
@@ -339,9 +339,8 @@ def _load_model(
     fill(net, saved, path, variant)
     checksums.require(path, saved.checksums)
     stock.set_source(net, source or str(path))
-    if saved.plan is not None:
-        told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, seed=saved.seed, earlier=saved.earlier)
-        attach(net, replace(told, **saved.told.values()))
+    if (told := saved.report) is not None:
+        attach(net, told)
     return net.eval()
 
 
