@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ Rows = list[dict[str, Any]]
 def read(file: Path) -> Rows:
     """Rows of a file of JSON lines."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def append(rows: Iterable[dict[str, Any]], out: Path) -> None:
+    """Print rows and write them to a file of JSON lines, each as soon as it is there."""
+    for row in rows:
+        line = json.dumps(row)
+        print(line, flush=True)
+        with out.open("a", encoding="utf-8") as f:
+            f.write(line + "\n")
 
 
 def untrained(found: Rows) -> str:

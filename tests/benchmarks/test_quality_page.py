@@ -39,6 +39,16 @@ def test_what_is_written_by_hand_stays(tmp_path):
     assert "old tables" not in report.page([], tmp_path)
 
 
+def test_rows_are_kept_as_they_come(tmp_path):
+    def rows():
+        yield {"a": 1}
+        raise ValueError("the second run fails")
+
+    with pytest.raises(ValueError, match="second run"):
+        tables.append(rows(), tmp_path / "rows.jsonl")
+    assert tables.read(tmp_path / "rows.jsonl") == [{"a": 1}]
+
+
 def test_untrained_by_hand():
     same = {"task": "net", "ratio": 0.4}
     rows = [
