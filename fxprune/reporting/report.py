@@ -74,7 +74,7 @@ class Report:
         unseen: why train mode could not be looked at, where it could not.
         outputs: which outputs were released, and which compared, where not all of them count.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
-            drawn.  Neither these nor `scoring` and `stale` are saved with the model.
+            drawn.  Neither is saved with the model.
         reduced: means, maxima and the like that are taken over the channels that stay, and thus changed what they mean.
         stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
             reads them to look at.
