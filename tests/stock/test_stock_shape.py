@@ -195,6 +195,7 @@ def test_it_is_saved_like_any_other(tmp_path: Path) -> None:
     made = type(small)(**{k: v for k, (_, v) in entries(small).items()})
     loaded = fxprune.load(tmp_path / "small", model=made)
     assert torch.equal(loaded(TOKENS), small(TOKENS))
+    assert fxprune.report(loaded).steps == fxprune.report(small).steps != ()
 
 
 def test_a_stock_shape_is_pruned_again() -> None:
