@@ -158,6 +158,12 @@ def found(net: nn.Module) -> tuple[tuple[str, ...], list[str]]:
     return tuple(map(str, made.ties.ties)), [f"{s:.1%}" for s in shares]
 
 
+def quoted(step: str) -> str:
+    """An entry with its name as code."""
+    name, _, rest = step.partition(" ")
+    return f"`{name}` {rest}".rstrip()
+
+
 def classes(names: list[str]) -> None:
     """The first table."""
     print("| class | entries (step of value) | achieved of 20 / 40 / 60 % |\n|---|---|---|", flush=True)
@@ -165,7 +171,7 @@ def classes(names: list[str]) -> None:
         torch.manual_seed(0)
         net = CLASSES[name]().eval()
         steps, shares = found(net)
-        told = "; ".join(f"`{s.replace(' (', '` (')}".replace(" + ", " + `") for s in steps)
+        told = "; ".join(" + ".join(map(quoted, step.split(" + "))) for step in steps)
         print(f"| {name} | {told or 'none'} | {' / '.join(shares)} |", flush=True)
 
 
