@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -85,6 +85,7 @@ def realize(
     original, trouble, literals = graph, "", list(graph.literals)
     short: BudgetError | None = None
     guilty: list[str] = []
+    whole_heads = True
     for _ in range(REPLANS):
         net = base(plan, graph)
         try:
@@ -98,9 +99,11 @@ def realize(
                 graph, literals = graph.holding(*_cut(graph, plan, literals)), []
             elif stuck := _stuck(net, graph, plan):
                 graph = replace(graph, fixed=graph.fixed | stuck)
-            elif graph.streamed:
-                graph = graph.coarser()
+            elif whole_heads and (coarser := _coarser(graph, planned)) is not None:
+                graph, plan = coarser
+                continue
             else:
+                whole_heads = False
                 with clock("verify"):
                     at_fault = faulty(net, graph, plan)
                 held = [eq for eq in literals if _touches(graph, eq, at_fault)]
@@ -127,6 +130,16 @@ def realize(
         raise _unproved(e, list(dict.fromkeys(guilty)), short) from e
     _tell(made, reachable)
     return made
+
+
+def _coarser(graph: ChannelGraph, planned: Callable[[ChannelGraph], Plan]) -> tuple[ChannelGraph, Plan] | None:
+    """The graph whose unit is whole heads, and its plan; None where it is that already, or the budget out of reach."""
+    if not graph.streamed:
+        return None
+    with suppress(BudgetError):
+        coarser = graph.coarser()
+        return coarser, planned(coarser)
+    return None
 
 
 def _unproved(failed: VerifyError, names: list[str], short: BudgetError | None) -> VerifyError:
