@@ -4,8 +4,8 @@
     python benchmarks/stock.py trained [NAME ...]     the loss right after the cut, stock against free widths
 
 Models of the first table have random weights; its figures are of shapes alone.  The second takes the trained networks
-of `quality/checkpoints` and the demo's, criterion magnitude; the loss is that of the family (`fxprune.calibration`) on
-32 samples that the dense network draws itself.  Rows go to the terminal as Markdown, as soon as each is known.
+of `quality/subjects.py` (digits, ddpm, ldm, dit, classifier), criterion magnitude, and their own loss on held-out images.
+Rows go to the terminal as Markdown, as soon as each is known.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from torch import nn
 
 import fxprune
 from fxprune.adapter import find_adapter
-from fxprune.demo.digits import load_pipeline
 from fxprune.stock.instance import Asked
 from fxprune.stock.narrowing import NEAR, narrowing, oracle_of
 
-CHECKPOINTS = Path(__file__).parent / "quality" / "checkpoints"
+sys.path.insert(0, str(Path(__file__).parent / "quality"))
+from subjects import subject
+
 RATIOS = (0.2, 0.4, 0.6)
 TEXT: dict[str, Any] = {
     "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 12, "vocab_size": 100,
@@ -109,13 +110,7 @@ CLASSES: dict[str, Callable[[], nn.Module]] = {
         32, 8, 4, 12, 192, 768, num_classes=10
     ),
 }  # fmt: skip
-TRAINED: dict[str, Callable[[], nn.Module]] = {
-    "digits DDPM": lambda: load_pipeline().unet,
-    "emoji DDPM": lambda: diffusers.UNet2DModel.from_pretrained(CHECKPOINTS / "ddpm" / "unet"),
-    "emoji LDM": lambda: diffusers.UNet2DModel.from_pretrained(CHECKPOINTS / "ldm" / "unet"),
-    "emoji DiT": lambda: diffusers.DiTTransformer2DModel.from_pretrained(CHECKPOINTS / "dit" / "transformer"),
-    "emoji VAE": lambda: diffusers.AutoencoderKL.from_pretrained(CHECKPOINTS / "vae" / "vae"),
-}
+TRAINED = ("digits", "ddpm", "ldm", "dit", "classifier")
 
 
 def inputs(net: nn.Module) -> Any:
@@ -179,19 +174,17 @@ def trained(names: list[str]) -> None:
     """The second table."""
     print("| network | asked | stock: gone, loss | free: gone, loss | dense |\n|---|---|---|---|---|", flush=True)
     for name in names or TRAINED:
-        net = copy.deepcopy(TRAINED[name]()).float().eval()
-        batches, loss = fxprune.calibration(net, 32, seed=1)
-
-        def held_out(model: nn.Module, batches: list[Any] = batches, loss: Any = loss) -> float:
-            with torch.no_grad():
-                return sum(float(loss(model, b)) for b in batches) / len(batches)
-
+        given = subject(name)
+        net = copy.deepcopy(given.net).float().eval()
         for ratio in RATIOS:
             stock = cut(net, ratio, shape="stock", nearest=True)
             gone = ratio if isinstance(stock, Exception) else fxprune.report(stock).plan.achieved
-            free = cut(net, gone)
-            cells = [f"{achieved(m)} %, {held_out(m):.4f}" if isinstance(m, nn.Module) else "–" for m in (stock, free)]
-            print(f"| {name} | {ratio:.0%} | {cells[0]} | {cells[1]} | {held_out(net):.4f} |", flush=True)
+            both = (stock, cut(net, gone))
+            cells = [
+                f"{achieved(m)} %, {given.figures(m)['loss']:.4f}" if isinstance(m, nn.Module) else "–" for m in both
+            ]
+            dense = given.figures(net)["loss"]
+            print(f"| {name} | {ratio:.0%} | {cells[0]} | {cells[1]} | {dense:.4f} |", flush=True)
 
 
 if __name__ == "__main__":
