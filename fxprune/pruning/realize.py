@@ -25,11 +25,13 @@ from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
 from fxprune.pruning.optimizers import warn_holders
+from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, reductions, report
 from fxprune.rewriting.attributes import set_attribute
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.rewriting.scales import scale_folds
 from fxprune.rewriting.unread import Stale, unread
+from fxprune.scoring.score import Scores
 from fxprune.verification import Check, check_dense, check_training, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
@@ -330,9 +332,9 @@ def finished(
 
 
 def reported(
-    net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None, notes: Sequence[str] = ()
+    net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None, scored: Sequence[Scores] = ()
 ) -> nn.Module:
-    """The dense model, with its report; `notes` tell how the scores came about."""
+    """The dense model, with its report; `scored` are the scores of every plan that was tried, the last one's last."""
     timing = None
     if made.plan.of == "latency" and made.checks:
         with clock("confirm"):
@@ -355,7 +357,8 @@ def reported(
         outputs=str(made.graph.traced.returned),
         reduced=reductions(made.graph, made.plan),
         stale=made.stale,
-        scoring=tuple(dict.fromkeys(notes)),
+        scoring=tuple(dict.fromkeys(note for scores in scored for note in scores.notes)),
+        anatomy=anatomy(made.graph, made.plan, scored[-1] if scored else None),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small
