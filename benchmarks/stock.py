@@ -4,7 +4,7 @@
     python benchmarks/stock.py trained [NAME ...]     the loss right after the cut, stock against free widths
 
 Models of the first table have random weights; its figures are of shapes alone.  The second takes the trained networks
-of `quality/subjects.py` (digits, ddpm, ldm, dit, classifier), criterion magnitude, and their own loss on held-out images.
+of `quality/subjects.py` (digits, ddpm, ldm, dit, classifier), criterion magnitude, and their loss on held-out images.
 Rows go to the terminal as Markdown, as soon as each is known.
 """
 
