@@ -18,7 +18,8 @@ of a model                                              of a pipeline
     skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`)
     forward, checks, held
     anatomy     what went layer by layer, for a report's page (null: nobody knows; older folders have none)
-    told        what else the report says: {scoring, unread, unseen, outputs, reduced, stale}; older folders have none
+    told        what else the report says (older folders have none): {scoring, unread, unseen, outputs, reduced, stale,
+                maker, steps}
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Told:
     outputs: str = ""
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
+    maker: str = ""
+    steps: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """Attribute -> value."""

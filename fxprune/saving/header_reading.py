@@ -260,6 +260,8 @@ def _told(data: dict[str, Any]) -> Told:
         outputs=_get(data, "outputs", str),
         reduced=_row(data, "reduced", _text),
         stale=_row(data, "stale", _stale),
+        maker=_text(data.get("maker", ""), "maker"),
+        steps=_row({"steps": [], **data}, "steps", _text),
     )
 
 
