@@ -37,6 +37,7 @@ Batch: TypeAlias = dict[str, Any]
 Conditions: TypeAlias = Callable[[int, torch.Generator], dict[str, Any]]
 Prepare: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 CHUNK = 4  # samples a calibration batch: gradient criteria keep one batch's activations in memory
+LARGE = 1 << 29  # bytes of weights: from there on a CPU, which is no slower with one sample at a time, gets just one
 STEPS = 10  # of the sampler
 IMAGES = ("images", "pixel_values", "input", "image")
 LABELS = ("class_labels", "labels", "label")
@@ -129,7 +130,7 @@ class Denoiser:
         generator = torch.Generator().manual_seed(seed)
         uniform = strata(n, generator)[torch.randperm(n, generator=generator)]  # early and late in each batch
         device = place(model)[0]
-        parts = torch.split(uniform, CHUNK)
+        parts = torch.split(uniform, 1 if device.type == "cpu" and _bytes(model) > LARGE else CHUNK)
         with _bar(progress, len(parts) * STEPS) as tick:
             batches = [self._drawn(model, noising, len(part), generator, tick) for part in parts]
         density = self._density(model, noising, batches[0], timesteps)
@@ -254,6 +255,10 @@ class Denoiser:
     def _check(self) -> None:
         if self.no_loss:
             raise InputsError(f"{self.no_loss}: pass data= and loss=")
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _fresh() -> int:

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from fxprune.errors import CriterionError
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context

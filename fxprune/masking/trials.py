@@ -70,7 +70,7 @@ class _AtUse(TorchFunctionMode):
     ) -> Any:
         if func in _TYPE and self.dtype is not None and self._known(args[0]) is not None:
             return self.dtype
-        if getattr(func, "__name__", "") == "__get__" and func not in _VALUES or func in _SAME:
+        if (getattr(func, "__name__", "") == "__get__" and func not in _VALUES) or func in _SAME:
             return func(*args, **(kwargs or {}))
         args, kwargs = pytree.tree_map_only(Tensor, self._changed, (args, kwargs or {}))
         return func(*args, **kwargs)
@@ -88,7 +88,8 @@ class _AtUse(TorchFunctionMode):
 
 _TYPE = (Tensor.dtype.__get__,)  # type: ignore[attr-defined]
 _VALUES = tuple(getattr(Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH", "real"))
-_SAME = (Tensor.detach,)  # a graph that is run starts from detached parameters, whose memory is the same
+# A graph that is run starts from detached parameters, whose memory is the same; the others read no numbers.
+_SAME = (Tensor.detach, Tensor.data_ptr, Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous)
 
 
 def _large(models: Iterable[nn.Module]) -> bool:
