@@ -73,7 +73,8 @@ def _handed_on(parameters: Mapping[str, nn.Parameter], visit: Visit) -> Iterator
 
         return take
 
-    handles = [p.register_post_accumulate_grad_hook(hook(name)) for name, p in parameters.items()]
+    pairs = parameters.items()
+    handles = [p.register_post_accumulate_grad_hook(hook(name)) for name, p in pairs]  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -132,8 +132,9 @@ class Context:
         """
         if self.loss_function is None:
             raise InputsError(missing(self.who, data=self.data is None, loss=True))
+        place = self._place(batch) if number is None else None
         number = self._seeded(batch, number)
-        with torch.enable_grad():
+        with torch.enable_grad(), ranks.placed(place):
             value = self._call(self.loss_function, batch, number)
             value = value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
@@ -145,6 +146,30 @@ class Context:
                 "model's weights and this batch for NaN, and the loss for a division by zero"
             )
         return value
+
+    @functools.cached_property
+    def _sizes(self) -> list[list[int]]:
+        """Samples of the batches of every process; none where they are no parts, or are streamed."""
+        held = self.batches
+        return ranks.gathered([batch_size(b) for b in held]) if ranks.split() and isinstance(held, tuple) else []
+
+    def _place(self, batch: Any) -> tuple[int, int] | None:
+        """Where a batch starts in the whole that it is a part of, and the samples of that; None: it is a whole."""
+        if not ranks.split():
+            return None
+        own, k = ranks.rank(), number_of(self.batches, batch)
+        if not self._sizes:  # all alike, as a loader shares them out
+            return own * batch_size(batch), ranks.number() * batch_size(batch)
+        sizes = [held[k] if k < len(held) else 0 for held in self._sizes]
+        return sum(sizes[:own]), sum(sizes)
+
+    def weight(self, batch: Any) -> float:
+        """What a batch counts beside those of the other processes: as many samples as it has, if they are parts."""
+        place = self._place(batch)
+        if place is None or not place[1] or not self._sizes:
+            return 1.0
+        k = number_of(self.batches, batch)
+        return batch_size(batch) * sum(k < len(held) for held in self._sizes) / place[1]
 
     def _seeded(self, batch: Any, number: int | None = None) -> int:
         if number is None:
@@ -225,8 +250,8 @@ class Context:
         return self.once(("squared gradients", per_sample), make)
 
     def losses(self, title: str) -> Iterator[Tensor]:
-        """The loss of every batch, behind a progress bar."""
-        return (self.loss(batch) for batch in self.track(title))
+        """The loss of every batch, in its weight, behind a progress bar."""
+        return (self.loss(batch) * self.weight(batch) for batch in self.track(title))
 
     def mean_gradients(self, losses: Iterable[Tensor | None], square: bool = False) -> Sums:
         """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero."""
@@ -339,7 +364,7 @@ class Context:
             found = of(batch)
             for name in list(found):
                 # A copy: autograd may give two parameters one and the same tensor.
-                sums.add(name, found.pop(name).detach().clone())
+                sums.add(name, found.pop(name).detach().clone(), self.weight(batch))
         return sums.settle(count)
 
     def samples(self, title: str) -> Iterator[Any]:

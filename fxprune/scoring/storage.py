@@ -117,7 +117,8 @@ class OnDisk:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(data)
 
 
 def _total(forms: Mapping[str, Form]) -> int:
