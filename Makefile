@@ -53,15 +53,14 @@ bench: setup ## Run the scripts in benchmarks/, one after the other
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
 QUALITY := benchmarks/quality
-TRAINED := $(QUALITY)/checkpoints
-EMOJI := --classifier $(TRAINED)/classifier --steps 200 --batch 16 --rate 3e-4 --samples 64 --watched 128 --repeats 4 --bfloat16
+DIGITS := --tasks digits --recipes "cosine from 5e-4" --batch 32
+EMOJI := --recipes "cosine from 3e-4" --steps 200 --batch 16 --samples 64 --watched 128 --repeats 4 --bfloat16
 bench-quality: setup ## Prune the trained diffusion models by every method, train, measure, and write docs/quality.md (days on a CPU)
-	$(BIN)/python $(QUALITY)/sweep.py --task digits --classifier $(TRAINED)/digits_classifier --steps 300 \
-		--out $(QUALITY)/digits.jsonl $(ARGS)
+	$(BIN)/python $(QUALITY)/sweep.py $(DIGITS) --out $(QUALITY)/digits.jsonl $(ARGS)
 	$(BIN)/python $(QUALITY)/data.py
-	@set -e; for task in ddpm ldm dit; do $(BIN)/python $(QUALITY)/sweep.py --task $$task --dense $(TRAINED)/$$task \
-		--vae $(TRAINED)/vae $(EMOJI) --out $(QUALITY)/$$task.jsonl $(ARGS); done
-	$(BIN)/python $(QUALITY)/report.py $(patsubst %,$(QUALITY)/%.jsonl,digits ddpm ldm dit)
+	@set -e; for task in ddpm ldm dit; do \
+		$(BIN)/python $(QUALITY)/sweep.py --tasks $$task $(EMOJI) --out $(QUALITY)/$$task.jsonl $(ARGS); done
+	$(BIN)/python $(QUALITY)/report.py $(patsubst %,$(QUALITY)/%.jsonl,digits ddpm ldm dit gpu)
 
 docs: setup ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict

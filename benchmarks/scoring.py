@@ -1,6 +1,7 @@
 """What scoring costs beside training, on the google/ddpm-cifar10-32 configuration (35.7 M parameters) at batch 8.
 
     python benchmarks/scoring.py            # two tables: time and memory, in multiples of one training step
+    python benchmarks/scoring.py --width 32 --no-memory      # a quarter of the channels: 2.3 M parameters, minutes
 
 A step is forward, backward and AdamW on the noise-prediction loss of the batch that is scored; `score` gets the same
 batch and the traced graph.  "Coarse" is a refresh of `Soft(coarse=True)`, which needs a quarter of it.  In turns in
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddpm_cifar10 import unet
+from ddpm_cifar10 import CONFIG
 from support import in_own_process
 
 CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,7 +45,17 @@ LIMITS |= {"gradflow exact, coarse": 2, "gradflow finite difference, coarse": 2}
 MEASURED = ("step", "taylor", "gradflow exact", "gradflow finite difference")
 
 
-def _work(device: str) -> dict[str, Callable[[], Any]]:
+def _unet(width: int) -> Any:
+    """The configuration with so many channels on its first level, as many times more on the others."""
+    import torch
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    first, *_ = channels = CONFIG["block_out_channels"]
+    return UNet2DModel(**{**CONFIG, "block_out_channels": tuple(c * width // first for c in channels)}).eval()
+
+
+def _work(device: str, width: int) -> dict[str, Callable[[], Any]]:
     """The step and the criteria as calls without arguments."""
     import importlib
 
@@ -55,7 +66,7 @@ def _work(device: str) -> dict[str, Callable[[], Any]]:
     from fxprune.schedulers.soft import QUARTER
     from fxprune.scoring.batches import fewer
 
-    model = unet().to(device)
+    model = _unet(width).to(device)
     graph = fxprune.trace(model)
     loss = find_adapter(model).loss_of(model)
     assert loss is not None
@@ -93,9 +104,9 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
     return clock() - start
 
 
-def times(names: list[str], repeats: int, device: str) -> dict[str, float]:
+def times(names: list[str], repeats: int, device: str, width: int) -> dict[str, float]:
     """Seconds of the step and of each criterion, the fastest of several rounds."""
-    work = _work(device)
+    work = _work(device, width)
     best = dict.fromkeys(["step", *names], float("inf"))
     for _ in range(repeats + 1):  # the first round warms up
         for name in best:
@@ -103,7 +114,7 @@ def times(names: list[str], repeats: int, device: str) -> dict[str, float]:
     return best
 
 
-def memory(name: str, device: str) -> dict[str, float]:
+def memory(name: str, device: str, width: int) -> dict[str, float]:
     """Peak GB of two runs of one piece of work, and what was held before."""
     import torch
 
@@ -117,7 +128,7 @@ def memory(name: str, device: str) -> dict[str, float]:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident set becomes its size
         return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
-    call = _work(device)[name]
+    call = _work(device, width)[name]
     held()
     before = held()
     call(), call()
@@ -130,20 +141,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(CRITERIA), default=list(CRITERIA))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--width", type=int, default=CONFIG["block_out_channels"][0], help="of the first level")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--one", choices=MEASURED, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.one:
-        print(json.dumps(memory(options.one, options.device)))
+        print(json.dumps(memory(options.one, options.device, options.width)))
         return
-    best = times(options.only, options.repeats, options.device)
+    best = times(options.only, options.repeats, options.device, options.width)
     print("| work | s | steps | at most |\n|---|---|---|---|")
     for name, s in best.items():
         print(f"| {name} | {s:.2f} | {s / best['step']:.2f} | {LIMITS.get(name, '')} |", flush=True)
+    if options.no_memory:
+        return
     print("\n| work | peak GB | of it before | peak / that of the step |\n|---|---|---|---|")
+    where = "--device", options.device, "--width", str(options.width)
     held: dict[str, Any] = {}
     for name in MEASURED:
-        r = held[name] = in_own_process(__file__, name, "--device", options.device)
+        r = held[name] = in_own_process(__file__, name, *where)
         if isinstance(r, str):
             print(f"| {name} | failed: {r} |")
             continue

@@ -87,7 +87,7 @@ def likeness(images: Tensor, reference: Tensor, bench: Bench) -> dict[str, float
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (n, d): |μ−ν|² + tr(Σ + T − 2 (ΣT)^½)."""
-    a, b = a.double(), b.double()
+    a, b = a.double().cpu(), b.double().cpu()
     s, t = torch.cov(a.T), torch.cov(b.T)
     root = torch.linalg.eigvals(s @ t).real.clamp_min(0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + s.trace() + t.trace() - 2 * root)
@@ -103,27 +103,41 @@ def inside(points: Tensor, manifold: Tensor, k: int = NEIGHBOURS) -> float:
 
 
 @torch.no_grad()
-def costs(net: nn.Module, bench: Bench, turns: int = 5) -> dict[str, float]:
-    """Parameters, multiply-accumulates of one image's forward, and speed and memory of a batch's."""
-    given = _arguments(net, bench, 1)
+def size(net: nn.Module, of: str, given: dict[str, Any]) -> float:
+    """Number of parameters ("params"), or of multiply-accumulates of a forward of these inputs ("macs")."""
+    if of == "params":
+        return float(sum(p.numel() for p in net.parameters()))
     with FlopCounterMode(display=False) as counter:
         net(**given)
-    times: dict[str, list[float]] = {"net": [], "dense": []}
+    return counter.get_total_flops() / 2
+
+
+@torch.no_grad()
+def costs(net: nn.Module, bench: Bench, turns: int = 5, speed: bool = True) -> dict[str, float]:
+    """Parameters, multiply-accumulates of one image's forward, and memory of a batch's; its speed if wanted."""
     many = _arguments(net, bench, min(64, len(bench.noise)))
+    found = {
+        "parameters": size(net, "params", {}),
+        "macs": size(net, "macs", _arguments(net, bench, 1)),
+        "activations": float(_activations(net, many)),
+    }
+    if not speed:
+        return found
+    times: dict[str, list[float]] = {"net": [], "dense": []}
     for _ in range(turns):
         for name, model in (("net", net), ("dense", bench.dense)):
             times[name].append(_seconds(model, many))
-    return {
-        "parameters": float(sum(p.numel() for p in net.parameters())),
-        "macs": counter.get_total_flops() / 2,
-        "images_a_second": len(many["timestep"]) / min(times["net"]),
-        "speedup": min(times["dense"]) / min(times["net"]),
-        "activations": float(_activations(net, many)),
-    }
+    rates = len(many["timestep"]) / min(times["net"]), min(times["dense"]) / min(times["net"])
+    return {**found, "images_a_second": rates[0], "speedup": rates[1]}
 
 
 def _activations(net: nn.Module, given: dict[str, Any]) -> int:
     """Bytes that a forward allocates and holds where it holds most."""
+    if given["timestep"].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        net(**given)
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         net(**given)
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -6,6 +6,7 @@ soft          a mask along the gradient flow while training
 torch-pruning its own pruner, as its README shows, at the channel ratio whose cost comes nearest; then train.
               "diff-pruning": gradients as Diff-Pruning's script sums them, Torch-Pruning's present Taylor importance
 scratch       the architecture that one-shot magnitude leaves, with fresh weights
+default       `fxprune.prune(pipeline, ratio=..., steps=..., data=...)` with nothing else given, or with a scheduler
 
 One-shot methods rank channels by their scores, as published; those "per cost", and all that prune while training, by
 what is lost per unit of the cost, which is this library's default (`scope="knapsack"`).  "snr" scores channels by the
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from measure import size
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune import Scheduler
@@ -41,6 +42,7 @@ class Method:
     """A scheduler (None: cut first) with a criterion and how its scores are ranked, or a function that cuts.
 
     `gamma` weighs the times that a criterion sees by min(SNR, γ) / SNR; what the network is trained for stays.
+    With `whole`, it is one call of `fxprune.prune` for all, which trains too, and is given the scheduler only.
     """
 
     criterion: Any = "magnitude"
@@ -48,20 +50,16 @@ class Method:
     cut: Cut | None = None
     scope: str | None = None
     gamma: float | None = None
+    whole: bool = False
 
 
-def size(net: nn.Module, of: str, data: list[Any]) -> float:
-    """Number of parameters, or of multiply-accumulates of one image."""
-    if of == "params":
-        return sum(p.numel() for p in net.parameters())
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(**_example(data))
-    return counter.get_total_flops() / 2
-
-
-def _example(data: list[Any]) -> dict[str, Any]:
+def _example(net: nn.Module, data: list[Any]) -> dict[str, Any]:
     image = data[0][0][:1]
-    return {"sample": image, "timestep": torch.tensor([10], device=image.device)}
+    return {"sample": image, "timestep": torch.tensor([10], device=image.device)} if _denoises(net) else {"x": image}
+
+
+def _denoises(net: nn.Module) -> bool:
+    return hasattr(net, "conv_out")
 
 
 def scratch(net: nn.Module, ratio: float, of: str, data: list[Any], loss: Loss, seed: int) -> nn.Module:
@@ -83,7 +81,7 @@ def torch_pruning(importance: str) -> Cut:
         for _ in range(7):
             middle = (low + high) / 2
             small = _torch_pruned(net, importance, middle, data)
-            left = size(small, of, data) / size(net, of, data)
+            left = size(small, of, _example(small, data)) / size(net, of, _example(net, data))
             found.append((abs(1 - left - ratio), len(found), small))
             low, high = (middle, high) if left > 1 - ratio else (low, middle)
         return min(found)[2]
@@ -123,8 +121,9 @@ def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any]
     magnitude = importance == "magnitude"
     scores = tp.importance.GroupMagnitudeImportance() if magnitude else tp.importance.GroupTaylorImportance()
     heads = {q: m.heads for m in small.modules() if isinstance(m, Attention) for q in (m.to_q, m.to_k, m.to_v)}
+    last = small.conv_out if _denoises(small) else small.fc
     pruner = tp.pruner.BasePruner(
-        small, _example(data), importance=scores, pruning_ratio=ratio, ignored_layers=[small.conv_out], num_heads=heads
+        small, _example(small, data), importance=scores, pruning_ratio=ratio, ignored_layers=[last], num_heads=heads
     )
     pruner.step()
     small.zero_grad()
@@ -137,6 +136,9 @@ def _torch_pruned(net: nn.Module, importance: str, ratio: float, data: list[Any]
 # "gradflow" in the rows that were measured is the published criterion, with its sign.
 LITERAL = GradFlow(form="literal")
 METHODS: dict[str, Method] = {
+    "default": Method(whole=True),
+    "default, soft": Method(scheduler=Soft(), whole=True),
+    "default, iterative": Method(scheduler=Iterative(), whole=True),
     "random": Method("random"),
     "magnitude": Method("magnitude", scope="global"),
     "taylor": Method("taylor", scope="global"),
@@ -157,6 +159,7 @@ METHODS: dict[str, Method] = {
     "iterative taylor snr": Method("taylor", Iterative(), gamma=0.2),
     "iterative gradflow": Method(LITERAL, Iterative()),
     "iterative gradflow preserving": Method(GradFlowPreserving(), Iterative()),
+    "iterative gradflow weighed": Method(GradFlow(), Iterative()),
     "soft gradflow": Method(LITERAL, Soft()),
     "soft gradflow weighed": Method(GradFlow(), Soft()),
     "soft gradflow weighed, coarse": Method(GradFlow(), Soft(coarse=True)),

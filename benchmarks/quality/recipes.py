@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,18 @@ from torch import nn
 
 import fxprune
 from fxprune import Distillation, Training
+from fxprune.training.options import MakeOptimizer, relative_rate
+
+
+def times(k: float) -> MakeOptimizer:
+    """The default's optimizer at k times the rate that it finds."""
+
+    def made(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        every = list(parameters)
+        return torch.optim.AdamW(every, k * relative_rate(every))
+
+    return made
+
 
 CONSTANT: dict[str, Any] = {"warmup": 0, "anneal": False, "distill": None}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -36,7 +48,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default, no teacher": {"distill": None},
     "default at 2e-4": {"learning_rate": 2e-4},
     "default at 2e-4, by KL": {"learning_rate": 2e-4, "distill": Distillation(kind="kl")},  # for logits
+    **{f"default times {k}": {"optimizer": times(k)} for k in (2, 4, 8)},
+    "default times 4, no teacher": {"optimizer": times(4), "distill": None},
+    "default times 4, by KL": {"optimizer": times(4), "distill": Distillation(kind="kl")},
 }
+# Without a teacher; the first two are how sweep.py trained before there was a default.
+PLAIN: dict[str, dict[str, Any]] = {
+    f"cosine from {rate}": {"learning_rate": float(rate), "warmup": 20, "distill": None}
+    for rate in ("5e-4", "3e-4", "2e-3")
+}
+EVERY = {**RECIPES, **PLAIN}
+USUAL = ("default", "constant 1e-4", "constant 2e-4")
 OUT = Path(__file__).with_name("recipes.jsonl")
 
 
@@ -73,7 +95,7 @@ def main() -> None:
     """Measure, append to --out as it goes, and print the table of all rows there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="digits", type=lambda x: x.split(","), help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--recipes", default="|".join(RECIPES), type=lambda x: x.split("|"), help="with | between them")
+    parser.add_argument("--recipes", default="|".join(USUAL), type=lambda x: x.split("|"), help="with | between them")
     parser.add_argument("--ratio", type=float, default=0.6)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)

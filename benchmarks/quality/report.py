@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,8 +18,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import tables
+
 COLUMNS = {
     "loss": ("held-out loss", "{:.4f}"),
+    "accuracy": ("accuracy", "{:.3f}"),
     "bands": ("by quarter of the schedule, least noise first", "{}"),
     "ssim": ("SSIM to dense", "{:.3f}"),
     "frechet": ("Fréchet distance*", "{:.2f}"),
@@ -39,9 +43,18 @@ ONE_SHOT = (
 )
 BANDS = 4
 COSTS = {"params": "parameters", "macs": "MACs"}
-TASKS = {"digits": "Digits DDPM", "ddpm": "Emoji DDPM", "ldm": "Emoji LDM", "dit": "Emoji DiT"}
+SAME = ("task", "of", "recipe", "steps", "batch", "device")  # rows that can be compared
+TASKS = {
+    "digits": "Digits DDPM",
+    "ddpm": "Emoji DDPM",
+    "ldm": "Emoji LDM",
+    "dit": "Emoji DiT",
+    "classifier": "Digits ResNet-18",
+}
+CONSTANT = ("constant 1e-4", "constant 2e-4")
 KEPT = "<!-- by hand from here: benchmarks/quality/untrained.py and recipes.py -->"
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = list[Row]
 
 
 def by(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], Rows]:
@@ -54,8 +67,12 @@ def by(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], Rows
 
 def reached(rows: Rows) -> None:
     """Add to every row the step from which its held-out loss stays below the best one-shot baseline's last, or None."""
-    for same in by(rows, "task", "of", "ratio", "steps").values():
-        finals = [fmean(r["curve"][-1][1] for r in own) for (m,), own in by(same, "method").items() if m in ONE_SHOT]
+    for same in by(rows, *SAME, "ratio").values():
+        finals = [
+            fmean(r["curve"][-1][1] for r in own)
+            for (m,), own in by(same, "method").items()
+            if m in ONE_SHOT and all(r["curve"] for r in own)
+        ]
         for row in same:
             row["reached"] = None
             for step, value in reversed(row["curve"]):
@@ -80,7 +97,9 @@ def cell(rows: Rows, key: str, form: str) -> str:
 def table(rows: Rows) -> str:
     """One line a method, the lowest loss first."""
     methods = by(rows, "method")
-    columns = {k: c for k, c in COLUMNS.items() if k in ("bands", "reached") or any(r.get(k) is not None for r in rows)}
+    there = {k for r in rows for k in r if r[k] is not None} | {"reached"}
+    there |= {"bands"} if "loss, band 0" in there else set()
+    columns = {k: c for k, c in COLUMNS.items() if k in there}
     order = sorted(methods, key=lambda m: fmean(r["loss"] for r in methods[m]))
     lines = [
         "| method | seeds | " + " | ".join(title for title, _ in columns.values()) + " |",
@@ -122,10 +141,12 @@ def plots(name: str, title: str, rows: Rows, folder: Path) -> list[str]:
     figure, every = plt.subplots(1, len(ratios), figsize=(4.5 * len(ratios) + 2.5, 3.8), squeeze=False)
     for axes, ((ratio,), same) in zip(every[0], ratios.items(), strict=True):
         for (method,), own in by(same, "method").items():
+            if not all(r["curve"] for r in own):
+                continue  # trained by the library, which measures nothing on the way
             steps = [s for s, _ in own[0]["curve"]]
             loss = [fmean(r["curve"][i][1] for r in own) for i in range(len(steps))]
             axes.plot(steps, loss, lw=1, label=method, **look[method])
-        low = min(r["curve"][-1][1] for r in same)
+        low = min(r["curve"][-1][1] if r["curve"] else r["loss"] for r in same)
         axes.set(title=f"{ratio:.0%} removed", xlabel="training steps", ylim=(0.95 * low, 1.4 * low))
     every[0][0].set_ylabel("held-out loss")
     figure.legend(*most_lines(every[0]), fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -153,23 +174,59 @@ def most_lines(every: Iterable[Any]) -> tuple[list[Any], list[str]]:
 
 def page(rows: Rows, docs: Path) -> str:
     """The page; its pictures and all rows as CSV are written beside it."""
-    reached(rows)
+    reached([r for r in rows if r["method"] != "dense"])
     (docs / "assets").mkdir(parents=True, exist_ok=True)
     as_csv(rows, docs / "assets" / "quality.csv")
     out = [INTRO]
-    for (task, of), own in by(rows, "task", "of").items():
-        first = own[0]
-        seeds = sorted({r["seed"] for r in own})
-        title = f"{TASKS[task]}, equal {COSTS[of]}"
-        out.append(f"## {title}\n")
-        out.append(
-            f"{first['steps']} training steps of {first['batch']} images ({first['training dtype']}) in all for each "
-            f"method, seeds {', '.join(map(str, seeds))}, on a {first['device']}, torch {first['torch']}.\n"
-        )
-        out += [f"![](assets/{name})\n" for name in plots(f"{task}_{of}", title, own, docs / "assets")]
-        for (ratio,), same in by(own, "ratio").items():
-            out.append(f"### {ratio:.0%} of the {COSTS[of]} removed\n\n{table(same)}\n")
+    compared = [r for r in rows if r["recipe"] not in CONSTANT and r["method"] != "dense"]
+    names: set[str] = set()
+    for own in by(compared, *SAME).values():
+        out += section(own, docs, picture(own[0], names))
+    if gaps := recipes(rows):
+        out.append(f"## Recipes\n\n{RECIPES}\n{gaps}\n")
     return "\n".join([*out, KEPT + kept(docs / "quality.md")])
+
+
+def section(own: Rows, docs: Path, name: str) -> list[str]:
+    """Plots and tables of rows that can be compared."""
+    first = own[0]
+    seeds = sorted({r["seed"] for r in own})
+    cost = COSTS[first["of"]]
+    title = f"{TASKS[first['task']]}, equal {cost}, {recipe(first['recipe'])}"
+    out = [f"## {title}\n"]
+    out.append(
+        f"{first['steps']} training steps of {first['batch']} images ({first['training dtype']}) in all for each "
+        f"method, seeds {', '.join(map(str, seeds))}, on a {first['device']}, torch {first['torch']}.\n"
+    )
+    out += [f"![](assets/{picture})\n" for picture in plots(name, title, own, docs / "assets")]
+    for (ratio,), same in by(own, "ratio").items():
+        out.append(f"### {ratio:.0%} of the {cost} removed\n\n{table(same)}\n")
+    return out
+
+
+def picture(first: Row, names: set[str]) -> str:
+    """A name for the pictures of these rows that no others have."""
+    plain = f"{first['task']}_{first['of']}" + ("_default" if first["recipe"] == "default" else "")
+    name = next(n for n in (plain, *(f"{plain}_{k}" for k in itertools.count(2))) if n not in names)
+    names.add(name)
+    return name
+
+
+def recipe(name: str) -> str:
+    """In words."""
+    return "the default recipe" if name == "default" else name
+
+
+def recipes(rows: Rows) -> str:
+    """What each recipe leaves of the gap to the dense loss, after the cut that is the default."""
+    alike = ("task", "ratio", "steps", "batch", "device")
+    found: Rows = []
+    for key, own in by((r for r in rows if r["method"] == "default"), *alike).items():
+        dense = [r for r in rows if r["method"] == "dense" and (r["task"], r["device"]) == (key[0], key[-1])]
+        same = dict(zip(alike, key, strict=True))
+        found += [{**dense[-1], **same, "recipe": "dense"}] if dense and len(own) > 1 else []
+        found += own if dense and len({r["recipe"] for r in own}) > 1 else []
+    return tables.recipes(found) if found else ""
 
 
 def kept(file: Path) -> str:
@@ -208,11 +265,19 @@ this library's default). "gradflow" takes what raises the gradient norm, as in t
 what changes it least, "gradflow weighed" is this library's default. "snr" scores by the error of the clean sample
 instead of the noise (`Timesteps("snr", gamma=0.2)`); all methods train with the same loss. "scratch" is the
 architecture that magnitude leaves, with fresh weights. The settings of soft and iterative, the ranking and the 0.2 were
-chosen by trials on these same networks and held-out images; the published methods were not tuned. All methods train
-alike: AdamW, a warm-up of 20 steps to 5e-4 (digits) or 3e-4 (emoji), a cosine to zero, no teacher.
+chosen by trials on these same networks and held-out images; the published methods were not tuned. "default" is
+one call `fxprune.prune(pipeline, ratio=..., steps=..., data=...)` with nothing else given, or with a scheduler; it
+measures nothing on its way. Within a table all methods train alike, by AdamW and the recipe that heads it: "cosine from
+5e-4" is a warm-up of 20 steps to that rate and a cosine to zero, without a teacher; "the default recipe" is that of
+[`Training`](training.md#the-recipe), for methods of other libraries too.
 
 Equal parameters are not equal MACs: magnitude, which takes about the same share of every
 layer, leaves the fewest.
+"""
+
+
+RECIPES = """The default cut, trained by several recipes: the held-out loss, and the gap to the dense loss that
+is left, over that of a constant rate without a teacher.
 """
 
 

@@ -22,7 +22,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 from diffusers.utils import make_image_grid
 from diffusion import noise_errors
-from methods import size
+from measure import size
 from PIL import Image
 from training import batches
 
@@ -96,7 +96,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
             for x in np.concatenate([*drawn.values()])
         ]
         make_image_grid(both, 2 * chosen.images // 8, 8).save(chosen.picture)
-    image = [(torch.zeros(1, 3, 32, 32),)]
+    image = {"sample": torch.zeros(1, 3, 32, 32), "timestep": torch.tensor([10])}
     held_out = emoji.load(chosen.data).held_out[:HELD_OUT]
     loss = {name: noise_errors(p.unet, p.scheduler, held_out, None, 2)[0].mean().item() for name, p in pipes.items()}
     costs = {name: {of: size(pipe.unet, of, image) for of in ("params", "macs")} for name, pipe in pipes.items()}

@@ -97,7 +97,9 @@ def diffusion(task: str, file: Path, drawn: int) -> Subject:
         return fxprune.calibration(given, samples, seed=seed)
 
     def loader(size: int) -> DataLoader[Any]:
-        return DataLoader(list(split.train), size, shuffle=True, drop_last=True)
+        pairs = list(zip(split.train, split.train_labels, strict=True))
+        images: Any = list(split.train) if labels is None else pairs
+        return DataLoader(images, size, shuffle=True, drop_last=True)
 
     return Subject(given, net, None, calibration, loader, None, figures, source)
 
@@ -132,9 +134,9 @@ def _drawn(task: str, net: Any, scheduler: DDPMScheduler, n: int, seed: int) -> 
 # ---- a classifier -------------------------------------------------------------------------------------------------
 
 
-def classifier(epochs: int = 8, size: int = 64) -> Subject:
+def classifier(epochs: int = 8, size: int = 64, device: str = "cpu") -> Subject:
     """torchvision's ResNet-18 with the first layer for small images, trained on the digits for half a minute."""
-    split = data.load("digits")
+    split = data.load("digits").to(device)
     net: Any = resnet18(num_classes=10)
     net.conv1, net.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
     held = data.CACHE / f"resnet18-{epochs}-0.0.pt"
@@ -142,10 +144,10 @@ def classifier(epochs: int = 8, size: int = 64) -> Subject:
         data.CACHE.mkdir(exist_ok=True)
         torch.manual_seed(0)
         net.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
-        _fit(net, split, epochs * (len(split.train) // size), size)
+        _fit(net.to(device), split, epochs * (len(split.train) // size), size)
         torch.save(net.state_dict(), held)
-    net.load_state_dict(torch.load(held))
-    net.eval()
+    net.load_state_dict(torch.load(held, map_location=device))
+    net.to(device).eval()
 
     @torch.no_grad()
     def figures(net: nn.Module) -> dict[str, float]:

@@ -1,11 +1,12 @@
-"""Prune trained diffusion networks by every method, train each the same number of steps, and measure.
+"""Prune trained networks by every method, train each the same number of steps, and measure.
 
-    python benchmarks/quality/sweep.py --task digits [--ratios 0.4,0.55,0.7] [--seeds 0,1,2] [--steps 400] [--jobs 2]
-    python benchmarks/quality/sweep.py --task ddpm --dense DIR --classifier DIR [--data FILE] [--device cuda]
+    python benchmarks/quality/sweep.py --tasks digits [--ratios 0.44,0.6] [--methods ...|...] [--seeds 0,1,2] [--jobs 2]
+    python benchmarks/quality/sweep.py --grid benchmarks/quality/grid.json --device cuda --jobs 16 --minutes 9
 
-Rows are appended to `--out` (JSON lines), each from a process of its own; what is there already is not run again.
-`report.py` makes the tables and plots.  `--task` is digits (ships with the package), or one of the networks that
-train.py trained: ddpm, ldm, dit.
+Rows are appended to `--out` (JSON lines); what is there already is not run again.  A grid is a list of objects: the
+values of task, of, method, recipe, ratio, seed, steps and batch, each one value or a list.  Runs come in the order of
+the list, and of an object's keys, the first of which varies slowest.  Every dense network is measured first.
+`report.py` makes the tables and plots.
 """
 
 from __future__ import annotations
@@ -13,226 +14,145 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
-import platform
-import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
-from functools import partial
+from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
+import pool
 import torch
+from cases import CASES, Case, Measuring, case
+from data import PREPARED
+from methods import METHODS
+from recipes import EVERY
 from rich.progress import Progress
+from runs import run
+from subjects import CHECKPOINTS
 
-RATIOS = (0.3, 0.44, 0.6, 0.75)
-KEY = ("task", "of", "method", "ratio", "seed", "steps")
+KEY = ("task", "of", "method", "recipe", "ratio", "seed", "steps", "batch")
+DENSE = {"of": "params", "method": "dense", "recipe": "none", "ratio": 0.0, "seed": 0, "steps": 0, "batch": 0}
+KNOWN = {"task": CASES, "of": ("params", "macs"), "method": tuple(METHODS), "recipe": tuple(EVERY)}
+Row = dict[str, Any]
 
 
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=("digits", "ddpm", "ldm", "dit"), required=True)
-    parser.add_argument("--dense", type=Path, help="folder that train.py wrote (not for digits)")
-    parser.add_argument("--vae", type=Path, help="folder that train.py --model vae wrote (for ldm)")
-    parser.add_argument("--classifier", type=Path, required=True, help="folder that train.py --model classifier wrote")
-    parser.add_argument("--data", default=None, help="the file that data.py wrote (not for digits)")
-    parser.add_argument("--methods", help="comma-separated; all by default")
-    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="shares of the cost that go")
-    parser.add_argument("--of", choices=("params", "macs"), default="params", help="the cost")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=400, help="training steps in all, the same for every method")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    runs = parser.add_argument_group("which runs")
+    runs.add_argument("--grid", type=Path, nargs="+", help="files of all runs, instead of what follows")
+    runs.add_argument("--tasks", default="digits", help=f"comma-separated, of {', '.join(CASES)}")
+    runs.add_argument("--methods", default="|".join(METHODS), help="with | between them; all by default")
+    runs.add_argument("--recipes", default="default", help=f"with | between them, of {' | '.join(EVERY)}")
+    runs.add_argument("--ratios", default="0.3,0.44,0.6,0.75", help="shares of the cost that go")
+    runs.add_argument("--of", choices=KNOWN["of"], default="params", help="the cost")
+    runs.add_argument("--seeds", default="0,1,2")
+    runs.add_argument("--steps", type=int, default=300, help="training steps in all, the same for every method")
+    runs.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="folder of what train.py wrote")
+    parser.add_argument("--data", type=Path, default=PREPARED, help="the file that data.py wrote")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=8, help="draws of noise and time for each held-out image")
     parser.add_argument("--watched", type=int, default=10**9, help="held-out images for the curve of the loss")
+    parser.add_argument("--no-speed", action="store_true", help="time no forwards: other work shares the machine")
     parser.add_argument(
         "--bfloat16", action="store_true", help="train under autocast; pruning and measures stay float32"
     )
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no run starts after them")
+    parser.add_argument("--grace", type=float, default=0.5, help="minutes more for those that go on, then they end")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-# ---- one run ----------------------------------------------------------------------------------------------------
-
-
-def bench_of(chosen: argparse.Namespace) -> Any:
-    """The dense network and what to measure with."""
-    import data
-    import nets
-    import tasks
-    from diffusers import DDPMScheduler
-    from measure import Bench
-
-    generator = torch.Generator().manual_seed(1234)
-    split = data.load("digits" if chosen.task == "digits" else chosen.data or data.PREPARED).to(chosen.device)
-    classifier = nets.load("classifier", chosen.classifier / "classifier").to(chosen.device)
-    if chosen.task == "digits":
-        from fxprune.demo.digits import load_pipeline
-
-        pipe = load_pipeline()
-        dense, scheduler = pipe.unet.eval(), pipe.scheduler
-    else:
-        part = "transformer" if chosen.task == "dit" else "unet"
-        dense = nets.load(chosen.task, chosen.dense / part)
-        scheduler = DDPMScheduler.from_pretrained(chosen.dense / "scheduler")
-    dense = dense.to(chosen.device)
-    decode = tasks.as_it_is
-    images = split.held_out
-    if chosen.task == "ldm":
-        vae = nets.load("vae", chosen.vae / "vae").to(chosen.device)
-        latents = tasks.latent(split, vae, 0)
-        split, decode = latents.split, latents.decode
-    shape = (chosen.samples, *split.train.shape[1:])
-    labels = None
-    if chosen.task == "dit":
-        labels = torch.randint(len(split.categories), (chosen.samples,), generator=generator).to(chosen.device)
-    noise = torch.randn(shape, generator=generator).to(chosen.device)
-    return Bench(dense, scheduler, split, classifier, images, noise, labels, decode)
-
-
-def drawn_by_dense(chosen: argparse.Namespace, bench: Any) -> Any:
-    """The dense network's samples, drawn once for all runs of the same weights."""
-    from data import CACHE
-
-    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in bench.dense.parameters())
-    file = CACHE / f"{chosen.task}-{zlib.crc32(weights):08x}-{chosen.samples}-{chosen.device}.pt"
-    if not file.exists():
-        CACHE.mkdir(exist_ok=True)
-        torch.save(bench.drawn(bench.dense), file)
-    return torch.load(file)
-
-
-def run(chosen: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
-    """Prune and train by one method, and measure."""
-    from diffusion import conditional, training_loss
-    from measure import costs, energy, likeness, losses, widths
-    from methods import METHODS
-    from training import batches
-
-    import fxprune
-
-    bench, method, ratio, seed = bench_of(chosen), METHODS[row["method"]], row["ratio"], row["seed"]
-    split = bench.split
-    labelled = conditional(bench.dense)
-
-    def loss(net: Any, batch: Any, **which: Any) -> Any:
-        return training_loss(net, bench.scheduler, batch[0], batch[1] if labelled else None, **which)
-
-    torch.manual_seed(seed)
-    feed = batches(split.train, split.train_labels, chosen.batch, split.mirrored)
-    data = [next(feed) for _ in range(2)]
-    net, pruner = deepcopy(bench.dense), None
-    start = time.perf_counter()
-    how: dict[str, Any] = {"of": chosen.of, "data": data, "seed": seed, "progress": False}
-    how["loss"] = partial(loss, gamma=method.gamma)
-    if method.cut is not None:
-        net = method.cut(net, ratio, chosen.of, data, loss, seed)
-    elif method.scheduler is None:
-        net = fxprune.prune(net, method.criterion, ratio, scope=method.scope, **how)
-    else:
-        pruner = fxprune.Pruner(net, method.scheduler, method.criterion, ratio, steps=chosen.steps, **how)
-    at_once = losses(net.eval(), bench, 2, chosen.watched)["loss"]
-    optimizer = torch.optim.AdamW(net.train().parameters(), chosen.rate)
-    curve = []
-    for step in range(chosen.steps):
-        for group in optimizer.param_groups:
-            falling = 0.5 * (1 + math.cos(math.pi * step / chosen.steps))
-            group["lr"] = chosen.rate * min(1.0, (step + 1) / 20) * falling
-        with torch.autocast(bench.noise.device.type, torch.bfloat16, enabled=chosen.bfloat16):
-            value = loss(net, next(feed))
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if pruner is not None:
-            with torch.random.fork_rng(devices=[bench.noise.device] if bench.noise.is_cuda else []):
-                pruner.step(loss=value)
-        if (step + 1) % max(1, chosen.steps // 10) == 0:
-            with torch.random.fork_rng():
-                curve.append((step + 1, losses(net.eval(), bench, 2, chosen.watched)["loss"]))
-                net.train()
-    seconds = time.perf_counter() - start
-    small = net if pruner is None else pruner.finish()
-    small = small.eval()
-    drawn, joules = energy(lambda: bench.drawn(small))
-    return {
-        **row,
-        **losses(small, bench, chosen.repeats),
-        **likeness(drawn, drawn_by_dense(chosen, bench), bench),
-        **costs(small, bench),
-        "energy": None if joules is None else joules / chosen.samples,
-        "widths": widths(small, bench.dense),
-        "loss before training": at_once,
-        "curve": curve,
-        "run seconds": seconds,
-        "device": torch.cuda.get_device_name() if chosen.device == "cuda" else platform.machine() + " CPU",
-        "torch": torch.__version__,
-        "batch": chosen.batch,
-        "training dtype": "bfloat16" if chosen.bfloat16 else "float32",
-    }
-
-
-# ---- all runs ---------------------------------------------------------------------------------------------------
-
-
-def wanted(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every run that is not in the file yet; the dense network first."""
-    from methods import METHODS
-
-    names = chosen.methods.split(",") if chosen.methods else list(METHODS)
-    if unknown := [n for n in names if n not in METHODS]:
-        raise SystemExit(f"no method is called {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    there = set()
-    if chosen.out.exists():
-        rows = [json.loads(line) for line in chosen.out.read_text().splitlines()]
-        there = {tuple(r[k] for k in KEY) for r in rows if "error" not in r}
-    ratios, seeds = map(float, chosen.ratios.split(",")), map(int, chosen.seeds.split(","))
-    for seed, ratio, name in itertools.product(seeds, tuple(ratios), names):
-        row = {
-            "task": chosen.task,
+def grid_of(chosen: argparse.Namespace) -> list[Row]:
+    """The grid, from its file or from the command line."""
+    if chosen.grid:
+        return [part for file in chosen.grid for part in json.loads(file.read_text(encoding="utf-8"))]
+    return [
+        {
+            "task": chosen.tasks.split(","),
             "of": chosen.of,
-            "method": name,
-            "ratio": ratio,
-            "seed": seed,
+            "recipe": chosen.recipes.split("|"),
+            "seed": [int(s) for s in chosen.seeds.split(",")],
+            "ratio": [float(r) for r in chosen.ratios.split(",")],
+            "method": chosen.methods.split("|"),
             "steps": chosen.steps,
+            "batch": chosen.batch,
         }
-        if tuple(row.values()) not in there:
-            yield row
+    ]
+
+
+def expanded(grid: list[Row]) -> Iterator[Row]:
+    """Every run, each once, in the order asked for.
+
+    >>> part = {**DENSE, "task": "digits", "method": "taylor", "recipe": "default", "seed": [0, 1]}
+    >>> [row["seed"] for row in expanded([part])]
+    [0, 1]
+    """
+    seen = set()
+    for part in grid:
+        values = {"of": "params", "recipe": "default", **part}
+        for one in itertools.product(*(v if isinstance(v, list) else [v] for v in values.values())):
+            row = dict(zip(values, one, strict=True))
+            for name, known in KNOWN.items():
+                if row[name] not in known:
+                    raise SystemExit(f"{name} {row[name]!r} is unknown; choose from {', '.join(known)}")
+            ordered = {k: row[k] for k in KEY}
+            if tuple(ordered.values()) not in seen:
+                seen.add(tuple(ordered.values()))
+                yield ordered
+
+
+def missing(rows: list[Row], out: Path) -> list[Row]:
+    """Those that are not in the file yet."""
+    there = set()
+    if out.exists():
+        found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        there = {tuple(r[k] for k in KEY) for r in found if "error" not in r}
+    return [row for row in rows if tuple(row.values()) not in there]
+
+
+def serve(chosen: argparse.Namespace) -> None:
+    """Run what the parent process asks for."""
+    torch.set_num_threads(1)
+
+    @cache
+    def known(task: str) -> Case:
+        how = Measuring(chosen.samples, chosen.repeats, chosen.watched, not chosen.no_speed)
+        return case(task, chosen.device, chosen.data, chosen.checkpoints, how)
+
+    pool.serve(lambda row: run(known(row["task"]), row, chosen.bfloat16))
 
 
 def main() -> None:
     """Run what is missing, `--jobs` at a time."""
     chosen = options()
-    if chosen.one:
-        torch.set_num_threads(1)
-        print(json.dumps(run(chosen, json.loads(chosen.one))))
-        return
-    rows, lock = list(wanted(chosen)), Lock()
-    if rows:
-        drawn_by_dense(chosen, bench_of(chosen))
-    with Progress() as progress, ThreadPoolExecutor(chosen.jobs) as pool:
-        bar = progress.add_task(chosen.task, total=len(rows))
+    if chosen.worker:
+        return serve(chosen)
+    until = time.monotonic() + 60 * chosen.minutes
+    rows = list(expanded(grid_of(chosen)))
+    dense = [{k: {**DENSE, "task": task}[k] for k in KEY} for task in dict.fromkeys(r["task"] for r in rows)]
+    parts = [missing(part, chosen.out) for part in (dense, rows)]  # dense first: what they keep is read by the others
+    command = [sys.executable, *sys.argv, "--worker"]
+    workers = [pool.Worker(command, chosen.out.with_suffix(".log")) for _ in range(chosen.jobs)]
+    with Progress() as progress:
+        bar = progress.add_task("runs", total=sum(map(len, parts)))
 
-        def one(row: dict[str, Any]) -> None:
-            command = [sys.executable, *sys.argv, "--one", json.dumps(row)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            out = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {**row, "error": last}
-            with lock, chosen.out.open("a") as f:
-                f.write(json.dumps(out) + "\n")
+        def keep(row: Row) -> None:
+            with chosen.out.open("a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
             progress.advance(bar)
 
-        list(pool.map(one, rows))
+        try:
+            for part in parts:
+                pool.all_of(part, workers[: len(part)], keep, until, 60 * chosen.grace)
+        finally:
+            for worker in workers:
+                worker.end()
 
 
 if __name__ == "__main__":
