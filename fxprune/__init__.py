@@ -19,6 +19,7 @@ from fxprune.errors import (
     TraceError,
     VerifyError,
 )
+from fxprune.folders import prune_folder
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Group, Slice
 from fxprune.graph.rules.op import coupling
@@ -88,6 +89,7 @@ __all__ = [
     "load_pipeline",
     "plan",
     "prune",
+    "prune_folder",
     "report",
     "rewrite",
     "save",

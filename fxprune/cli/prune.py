@@ -12,6 +12,7 @@ from fxprune.adapter import find_adapter
 from fxprune.cli.console import out, print_plan, safe, told
 from fxprune.cli.folder import Folder, on_device, open_folder, saved_somewhere, writable
 from fxprune.errors import InputsError
+from fxprune.folders import prune_folder
 from fxprune.reporting.figures import check_picture
 from fxprune.reporting.report import report
 from fxprune.saving.folder import claim
@@ -92,6 +93,9 @@ def prune(
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read weights from their files where they are used: for models too large.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the result is right.")] = True,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail rather than return a traced graph as forward.")
@@ -110,6 +114,35 @@ def prune(
         if picture is not None:
             check_picture(picture, "--picture")
         _refuse_untrained(steps, after, learning_rate, ema_decay, mixed_precision, checkpoints, picture)
+        if stream:
+            _streamed(
+                directory,
+                output,
+                {"training": steps, "--data": data, "--device": None if device == "cpu" else device},
+                {
+                    "criterion": criterion,
+                    "ratio": ratio,
+                    "of": of,
+                    "target": target,
+                    "ratios": _shares(group_ratio),
+                    "attention": attention,
+                    "ignore": tuple(ignore or ()),
+                    "round_to": int(round_to) if round_to.isdecimal() else round_to,
+                    "min_width": min_width,
+                    "max_ratio": max_ratio,
+                    "exact_norms": exact_norms,
+                    "scope": scope,
+                    "granularity": granularity,
+                    "normalize": normalize,
+                    "timesteps": timesteps,
+                    "samples": samples,
+                    "seed": seed,
+                    "verify": verify,
+                    "strict": strict,
+                    "progress": not quiet,
+                },
+            )
+            return
         model = on_device(open_folder(directory), device)
         options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
         options |= {
@@ -150,6 +183,14 @@ def prune(
         _print_pruned(small)
         saved_somewhere(small, output)
         out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _streamed(directory: Path, output: Path, refused: dict[str, Any], options: dict[str, Any]) -> None:
+    """From folder to folder, with little of it in memory."""
+    if found := [name.replace("training", "--steps") for name, value in refused.items() if value is not None]:
+        raise InputsError(f"{found[0]} needs the model in memory; leave out --stream, or {found[0]}")
+    prune_folder(directory, output, **options)
+    out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
 
 
 def _refuse_untrained(
