@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format zoo bench bench-quality docs build clean
+.PHONY: help setup demo test check format zoo bench bench-quality mutate compat docs build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,14 @@ bench-quality: setup ## Prune the trained diffusion models by every method, trai
 	@set -e; for task in ddpm ldm dit; do \
 		$(BIN)/python $(QUALITY)/sweep.py --tasks $$task $(EMOJI) --out $(QUALITY)/$$task.jsonl $(ARGS); done
 	$(BIN)/python $(QUALITY)/report.py $(patsubst %,$(QUALITY)/%.jsonl,digits ddpm ldm dit gpu)
+
+mutate: export OMP_NUM_THREADS := 1
+mutate: setup ## Test the tests: 300 mutants by seed 0, hours on one core; ARGS="--number 50 --seed 7" for others
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[mutation]"
+	$(BIN)/python benchmarks/mutation/run.py $(ARGS)
+
+compat: setup ## Run the suite on every Python from 3.10 to 3.13 that is here, with the oldest and the newest torch
+	$(BIN)/python benchmarks/compat/run.py --page docs/reliability.md $(ARGS)
 
 docs: setup ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict

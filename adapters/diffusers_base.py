@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.adapter import Adapter, Back
+from fxprune.adapter import Adapter, Back, Constructor
 from fxprune.adapters.autoencoding import Autoencoder
 from fxprune.adapters.denoising import ANYTIME, Denoiser
 from fxprune.adapters.encoding import Encoders
 from fxprune.adapters.noising import noising_of
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs, comes_from
+from fxprune.saving.stock import config_of
 from fxprune.scoring.context import Loss
 from fxprune.scoring.timesteps import Timesteps, chosen
 
@@ -50,6 +51,15 @@ class DiffusersAdapter(Adapter):
     def example_inputs(self, model: nn.Module) -> ExampleInputs:
         """Keyword arguments for a batch of one, from `model.config`."""
         return self.task(model).example_inputs(model)
+
+    def constructor(self, model: nn.Module) -> Constructor | None:
+        """`from_config`, with the model's own config; None for a class that is no ConfigMixin."""
+        cls: Any = type(model)
+        if not hasattr(cls, "extract_init_dict"):
+            return None
+        return Constructor(
+            f"{cls.__name__}.from_config", config_of(model), lambda config: cls(**cls.extract_init_dict(config)[0])
+        )
 
     def seeing(self, timesteps: str | Timesteps) -> DiffusersAdapter:
         """This adapter, with losses and calibration samples at such times."""

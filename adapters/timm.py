@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxprune.adapter import Adapter
+from fxprune.adapter import Adapter, Constructor
 from fxprune.adapters.tensors import draw
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs, comes_from
+from fxprune.stock.recall import called_with
 
 MOST_CHANNELS = 16  # a first convolution over more reads patches (space to depth), not the image's own channels
 
@@ -46,6 +47,27 @@ class TimmAdapter(Adapter):
             height, width = made_for
         return (draw(model, (1, channels, height, width), torch.Generator().manual_seed(0)),)
 
+    def constructor(self, model: nn.Module) -> Constructor | None:
+        """`timm.create_model` by the architecture's name; its keywords are the arguments of the class, as far as it
+        takes them.
+        """
+        import timm
+
+        name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+        if not isinstance(name, str) or not timm.is_model(name):
+            return None
+        given = dict(getattr(model, "_model_args", {}))
+
+        def build(config: dict[str, Any]) -> nn.Module:
+            made: nn.Module = timm.create_model(name, **{**given, **config})
+            return made
+
+        with torch.device("meta"):
+            held = called_with(type(model), lambda: build({}))
+            answers = {k: "" if k in given else _answer(build, k, v) for k, v in held.items() if v is not None}
+        taken = {k: held[k] for k, words in answers.items() if not words}
+        return Constructor(f'timm.create_model("{name}")', taken, build, {k: w for k, w in answers.items() if w})
+
     def widths(self, model: nn.Module) -> Mapping[str, tuple[str, int]]:
         """What `reset_classifier` makes a new classifier of: the width that the present one reads."""
         name = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
@@ -55,6 +77,15 @@ class TimmAdapter(Adapter):
             return {}
         told = [n for n in ("num_features", "head_hidden_size") if getattr(model, n, None) == weight.shape[1]]
         return dict.fromkeys(told, (f"{name}.weight", 1))
+
+
+def _answer(build: Callable[[dict[str, Any]], nn.Module], key: str, value: Any) -> str:
+    """What `create_model` says to a keyword that it does not hand on to the class: some architectures fix theirs."""
+    try:
+        build({key: value})
+    except (TypeError, ValueError) as e:
+        return f"create_model says {type(e).__name__}: {e}"
+    return ""
 
 
 def _first_conv(model: nn.Module, name: Any) -> nn.Conv2d | None:

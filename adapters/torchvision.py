@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fxprune.adapter import Adapter
+from fxprune.adapter import Adapter, Constructor
 from fxprune.adapters.tensors import draw
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs, comes_from
+from fxprune.stock.recall import recalled
 
 # The longest prefix of the class's module decides: (frames or None, side in pixels).
 SIZES: dict[str, tuple[int | None, int]] = {
@@ -52,3 +53,7 @@ class TorchvisionAdapter(Adapter):
         side = own if isinstance(own, int) else side
         shape = (1, 3, side, side) if frames is None else (1, 3, frames, side, side)
         return (draw(model, shape, torch.Generator().manual_seed(0)),)
+
+    def constructor(self, model: nn.Module) -> Constructor | None:
+        """The model's class; torchvision records nothing, so what it was called with is recalled from the module."""
+        return recalled(model)

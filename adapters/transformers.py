@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.adapter import Adapter
+from fxprune.adapter import Adapter, Constructor
 from fxprune.adapters.tensors import draw, place
 from fxprune.errors import InputsError, SaveError
 from fxprune.graph.modules import ExampleInputs, comes_from
@@ -22,6 +23,7 @@ SAMPLES = 16_000  # one second of sound
 SECOND_INPUTS = {"input_ids": "text_config", "pixel_values": "vision_config", "input_features": "audio_config"}
 
 
+LABELS = ("id2label", "label2id")  # no sizes, and there may be thousands
 CACHES = ("cache", "past_key_values", "cache_params", "mems")
 
 
@@ -70,6 +72,23 @@ class TransformersAdapter(Adapter):
     def loss_of(self, given: Any, seed: int = 0) -> Loss:
         """`model(**batch).loss`."""
         return _own_loss
+
+    def constructor(self, model: nn.Module) -> Constructor:
+        """The class, called with its config."""
+        cls: Any = type(model)
+        given: Any = model.config
+        whole: dict[str, Any] = json.loads(given.to_json_string(use_diff=False))
+        entries = {k: v for k, v in whole.items() if k not in LABELS}
+
+        def build(config: dict[str, Any]) -> nn.Module:
+            made = type(given).from_dict({**whole, **config})
+            made._attn_implementation = given._attn_implementation
+            net: nn.Module = cls(made)
+            if getattr(model, "generation_config", None) is not None:
+                net.generation_config = copy.deepcopy(model.generation_config)
+            return net
+
+        return Constructor(f"{cls.__name__}({type(given).__name__})", entries, build)
 
     def config(self, model: nn.Module) -> dict[str, Any]:
         """The model's config and class name."""

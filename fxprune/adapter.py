@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 from torch import nn
@@ -20,6 +21,23 @@ from fxprune.scoring.timesteps import Timesteps
 
 Back: TypeAlias = Callable[[nn.Module], Any]
 LAST = "generic"
+
+
+@dataclass(frozen=True)
+class Constructor:
+    """How a library itself makes a model: what `shape="stock"` asks which widths there can be.
+
+    Attributes:
+        name: what makes it, as one types it, such as "UNet2DModel.from_config".
+        config: what made the model at hand: numbers, text, lists and dicts.
+        build: a new model of such a config.
+        refused: arguments that it fixes itself, and what it says where they are given.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    build: Callable[[dict[str, Any]], nn.Module] = field(repr=False)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 class Adapter(abc.ABC):
@@ -76,6 +94,10 @@ class Adapter(abc.ABC):
     def widths(self, model: nn.Module) -> Mapping[str, tuple[str, int]]:
         """Integers that only other code reads: attribute (dotted) -> the tensor and axis whose size it tells."""
         return {}
+
+    def constructor(self, model: nn.Module) -> Constructor | None:
+        """How the library makes such a model, and what made this one; None where nothing is recorded."""
+        return None
 
     def config(self, model: nn.Module) -> dict[str, Any] | None:
         """What `build` needs to make the stock module again, as JSON data; None where that is unknown."""

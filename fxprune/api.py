@@ -56,6 +56,8 @@ def prune(
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str | None = None,
+    shape: str | Callable[..., Any] = "free",
+    nearest: bool = False,
     granularity: str = "channel",
     normalize: Normalization | None = None,
     inplace: bool = False,
@@ -99,11 +101,17 @@ def prune(
         max_ratio: see `plan`.
         exact_norms: see `plan`.
         scope: see `plan`.
+        shape: "free": every layer gets a width of its own. "stock": only what the class's own constructor can make, a
+            plain instance that its library saves and loads (diffusers, transformers, timm, torchvision); in place of
+            "stock" that constructor with what it was given, such as `functools.partial(MyNet, width=64)`.
+        nearest: with a stock shape, take the nearest that the constructor allows, however far from the budget (else 4
+            points at most).
         granularity: "channel", "block" (residual branches go whole), or "both"; see `plan`.
         normalize: see `score`.
         inplace: change `model` itself. Its parameters are new ones afterwards: an optimizer made before holds the old
             ones and would train nothing (a warning says so); make a new one.
-        verify: prove masked = dense (two forwards); without it nothing is run after the rewrite.
+        verify: prove masked = dense (two forwards); without it nothing is run after the rewrite. A stock shape is
+            always proven.
         strict: raise rather than run the rewritten graph as the forward.
         samples: calibration samples where the adapter makes the data.
         max_batches: how many batches of `data` are read to score; None: all, or 1000 where the data tell no length and
@@ -111,8 +119,8 @@ def prune(
         seed: for everything drawn at random.
         progress: show progress bars.
         budget: `ratio`, `of` and `target` in one value, in their place.
-        limits: `ratios`, `ignore`, `round_to`, `min_width`, `max_ratio`, `exact_norms` and `scope` in one value, in
-            their place.
+        limits: `ratios`, `ignore`, `round_to`, `min_width`, `max_ratio`, `exact_norms`, `scope`, `shape` and
+            `nearest` in one value, in their place.
 
     Returns:
         The smaller model (or pipeline), in the training mode of the given one; `fxprune.report(small)` tells the rest.
@@ -129,6 +137,7 @@ def prune(
     """
     keywords: dict[str, Any] = {"ratios": ratios, "ignore": ignore, "round_to": round_to, "min_width": min_width}
     keywords |= {"max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
+    keywords |= {"shape": shape, "nearest": nearest}
     order = Order(
         gathered(Budget, budget, {"ratio": ratio, "of": of, "target": target}),
         gathered(Limits, limits, keywords),

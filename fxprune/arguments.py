@@ -130,6 +130,11 @@ TENSORS = Kind(
 SHARES = Kind("a dict of group name -> share of its channels, or a table of fxprune.sensitivity", _are_shares)
 NAMES = Kind("names, globs, module types such as nn.Conv2d, or callables (tensor name, module) -> bool", _are_names)
 
+SHAPE = Kind(
+    '"free", "stock", or the constructor of the model with what it was given, a functools.partial',
+    lambda v: v in ("free", "stock") if isinstance(v, str) else callable(v),
+)
+
 _PLAIN = (type(None), str, bytes, Real, list, dict, tuple, set, type, Tensor)
 MODEL = Kind("an nn.Module, or a pipeline around one", lambda v: not isinstance(v, _PLAIN))
 
@@ -142,6 +147,8 @@ COMMON: Mapping[str, Kind] = {
     "ratios": SHARES.or_none.raising(BudgetError),
     "ignore": NAMES,
     "exact_norms": FLAG,
+    "shape": SHAPE,
+    "nearest": FLAG,
     "scope": TEXT.or_none.raising(BudgetError),
     "of": TEXT.raising(BudgetError),
     "attention": TEXT,

@@ -221,7 +221,8 @@ def same_batches(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> boo
 
 
 def permutation(graph: ChannelGraph, seed: int = 0) -> dict[int, np.ndarray[Any, Any]]:
-    """For every group a random order of its channels that moves none across the groups of a group norm."""
+    """For every group a random order of its channels that moves none across the groups of a group norm, and none that
+    has neighbours."""
     rng = np.random.default_rng(seed)
     cell = np.zeros(int(graph.component.max()) + 1, np.uint64)
     for norm in graph.facts.norm_groups:
@@ -229,6 +230,9 @@ def permutation(graph: ChannelGraph, seed: int = 0) -> dict[int, np.ndarray[Any,
         block = np.arange(len(component)) // (len(component) // norm.groups)
         keys = rng.integers(1, 2**62, size=norm.groups).astype(np.uint64)
         np.add.at(cell, component, keys[block])
+    for axis in graph.facts.ordered:
+        component = graph.component[axis]
+        np.add.at(cell, component, rng.integers(1, 2**62, size=len(component)).astype(np.uint64))
     out = {}
     for g, group in enumerate(graph.groups):
         order = np.arange(len(group))

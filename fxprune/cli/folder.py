@@ -10,6 +10,7 @@ import typer
 
 from fxprune.errors import InputsError, SaveError
 from fxprune.saving import stock
+from fxprune.saving.folder import replacing
 from fxprune.saving.header import HEADER
 from fxprune.saving.save import load, save
 
@@ -44,21 +45,30 @@ def writable(directory: Path) -> Path:
         raise SaveError(f"{directory} cannot be written: {type(e).__name__}: {e}; name another folder") from e
 
 
-def saved_somewhere(model: Any, output: Path) -> None:
+def saved_somewhere(model: Any, output: Path, stock: bool = False) -> None:
     """Save in a folder, or where that fails after all in one of the system's, so that no work is lost.
+
+    Args:
+        stock: by the library's own `save_pretrained`.
 
     Raises:
         SaveError: says where the model lies.
     """
+    write = _save_stock if stock else save
     try:
-        save(model, output)
+        write(model, output)
     except SaveError as e:
         beside = Path(tempfile.mkdtemp(prefix="fxprune-")) / output.name
         try:
-            save(model, beside)
+            write(model, beside)
         except SaveError:
             raise e from None
         raise SaveError(f"{e}; the pruned model was saved in {beside} instead") from e
+
+
+def _save_stock(model: Any, output: Path) -> None:
+    with replacing(output) as new:
+        model.save_pretrained(new)
 
 
 def on_device(model: Any, device: str) -> Any:

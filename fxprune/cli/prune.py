@@ -82,6 +82,16 @@ def prune(
             "structure (isomorphic), or each group alone (local)."
         ),
     ] = None,
+    shape: Annotated[
+        str,
+        typer.Option(
+            help="free: every layer gets its own width; stock: what the class's own constructor makes, saved by its "
+            "own library."
+        ),
+    ] = "free",
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="With --shape stock, take the nearest there is to the budget.")
+    ] = False,
     granularity: Annotated[
         str, typer.Option(help="What goes: single channels (channel), whole residual branches (block), or both.")
     ] = "channel",
@@ -105,7 +115,8 @@ def prune(
 ) -> None:
     """Prune the model in DIR, or the backbone of the pipeline in DIR, and save the result in OUT.
 
-    Read the result with fxprune.load(OUT): a model or pipeline of the same class.
+    Read the result with fxprune.load(OUT): a model or pipeline of the same class. With --shape stock read it with the
+    library's own from_pretrained(OUT).
 
     Example: fxprune prune ddpm-cifar10-32 --ratio 0.4 -o small
     """
@@ -171,6 +182,8 @@ def prune(
             max_ratio=max_ratio,
             exact_norms=exact_norms,
             scope=scope,
+            shape=shape,
+            nearest=nearest,
             granularity=granularity,
             normalize=normalize,  # type: ignore[arg-type]  # score() checks it
             timesteps=timesteps,
@@ -181,7 +194,7 @@ def prune(
             progress=not quiet,
         )
         _print_pruned(small)
-        saved_somewhere(small, output)
+        saved_somewhere(small, output, stock=shape != "free")
         out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
 
 

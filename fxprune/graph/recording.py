@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.graph.outputs import Outputs
+from fxprune.graph.packed import item, stand_in
 from fxprune.graph.packing import called
 from fxprune.graph.provenance import Attr, Call, Recorder, Size, TracedInt, plain
 from fxprune.graph.values import Noting, Values
@@ -66,9 +67,12 @@ class RecordingMode(TorchFunctionMode):
         if name == "numel" and args and isinstance(args[0], torch.Tensor):
             return math.prod(self._sizes(args[0], torch.Size(args[0].shape)))
         if self.values is not None:
+            if (size := item(name, args)) is not None:
+                return size
             answered, args = self.values.answer(name, args)
             if answered:
                 return args
+            func = stand_in(name, func, args, functools.partial(self.values.take, name)) or func
         number = self.recorder.count
         self.recorder.count += 1
         flat = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, (torch.Size, slice)))

@@ -37,7 +37,9 @@ def reduced_facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
         attended=[a for a in facts.attended if a.node in names],
         statistics={k: v for k, v in facts.statistics.items() if k in names},
         reduced=[r for r in facts.reduced if r.node in names],
+        ordered=facts.ordered,
         multiples=facts.multiples,
+        least=facts.least,
     )
 
 

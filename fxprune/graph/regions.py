@@ -89,8 +89,8 @@ def _copy_into(
         elif node.op == "output":
             out = look(node.args[0])
             return list(out) if isinstance(out, (tuple, list)) else [out]
-        elif node.op == "get_attr" and isinstance(_attribute(module, str(node.target)), nn.Module):
-            env[node] = None
+        elif node.op == "get_attr" and isinstance(held := _attribute(module, str(node.target)), nn.Module):
+            env[node] = held  # a function that an op of higher order calls
         elif (region := _region(module, node)) is not None:
             env[node] = tuple(_copy_into(graph, region[0], look(region[1]), _cast_within(node, cast), prefix))
         elif node.target is operator.getitem and not isinstance(env.get(node.args[0]), fx.Node):

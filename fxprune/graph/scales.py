@@ -82,7 +82,7 @@ def _candidates(value: Any, depth: int) -> Iterator[Rowed]:
                 ids = _moved(n, ids)
             yield {value: set(torch.unique(ids).tolist())}
         if name in _LAYERS and isinstance(weight := value.args[1], fx.Node) and weight.op != "placeholder":
-            yield from _candidates(weight, depth - 1)
+            yield from _with_bias(value, weight, depth - 1)
         return
     operands = [n for n in value.all_input_nodes if is_tensor(n)]
     if name == "aten::_weight_norm":
@@ -97,6 +97,14 @@ def _candidates(value: Any, depth: int) -> Iterator[Rowed]:
     elif name in _PASSES | _PRODUCTS | {"aten::div", "aten::_weight_norm"}:
         for n in operands[:1] if name not in _PRODUCTS else operands:
             yield from _candidates(n, depth - 1)
+
+
+def _with_bias(layer: fx.Node, weight: fx.Node, depth: int) -> Iterator[Rowed]:
+    """What a weight is computed from, each with what the bias is: attention layers hold both in parts of one tensor."""
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    also = {} if bias is None else next(_candidates(bias, depth), {})
+    for rows in _candidates(weight, depth):
+        yield {n: rows.get(n, set()) | also.get(n, set()) for n in (*rows, *also)}
 
 
 def _name(node: fx.Node) -> str:

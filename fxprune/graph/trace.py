@@ -186,7 +186,7 @@ def _recorded(
     recorder = Recorder(count=first)
     recorded = Recorded(model, recorder, values, returned)
     if values is not None:
-        with same_draws():
+        with same_draws(), same_buffers(model):
             recorded.noting(*inputs[0], **inputs[1])
     with traced_attributes(model, recorder), bypassed(model, TracedInt), fx_traceback.preserve_node_meta():
         return _export(recorded, inputs), recorder

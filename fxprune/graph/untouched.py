@@ -66,11 +66,13 @@ def _memories(model: nn.Module) -> set[Callable[[], None]]:
 
 @contextlib.contextmanager
 def same_buffers(model: nn.Module) -> Iterator[None]:
-    """Afterwards every buffer has the values it had: a forward in train mode moves the averages of batch norms."""
+    """Afterwards every buffer has the values and the shape it had: a forward in train mode moves the averages of batch
+    norms, and observers of ranges move (and make room for) theirs in any mode.
+    """
     was = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
     try:
         yield
     finally:
         with torch.no_grad():
             for b, before in was:
-                b.copy_(before)
+                (b if b.shape == before.shape else b.resize_(before.shape)).copy_(before)

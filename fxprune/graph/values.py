@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import TraceError
+from fxprune.graph.packed import PACK, item, marked
 
 _PYTHON = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"}
 _SIZED = {"nonzero", "argwhere", "bincount", "unique", "unique_consecutive"}  # their sizes depend on values
@@ -81,9 +82,14 @@ class Noting(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name in _PYTHON or name in _SIZED:
+        if (size := item(name, args)) is not None:
+            return size
+        out = func(*args, **(kwargs or {}))
+        if name == PACK:
+            self.values.notes.append((name, out[1].tolist()))
+            marked(out[1], self.values.notes[-1][1])
+        elif name in _PYTHON or name in _SIZED:
             self.values.notes.append((name, pytree.tree_map_only(torch.Tensor, torch.clone, out)))
         elif _by_mask(name, args):
             self.values.notes.append((name, _positions(args[1])))

@@ -92,7 +92,7 @@ def counted(model: nn.Module, traced: Traced, inputs: Inputs | None = None) -> l
 def mode_scope(model: nn.Module, traced: Traced) -> Iterator[None]:
     """Within, a model is in the mode of a trace; in train mode its draws are settled, and it is put back afterwards."""
     if not traced.in_training:
-        with evaluating(model):
+        with evaluating(model), same_buffers(model):
             yield
         return
     with training(model), untouched(model), same_buffers(model), Settled():

@@ -17,9 +17,13 @@ from fxprune.masking.statistics import (
     kept_pairs,
     masked_batch_norm,
     masked_extreme,
+    masked_filter,
     masked_group_norm,
     masked_layer_norm,
     masked_mean,
+    masked_observation,
+    masked_range,
+    masked_softmax,
     masked_spread,
 )
 from fxprune.scoring.observation import stands_for
@@ -283,6 +287,33 @@ def _extreme(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwar
     return func(*args, **{**kwargs, at: y}) if named else func(*args[:at], y, *args[at + 1 :], **kwargs)
 
 
+def _topk(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    y = masked_extreme("amax" if _option(args, kwargs, 3, "largest", True) else "amin", x, call.mask(x))
+    return func(y, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+
+
+def _range(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    rest = {k: v for k, v in kwargs.items() if k != "input"}
+    return masked_range(lambda y: func(y, *args[1:], **rest), x, call.mask(x))
+
+
+def _softmax(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    y = x if kwargs.get("dtype") is None else x.to(kwargs["dtype"])
+    return masked_softmax(y, call.axes[0].dim, call.mask(y), func.__name__.startswith("log"))
+
+
+def _filter(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    weight, bias = _option(args, kwargs, 1, "weight"), _option(args, kwargs, 2, "bias")
+    dilation = _option(args, kwargs, 5, "dilation", 1)
+    most = dilation if isinstance(dilation, int) else max(dilation)
+    return masked_filter(x, call.axes[0].dim, call.mask(x), weight.flatten(), bias, most)
+
+
+def _observed(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    masks = {a.dim: a.value.to(x.device) for a in call.axes}
+    return masked_observation(functools.partial(func, **kwargs), x, masks, args[1], args[2:])
+
+
 def _distance(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     a, b = (_option(args, kwargs, k, name) for k, name in enumerate(("x1", "x2")))
     rest = {k: v for k, v in kwargs.items() if k not in ("x1", "x2")}
@@ -291,6 +322,11 @@ def _distance(call: MaskedCall, x: Tensor, func: Any, args: tuple[Any, ...], kwa
 
 _STATISTICS: dict[str, Any] = {
     **dict.fromkeys(("amax", "amin", "max", "min", "logsumexp", "prod"), _extreme),
+    "aminmax": _range,
+    "topk": _topk,
+    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
+    **{f"conv{k}d": _filter for k in (1, 2, 3)},
+    "fused_moving_avg_obs_fake_quant": _observed,
     "pairwise_distance": _distance,
     "layer_norm": _layer,
     "rms_norm": _layer,

@@ -26,9 +26,13 @@ from fxprune.masking.statistics import (
     kept_pairs,
     masked_batch_norm,
     masked_extreme,
+    masked_filter,
     masked_group_norm,
     masked_layer_norm,
     masked_mean,
+    masked_observation,
+    masked_range,
+    masked_softmax,
     masked_spread,
 )
 from fxprune.planning.norms import NormChange
@@ -208,6 +212,42 @@ def _extreme(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[
     return node.target(masked_extreme(name, x, m), *args[1:], **kwargs)  # type: ignore[operator]
 
 
+def _topk(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    get = functools.partial(_argument, node, args, kwargs)
+    m = run.along(_source(node), args[0], _dims(args[0], get("dim", -1)))
+    assert m is not None
+    kind = "amax" if get("largest", True) else "amin"
+    return torch.ops.aten.topk(masked_extreme(kind, args[0], m), *args[1:], **kwargs)
+
+
+def _range(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    m = run.along(_source(node), args[0], _dims(args[0], kwargs.get("dim")))
+    assert m is not None
+    return masked_range(lambda x: node.target(x, *args[1:], **kwargs), args[0], m)  # type: ignore[operator]
+
+
+def _softmax(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x, dim = args[0].to(node.meta["val"].dtype), _dims(args[0], args[1])
+    m = run.along(_source(node), x, dim)
+    assert m is not None
+    return masked_softmax(x, dim[0], m, "log" in op_name(node.target))
+
+
+def _filter(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x, (dim,) = args[0], run.graph.facts.statistics[node.name]
+    get = functools.partial(_argument, node, args, kwargs)
+    m, dilation = run.along(_source(node), x, (dim,)), get("dilation", (1,))
+    assert m is not None
+    return masked_filter(x, dim, m, args[1].flatten(), get("bias"), max(dilation))
+
+
+def _observed(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    labels = run.graph.env[_source(node)]
+    masks = {d: run.axis_mask(labels[d], args[0]) for d in run.graph.facts.statistics[node.name]}
+    fake = functools.partial(torch.fused_moving_avg_obs_fake_quant, **kwargs)
+    return masked_observation(fake, args[0], masks, args[1], args[2:])
+
+
 def _distance(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     m = run.along(_source(node), args[0], (args[0].dim() - 1,))
     assert m is not None
@@ -216,6 +256,11 @@ def _distance(run: MaskedRun, node: fx.Node, args: tuple[Any, ...], kwargs: dict
 
 _STATISTICS: dict[str, Statistic] = {
     **{f"aten::{n}": _extreme for n in ["amax", "amin", "max", "min", "logsumexp", "prod"]},
+    "aten::aminmax": _range,
+    "aten::topk": _topk,
+    **{f"aten::{n}": _softmax for n in ["softmax", "_softmax", "log_softmax", "_log_softmax"]},
+    **{f"aten::conv{k}d": _filter for k in (1, 2, 3)},
+    "aten::fused_moving_avg_obs_fake_quant": _observed,
     "aten::pairwise_distance": _distance,
     "aten::layer_norm": _layer_norm,
     "aten::rms_norm": _layer_norm,

@@ -30,6 +30,7 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__"), "matmul"),
     **dict.fromkeys(("norm", "linalg_vector_norm", "vector_norm", "normalize"), "norm"),
     **{name: name for name in ("amax", "amin", "max", "min", "logsumexp", "prod", "pairwise_distance", "vdot", "dot")},
+    **{name: name for name in ("aminmax", "topk", "softmax", "log_softmax", "fused_moving_avg_obs_fake_quant")},
     **{name: name for name in ("var_mean", "std_mean", "cdist", "cosine_similarity")},
 }
 _VIEWS = frozenset(

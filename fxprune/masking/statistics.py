@@ -6,6 +6,9 @@ gone, and between the two everything is differentiable.  Masks broadcast against
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +43,56 @@ def masked_extreme(kind: str, x: Tensor, m: Tensor) -> Tensor:
         far = torch.iinfo(x.dtype).max if "min" in kind else torch.iinfo(x.dtype).min
         return torch.where(m > 0, x, far)
     return x - m.log() if "min" in kind else x + m.log()
+
+
+def masked_range(function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, m: Tensor) -> Any:
+    """The least and the largest of what stays; `function` gives both (torch.aminmax)."""
+    far = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
+    low, high = (function(torch.where(m > 0, x, beyond))[k] for k, beyond in enumerate((far.max, far.min)))
+    return torch.return_types.aminmax((low, high))
+
+
+def masked_softmax(x: Tensor, dim: int, m: Tensor, logarithm: bool = False) -> Tensor:
+    """m·exp(x) / Σ m·exp(x); its logarithm without the first m."""
+    top = torch.where(m > 0, x, -torch.inf).amax(dim, keepdim=True)
+    below = torch.where(m > 0, x - top, 0.0)  # what goes must not overflow
+    weighed = m * below.exp()
+    total = weighed.sum(dim, keepdim=True)
+    return below - total.log() if logarithm else weighed / total
+
+
+def masked_filter(x: Tensor, dim: int, m: Tensor, taps: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """A filter that slides along `dim` over what stays, zeros beyond it.
+
+    A channel's place is the sum of the masks up to it, and between two places a tap reads of both: y_i = Σ_t w_t Σ_j
+    m_j x_j max(0, 1 - |p_j - p_i - t|).
+
+    Args:
+        taps: (k,), k odd.
+    """
+    m = m.flatten()
+    place = m.cumsum(0)
+    reach = dilation * (torch.arange(len(taps), device=x.device) - len(taps) // 2)
+    apart = place[None, :] - place[:, None]
+    reads = (1 - (apart[None] - reach[:, None, None]).abs()).clamp_min(0) * m  # (k, i, j)
+    y = (x.movedim(dim, -1) @ torch.einsum("k,kij->ji", taps, reads)).movedim(-1, dim)
+    return y if bias is None else y + bias.view(-1)[0]
+
+
+def masked_observation(
+    function: Callable[..., Tensor], x: Tensor, masks: Mapping[int, Tensor], observer_on: Tensor, rest: tuple[Any, ...]
+) -> Tensor:
+    """Fake quantisation of x by a range that is observed on what stays.
+
+    Args:
+        function: torch.fused_moving_avg_obs_fake_quant; it keeps the range in its arguments.
+        masks: axis -> one number a position.
+    """
+    kept = x
+    for d, m in masks.items():
+        kept = kept.index_select(d, m.flatten().nonzero().flatten())
+    function(kept, observer_on, *rest)
+    return function(x, torch.zeros_like(observer_on), *rest)
 
 
 def kept_pairs(a: Tensor, b: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:

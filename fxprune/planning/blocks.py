@@ -65,7 +65,7 @@ def plan_depth(
     if only:
         made = _whole_width(left, asked, of)
     else:
-        made = channels(left, _scores_on(left, values), max(0.0, (asked - share) / (1 - share)))
+        made = channels(left, scores_on(left, values), max(0.0, (asked - share) / (1 - share)))
     criterion = scores.criterion if isinstance(scores, Scores) else made.criterion
     return with_blocks(graph, replace(made, ratio=asked, criterion=criterion), names)
 
@@ -77,7 +77,7 @@ def _whole_width(left: ChannelGraph, asked: float, of: str) -> Plan:
     return Plan.of_cut(CostModel(left), nothing, asked, of, "given scores")
 
 
-def _scores_on(left: ChannelGraph, scores: Mapping[str, Any]) -> dict[str, Floats]:
+def scores_on(left: ChannelGraph, scores: Mapping[str, Any]) -> dict[str, Floats]:
     """Scores of a whole graph's channels as those of the graph without blocks."""
     whole = left.whole or left
     by_channel = np.full(int(whole.component.max()) + 1, np.nan)

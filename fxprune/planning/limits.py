@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -32,13 +33,16 @@ class Limits:
             budget cannot be reached otherwise.
         exact_norms: never regroup a group norm, and keep channels over which a mean, a maximum and the like is taken.
         scope: "knapsack", "global", "local" or "isomorphic"; None: what suits the scores.  All of it: `fxprune.plan`.
+        shape: "free", a width for every layer; "stock", what the class's own constructor can make; or that constructor
+            with what it was given, a `functools.partial`.  See `fxprune.prune`.
+        nearest: with a stock shape, take the nearest that there is, however far from the budget.
 
     Raises:
         BudgetError: one of them is out of range.
         InputsError: `ignore` holds something else than names, types and callables.
 
-    >>> Limits(round_to=8, ignore="conv_in")
-    Limits(ratios=None, ignore='conv_in', round_to=8, min_width=1, max_ratio=None, exact_norms=False, scope=None)
+    >>> Limits(round_to=8, ignore="conv_in").caps
+    (0.9, 1.0)
     """
 
     ratios: Mapping[str, float] | Curves | None = None
@@ -48,6 +52,8 @@ class Limits:
     max_ratio: float | None = None
     exact_norms: bool = False
     scope: str | None = None
+    shape: str | Callable[..., Any] = "free"
+    nearest: bool = False
 
     def __post_init__(self) -> None:
         require_fields(self)

@@ -46,6 +46,7 @@ class Plan:
         blocks: names of the residual branches that go whole; `removed` speaks of what is left without them.
         made_by: group name -> the names of the tensors that make its channels, for `keep`.
         uncounted: ops that read parameters and are not in `costs["macs"]`, because nobody has told what they compute.
+        config: with `shape="stock"`, entries of the constructor's config -> what they were and what they are.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Plan:
     blocks: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     made_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    config: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def cost(self, of: str | None = None) -> float:
         """What is left of a measure ("params", "macs", ...; None: that of the budget).
@@ -196,6 +198,7 @@ class Plan:
         lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.costs.items()]
         if self.uncounted:
             lines.append(f"  not counted in macs: {', '.join(self.uncounted)}")
+        lines += [f"  {entry} = {new:g} (was {old:g})" for entry, (old, new) in self.config.items()]
         if self.blocks:
             more = f", and {len(self.blocks) - 8} more" if len(self.blocks) > 8 else ""
             lines.append(f"  blocks: {', '.join(self.blocks[:8])}{more}")

@@ -10,7 +10,9 @@ from fxprune.errors import PlanError
 from fxprune.planning.norms import NormChange
 
 FORMAT = 1
-_FIELDS = """model fingerprint removed sizes norms ratio of achieved cost criterion traced blocks made_by uncounted"""
+_FIELDS = """
+model fingerprint removed sizes norms ratio of achieved cost criterion traced blocks made_by uncounted config
+"""
 
 
 def plan_fields(text: str) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     data["blocks"] = _names(data.get("blocks", []))
     data["made_by"] = {str(k): _names(v) for k, v in data.get("made_by", {}).items()}
     data["uncounted"] = _names(data.get("uncounted", []))
+    data["config"] = {str(k): _entry(v) for k, v in data.get("config", {}).items()}
     return data
 
 
@@ -66,6 +69,14 @@ def _pair(value: Any) -> tuple[float, float]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise ValueError(f"{value!r:.60} is no cost before and after")
     return _number(value[0]), _number(value[1])
+
+
+def _entry(value: Any) -> tuple[float, float]:
+    """An entry of a config before and after; whole numbers stay whole."""
+    old, new = value
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in (old, new)):
+        raise ValueError(f"config holds {value!r:.60}, which are no two numbers")
+    return old, new
 
 
 def _norm(before: Any, after: Any, exact: Any) -> NormChange:

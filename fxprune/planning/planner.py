@@ -106,6 +106,11 @@ def planned(
 ) -> Plan:
     """`plan`, its arguments gathered."""
     of, costs = budget.of, CostModel(graph)
+    if limits.shape != "free":
+        raise BudgetError(
+            f"shape={limits.shape!r} asks the model's constructor, which a graph does not hold: call "
+            "fxprune.prune(model, shape=...), whose report has the plan"
+        )
     if limits.stated and granularity == "block":
         raise BudgetError('granularity="block" narrows nothing, so ratios= has no effect; use granularity="both"')
     if graph.whole is None:  # names may be of blocks that are taken out already

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 import numpy as np
@@ -65,17 +65,19 @@ class Bounds:
         round_to: a multiple that its width keeps.
         min_width: the channels that it keeps at least, where it has them.
         freed: groups to which `max_ratio` does not apply, by index.
+        least: the channels that some groups keep at least, by index, where the model itself needs more.
     """
 
     max_ratio: float = 0.9
     round_to: int = 1
     min_width: int = 1
     freed: Container[int] = ()
+    least: Mapping[int, int] = field(default_factory=dict)
 
     def most(self, g: int, n: int) -> int:
         """Most channels that may go out of the `n` of group `g`."""
         share = n if g in self.freed else int(n * self.max_ratio + 1e-9)
-        return min(n - min(n, self.min_width), share)
+        return min(n - min(n, max(self.min_width, self.least.get(g, 1))), share)
 
 
 def _blocks(graph: ChannelGraph, norm: NormGroups) -> tuple[Ints, Ints]:
@@ -140,6 +142,7 @@ def sequences(
         path: of some groups, by index, the share of a norm group's channels (but one) that go before whole norm groups
             do; see `paths`.
     """
+    bounds = replace(bounds, least=_least(graph))
     out: list[Removals] = []
     for members, norms in clusters(graph):
         live = [g for g in members if allowed[g]]
@@ -159,6 +162,16 @@ def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:
     """Positions that each channel of a group has on an axis."""
     group = graph.groups[g]
     return int(np.isin(graph.component[axis], group.components).sum()) // len(group)
+
+
+def _least(graph: ChannelGraph) -> dict[int, int]:
+    """The channels that groups keep so that enough positions of some axes do."""
+    out: dict[int, int] = {}
+    for axis, positions in graph.facts.least:
+        for g in range(len(graph.groups)):
+            if times := _times(graph, g, axis):
+                out[g] = max(out.get(g, 1), math.ceil(positions / times))
+    return out
 
 
 def _quantum(graph: ChannelGraph, g: int, bounds: Bounds) -> int:
@@ -207,7 +220,7 @@ def _exact(
     path: float | None,
 ) -> Removals:
     cells: dict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = {}
-    places = [_places(graph, norm) for norm in norms]
+    places = [norm_groups_of(graph, norm) for norm in norms]
     if any(0 in p for p in places):  # a frozen position sits in a norm group
         return _stacked([])
     for g in members:
@@ -218,7 +231,7 @@ def _exact(
     return _lockstep(cells, values, bounds)
 
 
-def _places(graph: ChannelGraph, norm: NormGroups) -> dict[int, tuple[int, ...]]:
+def norm_groups_of(graph: ChannelGraph, norm: NormGroups) -> dict[int, tuple[int, ...]]:
     """Component -> the norm groups of its positions."""
     out: dict[int, list[int]] = {}
     for c, b in zip(*_blocks(graph, norm), strict=True):

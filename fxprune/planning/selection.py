@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import numpy as np
+from torch import fx
 
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.graph.channels import ChannelGraph
@@ -53,9 +54,11 @@ def checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Floa
         CriterionError: scores are missing or not finite.
     """
     if not graph.groups:
-        causes = ", ".join(sorted({h.cause for h in graph.frozen()})[:4])
+        causes = sorted({h.cause for h in graph.frozen()})
         raise BudgetError(
-            f"nothing in this {graph.model_class} can be pruned ({causes}); see graph.frozen()", reachable=0.0
+            f"nothing in this {graph.model_class} can be pruned ({', '.join(causes[:4])}); see graph.frozen()"
+            f"{_releasable(graph) if 'reaches the output' in causes else ''}",
+            reachable=0.0,
         )
     out = {}
     for g in graph.groups:
@@ -70,6 +73,16 @@ def checked(graph: ChannelGraph, values: Mapping[str, Floats]) -> dict[str, Floa
             )
         out[g.name] = v
     return out
+
+
+def _releasable(graph: ChannelGraph) -> str:
+    """What lets go of channels that some of several outputs hold."""
+    tensors = sum(isinstance(o, fx.Node) for o in graph.traced.outputs)
+    if tensors < 2:
+        return ""
+    return (
+        f". It returns {tensors} tensors: outputs=lambda out: ... names those that count, and the others hold nothing"
+    )
 
 
 def _families(costs: Costs, values: Mapping[str, Floats], limits: Limits, of: str, asked: float | None) -> list[Met]:
@@ -189,6 +202,7 @@ def _too_far(
         f"{asked:.1%} of {of} cannot be removed from this {graph.model_class}: at most {reachable:.1%} can, down to "
         f"{left:,.0f}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
         f"Ask for ratio={max(0.0, reachable - 0.005):.2f}, or loosen a limit"
+        f"{_releasable(graph) if 'reaches the output' in held else ''}"
     )
 
 

@@ -27,11 +27,14 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
 from fxprune.planning.selection import checked
 from fxprune.planning.selectors import Ignore, named, require_known
+from fxprune.pruning.optimizers import warn_holders
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
-from fxprune.reporting.report import report
+from fxprune.pruning.stock import constructor_of, replayed, stock_once
+from fxprune.reporting.report import attach, report
 from fxprune.rewriting.compensation import compensated
-from fxprune.scoring.score import needs_of, score
+from fxprune.rewriting.rewrite import transplant
+from fxprune.scoring.score import Scores, needs_of, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 
@@ -82,14 +85,19 @@ def prune_once(model: M, order: Order) -> M:
     scoring = order.scoring
     scoring = replace(scoring, data=as_batches(scoring.data, scoring.max_batches))
     order = replace(order, scoring=scoring)
-    if order.attention == "both":
+    if order.attention == "both" and order.limits.shape == "free":
         return _prune_both(model, order)
     needs = needs_of(scoring.criterion)
     adapter = seeing(find_adapter(model), scoring.timesteps)
     net, back = adapter.unwrap(model)
     clock = Clock()
-    with clock("trace"):
-        graph = trace(net, order.example_inputs, attention=order.attention, outputs=order.outputs)
+    stock = None if order.limits.shape == "free" else constructor_of(net, adapter, order.limits.shape)
+
+    def traced(attention: str) -> ChannelGraph:
+        with clock("trace"):
+            return trace(net, order.example_inputs, attention=attention, outputs=order.outputs)
+
+    graph = traced("heads" if order.attention == "both" else order.attention)
     with clock("score"):
         batches, loss = _data_and_loss(adapter, model, needs, order)
     require_known(graph, ignore := named(net, order.limits.ignore))
@@ -99,7 +107,7 @@ def prune_once(model: M, order: Order) -> M:
 
     notes: list[str] = []
 
-    def plan_of(graph: ChannelGraph) -> Plan:
+    def scores_of(graph: ChannelGraph) -> Scores:
         if not graph.groups:
             checked(graph, {})
         with clock("score"):
@@ -108,6 +116,22 @@ def prune_once(model: M, order: Order) -> M:
         if order.budget.of == "latency":
             with clock("measure"):
                 latency_of(graph, order.progress)
+        return scores
+
+    if stock is not None:
+        graphs = {graph.prefer[0]: graph}
+        made, told = stock_once(
+            net, stock, order, limits, lambda mode: graphs.pop(mode, None) or traced(mode), scores_of, clock
+        )
+        replaced = list(net.parameters()) if order.inplace else []
+        small = transplant(net, made) if order.inplace else made
+        warn_holders(replaced)
+        attach(small, told)
+        whole: M = back(small)
+        return whole
+
+    def plan_of(graph: ChannelGraph) -> Plan:
+        scores = scores_of(graph)
         with clock("plan"):
             return planned(graph, scores, order.budget, limits, order.granularity)
 
@@ -115,8 +139,8 @@ def prune_once(model: M, order: Order) -> M:
         with clock("score"):
             return compensated(graph, net, plan, scoring.criterion, **given)
 
-    made = realize(base, graph, plan_of, clock, order.verify, order.strict)
-    pruned: M = back(reported(net, made, clock, order.inplace, order.seed, notes))
+    cut = realize(base, graph, plan_of, clock, order.verify, order.strict)
+    pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, notes))
     return pruned
 
 
@@ -174,6 +198,12 @@ def apply(
         net, back = find_adapter(model).unwrap(model)
         graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
+        if plan.config:
+            made, told = replayed(net, constructor_of(net, find_adapter(net), "stock"), graph, plan)
+            small = transplant(net, made) if inplace else made
+            attach(small, told)
+            stock: M = back(small)
+            return stock
         applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
     return applied
 

@@ -74,10 +74,11 @@ class Report:
         unseen: why train mode could not be looked at, where it could not.
         outputs: which outputs were released, and which compared, where not all of them count.
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
-            drawn.  Neither these nor `scoring` and `stale` are saved with the model.
+            drawn.  Neither is saved with the model.
         reduced: means, maxima and the like that are taken over the channels that stay, and thus changed what they mean.
         stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
             reads them to look at.
+        maker, steps: with a stock shape, what makes the model anew from its config, and which entries can shrink.
     """
 
     plan: Plan
@@ -98,6 +99,8 @@ class Report:
     scoring: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
+    maker: str = ""
+    steps: tuple[str, ...] = ()
 
     @property
     def total(self) -> Plan:
@@ -114,6 +117,11 @@ class Report:
     def __repr__(self) -> str:
         lines = [f"{_line(self.total)} in all, by {len(self.earlier) + 1} plans; the last:"] if self.earlier else []
         lines += [repr(self.plan), f"  forward: {self.forward}{f' ({self.reason})' if self.reason else ''}"]
+        lines += (
+            [f"  made by {self.maker}, where these can shrink: {'; '.join(self.steps) or 'layers'}"]
+            if self.maker
+            else []
+        )
         lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
         lines += [f"  {self.timing}"] if self.timing else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,7 +16,7 @@ from fxprune.reporting.report import Report, is_pruned, report
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import Skip
 from fxprune.saving import stock
-from fxprune.saving.header import DTYPES, Saved, SkipInfo, TensorInfo, class_name
+from fxprune.saving.header import DTYPES, Saved, SkipInfo, TensorInfo, Told, class_name
 from fxprune.saving.restore import all_tensors, channels_last
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -63,6 +64,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
         checks=() if made is None else made.checks,
         held=() if made is None else made.held,
         seed=getattr(made, "seed", None),
+        told=Told() if made is None else _told(made),
         versions=versions(model),
         metrics=metrics,
     )
@@ -71,6 +73,12 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
 def report_of(model: nn.Module) -> Report | None:
     """The report of a pruned model; None for any other."""
     return report(model) if is_pruned(model) else None
+
+
+def _told(made: Report) -> Told:
+    """What a report says, without the paths of this machine's source files."""
+    told = Told(**{f.name: getattr(made, f.name) for f in fields(Told)})
+    return replace(told, reduced=tuple(dict.fromkeys(r.partition(" at File ")[0] for r in told.reduced)))
 
 
 def _of_skip(change: Change, skips: Mapping[str, Skip]) -> bool:

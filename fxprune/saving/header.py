@@ -17,6 +17,7 @@ of a model                                              of a pipeline
     changes     attributes: {path, name, before, after}
     skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`)
     forward, checks, held
+    told        what else the report says: {scoring, unread, unseen, outputs, reduced, stale}; older folders have none
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 import torch
@@ -34,6 +35,7 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import Answer, to_data
+from fxprune.rewriting.unread import Stale
 from fxprune.saving import checksums
 from fxprune.verification import Check
 
@@ -65,6 +67,22 @@ class SkipInfo:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a report says in words, by the names of its attributes (see `Report`)."""
+
+    scoring: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    unseen: str = ""
+    outputs: str = ""
+    reduced: tuple[str, ...] = ()
+    stale: tuple[Stale, ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """Attribute -> value."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
 class Saved:
     """A saved model, all but the values of its tensors."""
 
@@ -82,6 +100,7 @@ class Saved:
     checks: tuple[Check, ...] = ()
     held: tuple[Cause, ...] = ()
     seed: int | None = None
+    told: Told = Told()
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
@@ -170,6 +189,7 @@ def _model_data(saved: Saved) -> dict[str, Any]:
         "forward": saved.forward,
         "checks": [asdict(c) for c in saved.checks],
         "held": [{"name": c.name, "axes": c.axes, "share": c.share} for c in saved.held],
+        "told": asdict(saved.told),
     }
 
 

@@ -15,6 +15,7 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import from_data
+from fxprune.rewriting.unread import Stale
 from fxprune.saving import checksums
 from fxprune.saving.files import read_bytes
 from fxprune.saving.header import (
@@ -26,6 +27,7 @@ from fxprune.saving.header import (
     SavedPipeline,
     SkipInfo,
     TensorInfo,
+    Told,
     is_identifier,
 )
 from fxprune.verification import Check
@@ -86,6 +88,7 @@ def _saved(data: dict[str, Any]) -> Saved:
         checks=_row(data, "checks", _check),
         held=_row(data, "held", _cause),
         seed=_maybe(data, "seed", int),
+        told=_told(_get(data, "told", dict)) if "told" in data else Told(),
         versions=_table(data, "versions", _text),
         metrics=_maybe(data, "metrics", dict),
         checksums=_table(data, checksums.ENTRY, _text) if checksums.ENTRY in data else {},
@@ -244,6 +247,22 @@ def _check(value: Any, where: str) -> Check:
 
 def _cause(value: Any, where: str) -> Cause:
     return Cause(_get(value, "name", str), _get(value, "axes", int), _number(value.get("share"), f"{where}.share"), ())
+
+
+def _told(data: dict[str, Any]) -> Told:
+    return Told(
+        scoring=_row(data, "scoring", _text),
+        unread=_row(data, "unread", _text),
+        unseen=_get(data, "unseen", str),
+        outputs=_get(data, "outputs", str),
+        reduced=_row(data, "reduced", _text),
+        stale=_row(data, "stale", _stale),
+    )
+
+
+def _stale(value: Any, where: str) -> Stale:
+    now = _row(value, "now", _size)
+    return Stale(_get(value, "path", str), _get(value, "name", str), _size(value.get("value"), f"{where}.value"), now)
 
 
 def _plan(data: Any, where: str) -> Plan:

@@ -51,12 +51,14 @@ def fit(net: nn.Module, saved: Saved) -> None:
         info = saved.tensors[saved.tied.get(name, name)]
         shape = tuple(tensor.shape)
         smaller = len(shape) == len(info.shape) and all(map(int.__le__, info.shape, shape))
-        if not smaller or (saved.plan is None and info.shape != shape):
+        if not smaller or ((saved.plan is None or saved.plan.config) and info.shape != shape):
             raise SaveError(f"{name} is of shape {info.shape}, which cannot come of the stock module's {shape}")
         if (name in parameters) != (info.kind == "parameter"):
             raise SaveError(f"{name} is a {info.kind} in the folder, but not in the stock module")
     shapes = {name: tuple(t.shape) for name, t in stock.items()}
     for plan in (*saved.earlier, *([saved.plan] if saved.plan else [])):
+        if plan.config:  # its widths are those of the config
+            continue
         _plan_fits(plan, saved, shapes)
     for change in saved.changes:
         _apply(modules, change)

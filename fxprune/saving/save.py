@@ -253,7 +253,7 @@ def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Mo
     stock.set_source(net, path)
     if saved.plan is not None:
         told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, seed=saved.seed, earlier=saved.earlier)
-        attach(net, told)
+        attach(net, replace(told, **saved.told.values()))
     return net.eval()
 
 

@@ -119,6 +119,11 @@ class Pruner(Generic[M]):
         limits = gathered(Limits, limits, keywords)
         if limits.ratios is not None:
             raise InputsError("a Pruner gives every group what its scores say; leave ratios= out of its limits")
+        if limits.shape != "free":
+            raise InputsError(
+                f"shape={limits.shape!r:.60} asks the model's constructor, and a Pruner has masks alone: call "
+                "fxprune.prune(model, shape=..., steps=...), which cuts first and trains after"
+            )
         if steps < 1:
             raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
         self.model = model

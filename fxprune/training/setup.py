@@ -106,6 +106,7 @@ def refuse(order: Order) -> None:
     """Refuse what only a cut at once can do."""
     odd: dict[str, Any] = {"ratios": order.limits.ratios} if order.limits.ratios is not None else {}
     odd |= {"granularity": order.granularity} if order.granularity != "channel" else {}
+    odd |= {"shape": order.limits.shape} if order.limits.shape != "free" else {}
     odd |= {"attention": order.attention} if order.attention == "both" else {}
     for name, value in odd.items():
         raise InputsError(

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from proofs import proved
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.graph.analysis import analyse
 from fxprune.graph.modules import as_inputs
-from fxprune.masking.live import LiveMasks
-from fxprune.reporting.report import reductions
-from fxprune.rewriting.rewrite import rewrite
-from fxprune.verification import check_dense, check_permutation
 
 Function = Callable[..., Tensor]
 
@@ -97,21 +93,6 @@ MEETS: dict[str, tuple[Function, int]] = {
     "tensor_split": (lambda a, b: a.tensor_split(3, -1)[0] * b.tensor_split(3, -1)[2], 8),
     "hsplit": (lambda a, b: torch.hsplit(a[0], 2)[1] * torch.hsplit(b[0], 2)[0], 12),
 }
-
-
-def proved(model: nn.Module, inputs: Any, ratio: float = 0.3) -> tuple[str, ...]:
-    """Both proofs for a plan of random scores, the module's own forward, and live masks; what is reduced."""
-    graph = analyse(model.eval(), as_inputs(inputs))
-    assert check_permutation(model, graph).ok
-    rng = np.random.default_rng(0)
-    plan = fxprune.plan(graph, {g.name: rng.random(len(g)) for g in graph.groups}, ratio)
-    assert plan.achieved > 0.8 * ratio
-    small = rewrite(model, graph, plan).model
-    assert (check := check_dense(model, small, graph, plan)).ok, check
-    masks = LiveMasks(model, graph)
-    assert not masks.held
-    masks.detach()
-    return reductions(graph, plan)
 
 
 @pytest.mark.parametrize("name", sorted(NODES))

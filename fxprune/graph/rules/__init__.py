@@ -17,10 +17,23 @@ from fxprune.graph.rules import (
     linear,
     norms,
     pieces,
+    quantization,
     reductions,
     shapes,
 )
 from fxprune.graph.rules.op import Labels, Op, Rule, coupling, rule_for
 
 __all__ = ["Labels", "Op", "Rule", "coupling", "rule_for"]
-_MODULES = (attention, constructors, conv, elementwise, indexing, linear, norms, pieces, reductions, shapes)
+_MODULES = (
+    attention,
+    constructors,
+    conv,
+    elementwise,
+    indexing,
+    linear,
+    norms,
+    pieces,
+    quantization,
+    reductions,
+    shapes,
+)

@@ -8,7 +8,7 @@ g groups    in = (g, I/g), out = (g, O/g): either whole groups go, or the same p
 from __future__ import annotations
 
 from fxprune.graph.labels import Axis
-from fxprune.graph.rules.op import Labels, Op, aten, coupling
+from fxprune.graph.rules.op import Labels, Op, Reduced, aten, coupling
 
 
 def _convolve(op: Op, rows: Axis, columns: Axis, n_rows: int, transposed: bool, groups: int) -> Axis:
@@ -57,23 +57,44 @@ def conv(op: Op) -> Labels:
     out = _convolve(op, w[0], w[1], op.shape("weight")[0], transposed, int(op.arg("groups", 1)))
     if op.tensor("bias") is not None:
         op.tie(out, op.labels("bias")[0])
-    space = tuple(_pointwise(op, x[at + 1 + k], k) for k in range(rank))
+    slides = None if transposed else _slides(op, x[at + 1 :])
+    space = tuple(x[at + 1 + k] if k == slides else _pointwise(op, x[at + 1 + k], k) for k in range(rank))
+    if slides is not None and (axis := x[at + 1 + slides]) is not None:
+        op.facts.statistics[op.name] = (at + 1 + slides,)
+        op.facts.reduced.append(Reduced(op.name, axis))
+        op.facts.ordered.append(axis)
     for axis in (*(a for a, b in zip(x[at + 1 :], space, strict=True) if b is None), *w[2:]):
         op.freeze(axis, "is a spatial axis of a convolution", cause="spatial axis")
     return (*x[:at], out, *space)
+
+
+def _option(op: Op, k: int, name: str, default: int) -> int:
+    """The number that an option of a convolution has for spatial axis `k`."""
+    value = op.arg(name, default)
+    return int(value[k if len(value) > 1 else 0]) if isinstance(value, (tuple, list)) and value else int(value or 0)
 
 
 def _pointwise(op: Op, axis: Axis, k: int) -> Axis:
     """The labels of spatial axis `k` of the output: those of the input where the kernel has size one and step one."""
     if op.shape("weight")[2 + k] != 1 or not isinstance(op.arg("padding", 0), (int, list, tuple)):
         return None
-
-    def at(name: str, default: int) -> int:
-        value = op.arg(name, default)
-        return int(value[k if len(value) > 1 else 0]) if isinstance(value, (tuple, list)) and value else int(value or 0)
-
-    still = at("stride", 1) == 1 and at("padding", 0) == 0 and at("output_padding", 0) == 0
+    still = [_option(op, k, n, d) for n, d in (("stride", 1), ("padding", 0), ("output_padding", 0))] == [1, 0, 0]
     return axis if still else None
+
+
+def _slides(op: Op, space: Labels) -> int | None:
+    """The spatial axis along which one plain filter slides over channels, and leaves their number (channel attention).
+
+    There it is taken over the channels that stay, each with its neighbours among them.
+    """
+    kernel, padding = op.shape("weight"), op.arg("padding", 0)
+    wide = [k for k in range(len(space)) if kernel[2 + k] > 1]
+    if kernel[:2] != (1, 1) or len(wide) != 1 or space[wide[0]] is None:
+        return None
+    (k,) = wide
+    reach = _option(op, k, "dilation", 1) * (kernel[2 + k] - 1)
+    same = padding == "same" if isinstance(padding, str) else 2 * _option(op, k, "padding", 0) == reach
+    return k if same and reach % 2 == 0 and _option(op, k, "stride", 1) == 1 else None
 
 
 @coupling("torchvision::deform_conv2d")

@@ -11,7 +11,8 @@ from torch import fx
 
 from fxprune.graph.labels import Axis
 from fxprune.graph.rules.elementwise import broadcast
-from fxprune.graph.rules.op import Labels, Op, aten, coupling, is_tensor
+from fxprune.graph.rules.op import Labels, Op, Reduced, aten, coupling, is_tensor, op_name
+from fxprune.graph.rules.reductions import tells_where
 
 
 @aten("unbind")
@@ -170,11 +171,19 @@ def _alongside(op: Op, d: int, *names: str) -> list[Axis]:
 
 @aten("topk kthvalue mode")
 def ranked(op: Op) -> list[Labels]:
-    """The largest along `dim`, and where they stood: that axis stays, the others pass."""
+    """The largest along `dim`, and where they stood: that axis stays, the others pass.
+
+    Where nobody asks where they stood, the largest k are those of what stays, as long as k do.
+    """
     labels = op.labels("self")
     d = int(op.arg("dim", -1)) % max(1, len(labels))
-    if labels:
-        op.freeze(labels[d], "is ranked by value", cause="indexed by value")
+    axis = labels[d] if labels else None
+    if axis is not None and op_name(op.node.target) == "aten::topk" and not tells_where(op.node):
+        op.facts.statistics[op.name] = (d,)
+        op.facts.reduced.append(Reduced(op.name, axis))
+        op.facts.least.append((axis, int(op.arg("k"))))
+    else:
+        op.freeze(axis, "is ranked by value", cause="indexed by value")
     same = len(op.out[0].shape) == len(labels)
     return [(*labels[:d], *((None,) if same else ()), *labels[d + 1 :])] * len(op.out)
 

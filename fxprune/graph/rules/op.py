@@ -57,7 +57,9 @@ class Facts:
         attended: attentions with an implicit scale.
         statistics: nodes that take a mean, a variance or a norm over live axes.
         reduced: reductions over live axes that are no norm's; those that change what they mean are reported.
+        ordered: axes along which a filter slides: their channels have neighbours, and keep their order.
         multiples: axes whose length has to stay a multiple of a number, for a kernel's sake.
+        least: axes of which so many positions have to stay, as the largest k of them are asked for.
         settled: whether the nodes looked at are of train mode, where the proofs settle what is drawn at random.
     """
 
@@ -67,7 +69,9 @@ class Facts:
     attended: list[Attended] = field(default_factory=list)
     statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
     reduced: list[Reduced] = field(default_factory=list)
+    ordered: list[Ints] = field(default_factory=list)
     multiples: list[tuple[Ints, int]] = field(default_factory=list)
+    least: list[tuple[Ints, int]] = field(default_factory=list)
     settled: bool = False
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
-from fxprune.graph.labels import Axis
+from fxprune.graph.labels import Axis, Ints
 from fxprune.graph.rules.elementwise import elementwise
 from fxprune.graph.rules.op import Labels, Op, Reduced, aten, is_tensor, op_name
 
@@ -95,7 +96,9 @@ def _reduced(op: Op, labels: Labels, dims: list[int]) -> Labels:
 
 
 _ADDS = {"aten::sum", "aten::linalg_vector_norm", "aten::norm", "aten::nansum"}
-_OVER_WHAT_STAYS = {f"aten::{n}" for n in ["mean", "var", "std", "var_mean", "std_mean", "logsumexp", "prod"]}
+_OVER_WHAT_STAYS = {
+    f"aten::{n}" for n in ["mean", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "aminmax"]
+}
 _OVER_WHAT_STAYS |= {f"aten::{n}" for n in ["amax", "amin", "max", "min"]}
 
 
@@ -105,13 +108,14 @@ def _adds(op: Op, name: str) -> bool:
     return name in _ADDS and (order is None or (isinstance(order, (int, float)) and order >= 0))
 
 
-def _tells_where(node: fx.Node) -> bool:
-    """Whether the second result of a maximum, its place, is used."""
+def tells_where(node: fx.Node) -> bool:
+    """Whether the second result of a maximum or a ranking, its places, is used."""
     return any(op_name(u.target) != "python::getitem" or (u.args[1] != 0 and u.users) for u in node.users)
 
 
 @aten(
-    "mean sum var std var_mean std_mean linalg_vector_norm norm amax amin logsumexp prod any all max min median nansum"
+    "mean sum var std var_mean std_mean linalg_vector_norm norm amax amin aminmax logsumexp prod any all max min "
+    "median nansum"
 )
 def reduce(op: Op) -> Any:
     node = op.node.all_input_nodes[0]
@@ -127,10 +131,11 @@ def reduce(op: Op) -> Any:
     elif _adds(op, name):
         for d in live:
             op.reads(node, d)
-    elif name in _OVER_WHAT_STAYS and not (several and name in ("aten::max", "aten::min") and _tells_where(op.node)):
+    elif name in _OVER_WHAT_STAYS and not (several and name in ("aten::max", "aten::min") and tells_where(op.node)):
         if live:
             op.facts.statistics[op.name] = live
-            op.facts.reduced += [Reduced(op.name, axis) for d in live if (axis := labels[d]) is not None]
+            if op.read:
+                op.facts.reduced += [Reduced(op.name, axis) for d in live if (axis := labels[d]) is not None]
     else:
         for d in live:
             op.freeze(labels[d], "is reduced to one value", cause="reduction over channels")
@@ -156,3 +161,34 @@ def spatial(op: Op) -> Any:
         op.freeze(axis, "is a spatial axis", cause="spatial axis")
     out = (*labels[: len(labels) - rank], *(None for _ in range(rank)))
     return [out] * len(op.out) if isinstance(op.out, (tuple, list)) else out
+
+
+_CONTRACTS = {f"aten::{n}" for n in ["linear", "addmm", "mm", "matmul", "bmm", "einsum", "conv1d", "conv2d", "conv3d"]}
+_PASSES = _EXPANDS | {f"aten::{n}" for n in ["flatten", "permute", "transpose", "dropout"]}
+
+
+def _made_by_a_layer(op: Op, axis: Ints) -> bool:
+    """Whether a layer's weight makes the positions of an axis: they are channels, no tokens and no positions."""
+    node = op.node.all_input_nodes[0]
+    while node.op == "call_function" and (op_name(node.target) in _PASSES or _pointwise(node)):
+        node = next((n for n in node.all_input_nodes if is_tensor(n)), node.all_input_nodes[0])
+    if node.op != "call_function" or op_name(node.target) not in _CONTRACTS:
+        return False
+    weights = [n for n in node.all_input_nodes if n.op == "placeholder" and len(op.env[n]) > 1]
+    return any(a is not None and bool(np.isin(axis, a).all()) for n in weights for a in op.env[n])
+
+
+@aten("softmax _softmax log_softmax _log_softmax")
+def softmax(op: Op) -> Labels:
+    """Over what stays where a layer makes the channels that it is taken over; over all else it mixes positions."""
+    labels = list(op.labels("self"))
+    d = int(op.arg("dim")) % max(1, len(labels))
+    axis = labels[d] if labels else None
+    if axis is not None and _made_by_a_layer(op, axis):
+        op.facts.statistics[op.name] = (d,)
+        if op.read:
+            op.facts.reduced.append(Reduced(op.name, axis))
+    elif labels:
+        op.freeze(axis, "mixes positions along the axis", cause="mixes along the axis")
+        labels[d] = None
+    return tuple(labels)

@@ -180,3 +180,14 @@ def unfold(op: Op) -> Labels:
     op.freeze(labels[d], "is cut into windows", cause="spatial axis")
     labels[d] = None
     return (*labels, None)
+
+
+@aten("resize resize_as")
+def resize(op: Op) -> Labels:
+    """A tensor that makes room, as one of no or one element does for a table that will be written over it."""
+    labels, old, new = op.labels("self"), op.shape("self"), op.out_shape
+    if old == new:
+        return labels
+    if math.prod(old) > 1:
+        return op.freeze_all("is resized", cause="mixes along the axis")  # type: ignore[no-any-return]
+    return tuple(map(op.space.fresh, new))

@@ -51,7 +51,7 @@ def memory_of(graph: ChannelGraph) -> Memory:
     for t, node in enumerate(nodes):
         tensor = graph.traced.tensors.get(node.name) if node.op == "placeholder" else None
         for value, labels in _values(node, graph):
-            storage = value.untyped_storage()._cdata
+            storage = _storage(value)
             if tensor is not None:
                 weights[tensor] = _bytes(value, labels)
                 owners[storage] = -1
@@ -62,6 +62,14 @@ def memory_of(graph: ChannelGraph) -> Memory:
             if (k := owners[storage]) >= 0:
                 steps[k] = (steps[k][0], max(steps[k][1], until[node]))
     return Memory(terms_of(graph, list(weights.values())), terms_of(graph, products), _alive(steps, len(nodes)))
+
+
+def _storage(value: Tensor) -> int:
+    """What tensors that share their memory have in common."""
+    try:
+        return int(value.untyped_storage()._cdata)
+    except NotImplementedError:  # a tensor within torch.vmap
+        return id(value)
 
 
 def _values(node: fx.Node, graph: ChannelGraph) -> Iterator[tuple[Tensor, Any]]:

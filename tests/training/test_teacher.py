@@ -1,0 +1,109 @@
+"""What the dense model teaches: features by their mask, before the hand-off and after."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import Distillation
+from fxprune.training.distillation import Teacher, feature_sites
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2))
+
+
+def zero(net: nn.Module, x: Tensor = X) -> Tensor:
+    return 0 * net(x).sum()
+
+
+def features(**options: object) -> Distillation:
+    return Distillation(**{"output": 0.0, "features": 1.0, "layers": ("0",), **options})  # type: ignore[arg-type]
+
+
+def test_a_masked_feature_may_become_what_it_will_and_half_a_mask_counts_half() -> None:
+    dense, student = net(), net()
+    graph = fxprune.trace(dense, X)
+    teacher = Teacher(dense, graph, features())
+    with torch.no_grad():
+        student[0].bias[2] += 1.0  # one feature is off by one, everywhere
+    sizes = dense[0](X).square().sum(0).detach()
+
+    def term(of_the_second: float, of_the_third: float) -> float:
+        mask = np.ones(int(graph.component.max()) + 1)
+        mask[graph.groups[0].components[[1, 2]]] = of_the_second, of_the_third
+        teacher.follow(mask)
+        return float(teacher.loss(student, lambda: zero(student)).detach())
+
+    total = float(sizes.sum())
+    assert term(1.0, 1.0) == pytest.approx(4 / total, rel=1e-4)
+    assert term(1.0, 0.0) == 0
+    assert term(1.0, 0.5) == pytest.approx(2 / (total - float(sizes[2]) / 2), rel=1e-4)
+    assert term(0.0, 1.0) == pytest.approx(4 / (total - float(sizes[1])), rel=1e-4)
+
+
+def test_after_the_cut_features_are_compared_with_those_of_the_channels_that_stay() -> None:
+    dense = net()
+    graph = fxprune.trace(dense, X)
+    plan = fxprune.plan(graph, fxprune.score(graph, dense, "magnitude"), 0.5)
+    small = fxprune.rewrite(dense, graph, plan).model
+    teacher = Teacher(dense, graph, features())
+    teacher.cut(plan.kept(graph))
+    assert float(teacher.loss(small, lambda: zero(small)).detach()) == 0
+    with torch.no_grad():
+        small.get_submodule("0").bias[0] += 1.0  # type: ignore[index,operator]
+    kept = torch.from_numpy(plan.kept(graph)[graph.groups[0].components])
+    want = 4 / float(dense[0](X)[:, kept].square().sum())
+    assert float(teacher.loss(small, lambda: zero(small)).detach()) == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("t", [1.0, 4.0])
+def test_the_outputs_term_by_hand(t: float) -> None:
+    dense, student = net(), net(1)
+    z, taught = student(X), dense(X)
+    want = {
+        "mse": (z - taught).square().mean(),
+        "kl": t * t * F.kl_div(F.log_softmax(z / t, 1), F.softmax(taught / t, 1), reduction="batchmean"),
+    }
+    for kind, value in want.items():
+        for weight in (1.0, 0.25):
+            teacher = Teacher(net(), None, Distillation(output=weight, kind=kind, temperature=t))
+            found = teacher.loss(student, lambda: student(X).sum()) - student(X).sum()
+            assert float(found.detach()) == pytest.approx(weight * float(value.detach()), rel=1e-4), kind
+
+
+def test_every_call_of_the_loss_is_taught() -> None:
+    student = net(1)
+    one = Teacher(net(), None, Distillation()).loss(student, lambda: zero(student))
+    two = Teacher(net(), None, Distillation()).loss(student, lambda: zero(student) + zero(student))
+    assert float(two.detach()) == pytest.approx(2 * float(one.detach()))
+
+
+class Shared(nn.Module):
+    """A layer that runs twice, one that runs once, and one whose outputs are integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.once, self.blocks = nn.Linear(6, 6), nn.Linear(6, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.once(self.twice(self.twice(x))))  # type: ignore[no-any-return]
+
+
+def test_features_are_those_of_modules_that_run_once() -> None:
+    graph = fxprune.trace(Shared(), X)
+    assert set(feature_sites(graph)) == {"once", "blocks", "blocks.0", "blocks.1"}
+    assert set(Teacher(Shared(), graph, Distillation(features=1.0)).sites) == {"blocks.0", "blocks.1"}
+    with pytest.raises(fxprune.InputsError, match=r"'twice' of this Shared runs more than once"):
+        Teacher(Shared(), graph, features(layers=("twice",)))
+    one = nn.Linear(6, 2)
+    graph = fxprune.trace(one, X)
+    with pytest.raises(fxprune.InputsError, match="no element of a ModuleList or Sequential in this Linear"):
+        Teacher(one, graph, Distillation(features=1.0))
