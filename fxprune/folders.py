@@ -28,7 +28,8 @@ from fxprune.scoring.identity import told
 from fxprune.scoring.mapped import Scratch, cut_to
 from fxprune.scoring.score import Criterion
 
-NOT_HERE = {"inplace": True, "training": None, "steps": None, "scheduler": "one_shot"}
+NOT_HERE = {"training": None, "steps": None, "scheduler": "one_shot", "inplace": False}
+NOT_YET = {"shape": "free", "nearest": False}
 REPLAYED = ("example_inputs", "outputs", "verify", "strict")
 
 
@@ -105,6 +106,11 @@ def _check(options: dict[str, Any]) -> None:
     known = inspect.signature(prune).parameters
     if unknown := sorted(options.keys() - known.keys()):
         raise InputsError(f"prune_folder() has no argument {unknown[0]!r}; those of fxprune.prune are")
+    for name, only in NOT_YET.items():
+        if options.get(name, only) != only:
+            raise InputsError(
+                f"prune_folder({name}={options[name]!r}): not from folder to folder; load it and prune it"
+            )
     for name, only in NOT_HERE.items():
         if options.get(name, only) != only:
             raise InputsError(f"prune_folder({name}=...): a folder is pruned once, without training; load it and train")

@@ -125,34 +125,16 @@ def prune(
         if picture is not None:
             check_picture(picture, "--picture")
         _refuse_untrained(steps, after, learning_rate, ema_decay, mixed_precision, checkpoints, picture)
+        cut: dict[str, Any] = {"of": of, "target": target, "ratios": _shares(group_ratio), "attention": attention}
+        cut |= {"ignore": tuple(ignore or ()), "round_to": int(round_to) if round_to.isdecimal() else round_to}
+        cut |= {"min_width": min_width, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
+        cut |= {"shape": shape, "nearest": nearest, "granularity": granularity, "normalize": normalize}
+        cut |= {"timesteps": timesteps, "samples": samples, "seed": seed, "verify": verify, "strict": strict}
+        cut |= {"progress": not quiet}
         if stream:
-            _streamed(
-                directory,
-                output,
-                {"training": steps, "--data": data, "--device": None if device == "cpu" else device},
-                {
-                    "criterion": criterion,
-                    "ratio": ratio,
-                    "of": of,
-                    "target": target,
-                    "ratios": _shares(group_ratio),
-                    "attention": attention,
-                    "ignore": tuple(ignore or ()),
-                    "round_to": int(round_to) if round_to.isdecimal() else round_to,
-                    "min_width": min_width,
-                    "max_ratio": max_ratio,
-                    "exact_norms": exact_norms,
-                    "scope": scope,
-                    "granularity": granularity,
-                    "normalize": normalize,
-                    "timesteps": timesteps,
-                    "samples": samples,
-                    "seed": seed,
-                    "verify": verify,
-                    "strict": strict,
-                    "progress": not quiet,
-                },
-            )
+            _refuse_streamed({"--steps": steps, "--data": data, "--device": device != "cpu"})
+            prune_folder(directory, output, criterion, ratio, scheduler=scheduler, **cut)
+            out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
             return
         model = on_device(open_folder(directory), device)
         options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
@@ -169,41 +151,20 @@ def prune(
             model,
             criterion,
             ratio,
-            of=of,
-            target=target,
-            ratios=_shares(group_ratio),
             scheduler=scheduler,
             training=training,
             data=_images(model, data, batch, training),
-            attention=attention,
-            ignore=tuple(ignore or ()),
-            round_to=int(round_to) if round_to.isdecimal() else round_to,
-            min_width=min_width,
-            max_ratio=max_ratio,
-            exact_norms=exact_norms,
-            scope=scope,
-            shape=shape,
-            nearest=nearest,
-            granularity=granularity,
-            normalize=normalize,  # type: ignore[arg-type]  # score() checks it
-            timesteps=timesteps,
-            samples=samples,
-            seed=seed,
-            verify=verify,
-            strict=strict,
-            progress=not quiet,
+            **cut,
         )
         _print_pruned(small)
         saved_somewhere(small, output, stock=shape != "free")
         out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
 
 
-def _streamed(directory: Path, output: Path, refused: dict[str, Any], options: dict[str, Any]) -> None:
-    """From folder to folder, with little of it in memory."""
-    if found := [name.replace("training", "--steps") for name, value in refused.items() if value is not None]:
-        raise InputsError(f"{found[0]} needs the model in memory; leave out --stream, or {found[0]}")
-    prune_folder(directory, output, **options)
-    out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
+def _refuse_streamed(given: dict[str, Any]) -> None:
+    """Options for which the model has to be in memory."""
+    if found := [name for name, value in given.items() if value]:
+        raise InputsError(f"{found[0]} needs the model in memory; leave out {found[0]}, or --stream")
 
 
 def _refuse_untrained(
