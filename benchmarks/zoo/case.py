@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-Make = Callable[[int], Any]  # batch size -> tensor, tuple of arguments, or dict of keyword arguments
+Make = Callable[[int], Any]  # batch size -> tensor, tuple of arguments, dict of keyword arguments, or both as a pair
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Case:
         given = self.given(self.batch if batch is None else batch)
         if isinstance(given, dict):
             return (), given
+        if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict):
+            return given
         return (given if isinstance(given, tuple) else (given,)), {}
 
 
@@ -76,7 +79,9 @@ def _roughen(p: Tensor, noise: torch.Generator) -> None:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All floating tensors in a model's output, in a fixed order."""
+    """All floating tensors in a model's output, in a fixed order; a decoder's cache, which only it reads, has none."""
+    if isinstance(value, Cache):
+        return []
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() or value.is_complex() else []
     if isinstance(value, dict):

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 from case import Case
 
-LIBRARIES = ("diffusers_nets", "transformers_nets", "torchvision_nets", "timm_nets")
+LIBRARIES = (
+    "research_nets",
+    "detectors",
+    "graph_nets",
+    "decoders",
+    "diffusers_nets",
+    "transformers_nets",
+    "torchvision_nets",
+    "timm_nets",
+)
 
 
 def zoo() -> dict[str, Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from fxprune.graph.modes import Watch, differs, larger
 from fxprune.graph.modules import Inputs, lineage, tensor_names
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.provenance import Attr, Expr, Size, leaves
-from fxprune.graph.rules.op import Facts, Labels, Op, frozen_like, op_name, rule_for
+from fxprune.graph.rules.op import Facts, Labels, Op, Rule, frozen_like, op_name, rule_for
 from fxprune.graph.scales import foldable, read_nodes
 from fxprune.graph.temperature import query_rows
 from fxprune.graph.trace import Traced, capture, capture_training, mode_of, work_of
@@ -54,7 +55,17 @@ def _run_rules(traced: Traced, env: dict[fx.Node, Any], space: LabelSpace, facts
             name = op_name(node.target)
             env[node] = op.freeze_all(f"{name} has no coupling rule", "op without a rule") if tensors else None
             continue
-        env[node] = rule(op)
+        env[node] = _ruled(op, rule)
+
+
+def _ruled(op: Op, rule: Rule) -> Any:
+    """What a rule says; all is frozen where it was not written for such arguments."""
+    with contextlib.suppress(LookupError, TypeError, ValueError, AssertionError):
+        labels, value = rule(op), op.node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or labels is None or len(labels) == value.dim():
+            return labels
+    why = f"{op_name(op.node.target)} is called as its coupling rule does not know it"
+    return op.freeze_all(why, "op without a rule")
 
 
 def analyse(

@@ -207,7 +207,7 @@ class _Resolver:
         c = self.component[factor]
         part = int(self.part[c].min())
         if self.fine and s.streamed and part < len(self.prefer):
-            part = int(self.prefer[part] == "heads")
+            part = len(self.prefer) + 1 if self.prefer[part] == "heads" else 0  # any other factor comes before heads
         elsewhere, owns = bool(self.committed[c].any()), bool(self.owns[c].any())
         number = bool(self.number[c].any())
         return (part, number, float(self.dead[c].mean()), not elsewhere, not owns, -s.sizes[j], j)

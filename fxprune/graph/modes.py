@@ -62,7 +62,7 @@ class Watch:
 
 
 class _Calls(TorchFunctionMode):
-    """Within, calls that give tensors are noted: name, shapes of tensors, and numbers.
+    """Within, calls that give tensors, or write into one, are noted: name, shapes of tensors, and numbers.
 
     What drops samples or layers (one number a sample, times the whole of it) is left out as dropout is.
     """
@@ -78,7 +78,8 @@ class _Calls(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
         made = [x for x in pytree.tree_leaves(out) if isinstance(x, torch.Tensor)]
-        if "dropout" not in name and not all(map(self._a_number_each, made)) and not self._scales(name, args):
+        little = name != "__setitem__" and all(map(self._a_number_each, made))
+        if "dropout" not in name and not little and not self._scales(name, args):
             self.seen.append((name, *_facts(name, (args, kwargs)), *_facts("", out)))
         return out
 

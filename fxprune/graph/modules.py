@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -77,10 +79,17 @@ def as_inputs(example: ExampleInputs) -> Inputs:
 
 @contextlib.contextmanager
 def same_draws() -> Iterator[None]:
-    """Within, torch's random numbers start from one seed, so that a forward that samples can be compared."""
+    """Within, draws of torch, numpy and Python start from one seed, so that a forward that samples can be compared."""
+    was = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        yield
+        np.random.seed(0)
+        random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(was[0])
+            np.random.set_state(was[1])
 
 
 @contextlib.contextmanager

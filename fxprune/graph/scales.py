@@ -10,6 +10,7 @@ is undone in weights behind the scaled value.  Two steps:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -44,6 +45,7 @@ _LAYERS = {"aten::linear": -1, "aten::conv1d": 1, "aten::conv2d": 1, "aten::conv
 _NORMS = {"aten::layer_norm": -1, "aten::rms_norm": -1, "aten::group_norm": 1, "aten::batch_norm": 1}
 _WEIGHTS = {"aten::group_norm": (2, 3), "aten::layer_norm": (2, 3), "aten::rms_norm": (2,)}
 _DEPTH = 48
+_WAYS = 4  # places tried for one term of a sum
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def _candidates(value: Any, depth: int) -> Iterator[Rowed]:
     if not isinstance(value, fx.Node) or not is_tensor(value) or not depth:
         return
     name = _name(value)
+    if name in _LAYERS and len(shape_of(value.args[1])) < 2:
+        return  # a weight without rows
     if value.op == "placeholder" or name in _LAYERS or name in _NORMS:
         if (ids := _positions(value, name)) is not None:
             for n in reversed(chain):
@@ -88,10 +92,10 @@ def _candidates(value: Any, depth: int) -> Iterator[Rowed]:
     if name == "aten::_weight_norm":
         operands = operands[1:]
     if name in _SUMS:
-        terms = [next(_candidates(n, depth - 1), None) for n in operands]
-        if all(t is not None for t in terms):
+        terms = [list(itertools.islice(_candidates(n, depth - 1), _WAYS)) for n in operands]
+        for together in itertools.islice(itertools.product(*terms), _WAYS**2):
             joint: Rowed = {}
-            for node, at in ((n, a) for t in terms if t is not None for n, a in t.items()):
+            for node, at in (place for term in together for place in term.items()):
                 joint.setdefault(node, set()).update(at)
             yield joint
     elif name in _PASSES | _PRODUCTS | {"aten::div", "aten::_weight_norm"}:

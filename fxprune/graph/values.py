@@ -20,6 +20,9 @@ from fxprune.graph.packed import PACK, item, marked
 _PYTHON = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"}
 _SIZED = {"nonzero", "argwhere", "bincount", "unique", "unique_consecutive"}  # their sizes depend on values
 _INDEXED = {"__getitem__", "__setitem__"}
+_MADE = {"zeros", "ones", "empty", "full", "rand", "randn", "arange"}  # from sizes alone
+_SHAPED = {"view", "reshape", "expand", "repeat", "tile", "pad", "narrow", "split", "unflatten", "interpolate"}
+_SHAPED |= {"new_zeros", "new_ones", "new_empty", "new_full"}
 
 
 @dataclass
@@ -48,15 +51,32 @@ class Values:
             self.notes[self.given : self.given + 1] = [("item", v) for v in items]
 
     def answer(self, name: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
-        """Whether a call is answered from the notes, and its answer; masks in `args` become positions."""
+        """Whether a call is answered from the notes, and its answer.
+
+        Masks in `args` become positions, sizes and paddings that are tensors numbers.
+        """
         if name in _PYTHON or name in _SIZED:
             return True, self.take(name)
+        if first := _sizes(name, args):
+            numbers = iter(self.take(name))
+            sizes = pytree.tree_map(lambda x: next(numbers) if _is_number(x) else x, args[first - 1 :])
+            return False, (*args[: first - 1], *sizes)
         return False, (args[0], self.take(name), *args[2:]) if _by_mask(name, args) else args
 
 
 def _by_mask(name: str, args: tuple[Any, ...]) -> bool:
     index = args[1] if name in _INDEXED else ()
     return any(isinstance(i, torch.Tensor) and i.dtype is torch.bool for i in _items(index))
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.dim() == 0 and not (x.is_floating_point() or x.dtype is torch.bool)
+
+
+def _sizes(name: str, args: tuple[Any, ...]) -> int:
+    """The number of the first argument that may be a size, where one of them is a tensor of one integer; else 0."""
+    first = 1 if name in _MADE else 2 if name in _SHAPED or name.startswith("upsample_") else 0
+    return first if first and any(map(_is_number, pytree.tree_leaves(args[first - 1 :]))) else 0
 
 
 def _items(index: Any) -> tuple[Any, ...]:
@@ -91,6 +111,9 @@ class Noting(TorchFunctionMode):
             marked(out[1], self.values.notes[-1][1])
         elif name in _PYTHON or name in _SIZED:
             self.values.notes.append((name, pytree.tree_map_only(torch.Tensor, torch.clone, out)))
+        elif first := _sizes(name, args):
+            numbers = filter(_is_number, pytree.tree_leaves(args[first - 1 :]))
+            self.values.notes.append((name, list(map(int, numbers))))
         elif _by_mask(name, args):
             self.values.notes.append((name, _positions(args[1])))
         return out

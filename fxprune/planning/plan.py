@@ -14,6 +14,7 @@ from fxprune.errors import BudgetError, PlanError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.explain import meant
 from fxprune.graph.labels import Ints
+from fxprune.notebook import shown
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
 from fxprune.planning.costs.macs import uncounted
@@ -211,6 +212,11 @@ class Plan:
                 f"  regrouped norms: {', '.join(self.regrouped[:6])}{' ...' if len(self.regrouped) > 6 else ''}"
             )
         return printable("\n".join(lines))
+
+    def _repr_html_(self) -> str:
+        rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in self.costs.items()]
+        cut = [(n, self.sizes[n], self.sizes[n] - len(gone), "") for n, gone in self.removed.items() if gone]
+        return shown(repr(self).splitlines()[0], ["", "dense", "pruned", "change"], [*rows, *cut])
 
 
 @dataclass(frozen=True)

@@ -105,14 +105,14 @@ def prune_once(model: M, order: Order) -> M:
     require_shares(graph, limits.stated, limits.ignore)
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
-    notes: list[str] = []
+    scored: list[Scores] = []
 
     def scores_of(graph: ChannelGraph) -> Scores:
         if not graph.groups:
             checked(graph, {})
         with clock("score"):
             scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
-        notes.extend(scores.notes)
+        scored.append(scores)
         if order.budget.of == "latency":
             with clock("measure"):
                 latency_of(graph, order.progress)
@@ -140,7 +140,7 @@ def prune_once(model: M, order: Order) -> M:
             return compensated(graph, net, plan, scoring.criterion, **given)
 
     cut = realize(base, graph, plan_of, clock, order.verify, order.strict)
-    pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, notes))
+    pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, scored))
     return pruned
 
 

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -25,11 +25,13 @@ from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
 from fxprune.pruning.optimizers import warn_holders
+from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, reductions, report
 from fxprune.rewriting.attributes import set_attribute
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.rewriting.scales import scale_folds
 from fxprune.rewriting.unread import Stale, unread
+from fxprune.scoring.score import Scores
 from fxprune.verification import Check, check_dense, check_training, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
@@ -85,6 +87,7 @@ def realize(
     original, trouble, literals = graph, "", list(graph.literals)
     short: BudgetError | None = None
     guilty: list[str] = []
+    whole_heads = True
     for _ in range(REPLANS):
         net = base(plan, graph)
         try:
@@ -98,9 +101,11 @@ def realize(
                 graph, literals = graph.holding(*_cut(graph, plan, literals)), []
             elif stuck := _stuck(net, graph, plan):
                 graph = replace(graph, fixed=graph.fixed | stuck)
-            elif graph.streamed:
-                graph = graph.coarser()
+            elif whole_heads and (coarser := _coarser(graph, planned)) is not None:
+                graph, plan = coarser
+                continue
             else:
+                whole_heads = False
                 with clock("verify"):
                     at_fault = faulty(net, graph, plan)
                 held = [eq for eq in literals if _touches(graph, eq, at_fault)]
@@ -127,6 +132,16 @@ def realize(
         raise _unproved(e, list(dict.fromkeys(guilty)), short) from e
     _tell(made, reachable)
     return made
+
+
+def _coarser(graph: ChannelGraph, planned: Callable[[ChannelGraph], Plan]) -> tuple[ChannelGraph, Plan] | None:
+    """The graph whose unit is whole heads, and its plan; None where it is that already, or the budget out of reach."""
+    if not graph.streamed:
+        return None
+    with suppress(BudgetError):
+        coarser = graph.coarser()
+        return coarser, planned(coarser)
+    return None
 
 
 def _unproved(failed: VerifyError, names: list[str], short: BudgetError | None) -> VerifyError:
@@ -317,9 +332,9 @@ def finished(
 
 
 def reported(
-    net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None, notes: Sequence[str] = ()
+    net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None, scored: Sequence[Scores] = ()
 ) -> nn.Module:
-    """The dense model, with its report; `notes` tell how the scores came about."""
+    """The dense model, with its report; `scored` are the scores of every plan that was tried, the last one's last."""
     timing = None
     if made.plan.of == "latency" and made.checks:
         with clock("confirm"):
@@ -342,7 +357,8 @@ def reported(
         outputs=str(made.graph.traced.returned),
         reduced=reductions(made.graph, made.plan),
         stale=made.stale,
-        scoring=tuple(dict.fromkeys(notes)),
+        scoring=tuple(dict.fromkeys(note for scores in scored for note in scores.notes)),
+        anatomy=anatomy(made.graph, made.plan, scored[-1] if scored else None),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small

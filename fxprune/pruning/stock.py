@@ -23,6 +23,7 @@ from fxprune.planning.selection import checked
 from fxprune.planning.selectors import ignored_blocks
 from fxprune.pruning.order import Order
 from fxprune.pruning.realize import Clock
+from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, causes, reductions
 from fxprune.scoring.score import Scores
 from fxprune.stock.entries import Path, numbers, told
@@ -226,4 +227,5 @@ def _report(made: Instance, cut: _Cut, constructor: Constructor, order: Order, c
         scoring=tuple(cut.scores.notes),
         maker=constructor.name,
         steps=made.steps,
+        anatomy=anatomy(graph, made.plan, cut.scores),
     )

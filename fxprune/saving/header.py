@@ -17,6 +17,7 @@ of a model                                              of a pipeline
     changes     attributes: {path, name, before, after}
     skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`)
     forward, checks, held
+    anatomy     what went layer by layer, for a report's page (null: nobody knows; older folders have none)
     told        what else the report says: {scoring, unread, unseen, outputs, reduced, stale}; older folders have none
 """
 
@@ -32,7 +33,8 @@ import torch
 
 from fxprune.errors import SaveError, printable
 from fxprune.planning.plan import Plan
-from fxprune.reporting.report import Cause
+from fxprune.reporting.anatomy import Anatomy
+from fxprune.reporting.report import Cause, Report
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import Answer, to_data
 from fxprune.rewriting.unread import Stale
@@ -104,6 +106,15 @@ class Saved:
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
+    anatomy: Anatomy | None = field(default=None, repr=False)
+
+    @property
+    def report(self) -> Report | None:
+        """What is known of how it was pruned; None where it was not."""
+        if self.plan is None:
+            return None
+        kept: dict[str, Any] = {"held": self.held, "seed": self.seed, "earlier": self.earlier, "anatomy": self.anatomy}
+        return Report(self.plan, self.changes, self.checks, **kept, **self.told.values())
 
     def __repr__(self) -> str:
         wrote = ", ".join(f"{k} {v}" for k, v in self.versions.items())
@@ -189,6 +200,7 @@ def _model_data(saved: Saved) -> dict[str, Any]:
         "forward": saved.forward,
         "checks": [asdict(c) for c in saved.checks],
         "held": [{"name": c.name, "axes": c.axes, "share": c.share} for c in saved.held],
+        "anatomy": None if saved.anatomy is None else asdict(saved.anatomy),
         "told": asdict(saved.told),
     }
 

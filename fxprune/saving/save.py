@@ -23,7 +23,7 @@ from torch import nn
 from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
 from fxprune.graph.copies import deep_copy
-from fxprune.reporting.report import Report, attach
+from fxprune.reporting.report import attach
 from fxprune.saving import checksums, stock, weights
 from fxprune.saving.card import CARD, card
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
@@ -251,9 +251,8 @@ def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Mo
     fill(net, saved, path)
     checksums.require(path, saved.checksums)
     stock.set_source(net, path)
-    if saved.plan is not None:
-        told = Report(saved.plan, saved.changes, saved.checks, held=saved.held, seed=saved.seed, earlier=saved.earlier)
-        attach(net, replace(told, **saved.told.values()))
+    if (told := saved.report) is not None:
+        attach(net, told)
     return net.eval()
 
 

@@ -31,12 +31,13 @@ from fxprune.pruning.prune import apply, prune_once, seeing
 from fxprune.reporting.figures import check_picture
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
+from fxprune.reporting.trajectories import draw
 from fxprune.rewriting.rewrite import transplant
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.average import Average
 from fxprune.training.checkpoints import kept, saved_beside
-from fxprune.training.display import bar, draw
+from fxprune.training.display import bar
 from fxprune.training.distillation import Teacher
 from fxprune.training.options import AUTO, Objective, Training, set_rate
 from fxprune.training.pruner import Pruner

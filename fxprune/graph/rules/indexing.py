@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -46,15 +47,14 @@ def index(op: Op) -> Labels:
     for n in dict.fromkeys(n for n in covered.values() if _is_mask(n)):
         for axis in op.labels(n):
             op.freeze(axis, "is picked by a mask", cause="indexed by value")
-    if op.tensor("values") is not None:
-        return _written(op, labels, given)
     nodes = list(dict.fromkeys(covered.values()))
-    masks = any(map(_is_mask, nodes))
     rank = max(1 if _is_mask(n) else len(op.shape(n)) for n in nodes)
     together = given[-1] - given[0] + 1 == len(given)
     at = given[0] if together else 0
+    if op.tensor("values") is not None:
+        return _written(op, labels, covered, at, rank)
     picked: Labels = (None,) * rank
-    if masks:
+    if any(map(_is_mask, nodes)):
         for axis in (a for n in nodes if not _is_mask(n) for a in op.labels(n)):
             op.freeze(axis, "is picked beside a mask", cause="indexed by value")
     else:
@@ -81,19 +81,21 @@ def _covered(op: Op) -> dict[int, fx.Node]:
     return out
 
 
-def _written(op: Op, labels: Labels, given: list[int]) -> Labels:
-    """`x[i] = values`: the axes that no index stands for are those of the values."""
-    values, shape = op.labels("values"), op.shape("values")
-    tail = [k for k in range(len(labels)) if k not in given]
-    keep, sizes = tuple(labels[k] for k in tail), tuple(op.shape("self")[k] for k in tail)
-    if given == list(range(len(given))) and (len(values) >= len(tail) or not values):
-        n = min(len(tail), len(values))
-        if n:
-            broadcast(op, [keep, values[-n:]], [sizes, shape[-n:]], sizes)
-    else:
-        for axis in (*values, *keep):
+def _written(op: Op, labels: Labels, covered: Collection[int], at: int, rank: int) -> Labels:
+    """`x[i] = values`: axes that no index stands for are those of the values, which line up with `x[i]` from the right.
+
+    Args:
+        at: where the `rank` axes of the index stand in `x[i]`.
+    """
+    values, shape, sizes = op.labels("values"), op.shape("values"), op.shape("self")
+    rest = [k for k in range(len(labels)) if k not in covered]
+    picked: list[int | None] = [*rest[:at], *[None] * rank, *rest[at:]]
+    for axis, size, k in zip(reversed(values), reversed(shape), reversed(picked), strict=False):
+        if k is None:
             op.freeze(axis, "is written by index", cause="indexed by value")
-    return tuple(None if k in given else a for k, a in enumerate(labels))
+        else:
+            broadcast(op, [(labels[k],), (axis,)], [(sizes[k],), (size,)], (sizes[k],))
+    return tuple(None if k in covered else a for k, a in enumerate(labels))
 
 
 @aten("index_select")

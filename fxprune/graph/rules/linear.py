@@ -15,15 +15,15 @@ from fxprune.graph.rules.op import Labels, Op, Reduced, aten, coupling, frozen_l
 
 @aten("linear")
 def linear(op: Op) -> Labels:
-    """out[..., o] = sum_i x[..., i] w[o, i] + b[o]"""
+    """out[..., o] = sum_i x[..., i] w[o, i] + b[o]; without o where the weight is a vector."""
     x, w = op.labels("input"), op.labels("weight")
-    op.tie(x[-1], w[1])
+    op.tie(x[-1], w[-1])
     node = op.tensor("input")
     assert node is not None
-    op.reads(node, -1, (op.arg("weight"), 1))
-    if op.tensor("bias") is not None and op.shape("bias"):
+    op.reads(node, -1, (op.arg("weight"), -1))
+    if len(w) > 1 and op.tensor("bias") is not None and op.shape("bias"):
         op.tie(w[0], op.labels("bias")[0])
-    return (*x[:-1], w[0])
+    return (*x[:-1], *w[:-1])
 
 
 @aten("bilinear")

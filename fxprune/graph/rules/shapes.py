@@ -54,16 +54,24 @@ def reshape_labels(op: Op, labels: Labels, old: tuple[int, ...], new: tuple[int,
 
 
 def _uneven(op: Op, labels: Labels, old: tuple[int, ...], new: tuple[int, ...]) -> Labels:
-    """Axes whose borders do not nest: equal axes at both ends pass, what lies between freezes."""
+    """Axes whose borders do not nest, or of unknown size: equal ones at both ends pass, what lies between freezes.
+
+    Unless it is known, and is a reshape by itself.
+    """
     head = 0
     while head < min(len(old), len(new)) and old[head] == new[head]:
         head += 1
     tail = 0
     while tail < min(len(old), len(new)) - head and old[-1 - tail] == new[-1 - tail]:
         tail += 1
-    for axis in labels[head : len(old) - tail]:
+    ends = len(old) - tail, len(new) - tail
+    between, made = old[head : ends[0]], new[head : ends[1]]
+    if head + tail and -1 not in (*between, *made) and math.prod(between) == math.prod(made):
+        middle = reshape_labels(op, labels[head : ends[0]], between, made)
+        return (*labels[:head], *middle, *labels[ends[0] :])
+    for axis in labels[head : ends[0]]:
         op.freeze(axis, "is reshaped across its borders", cause="uneven reshape")
-    return (*labels[:head], *(None,) * (len(new) - head - tail), *labels[len(old) - tail :])
+    return (*labels[:head], *(None,) * len(made), *labels[ends[0] :])
 
 
 @aten("view reshape _unsafe_view flatten unflatten view_as reshape_as _reshape_alias ravel view_copy")
