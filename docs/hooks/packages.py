@@ -38,11 +38,13 @@ def imports() -> nx.DiGraph:
     graph = nx.DiGraph()
     for module, path in sources.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        stub = path.with_suffix(".pyi")  # what a package imports lazily
+        lazy = ast.parse(stub.read_text(encoding="utf-8")) if stub.exists() else ast.Module([], [])
         box = _box(module)
         graph.add_node(box)
         if module in (FACE, f"{FACE}.{box}"):
             graph.nodes[box]["tip"] = (ast.get_docstring(tree) or box).partition("\n")[0]
-        for other in {_box(name) for name in _imported(tree, sources)} - {box}:
+        for other in {_box(name) for part in (tree, lazy) for name in _imported(part, sources)} - {box}:
             graph.add_edge(other, box)
     graph.remove_nodes_from(EVERYWHERE)
     return graph
@@ -62,6 +64,8 @@ def _imported(tree: ast.AST, sources: dict[str, Path]) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.partition(".")[0] == FACE)
+        elif isinstance(node, ast.ImportFrom) and node.level:  # in the stub of the package itself
+            yield f"{FACE}.{node.module}"
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == FACE:
             names = (f"{node.module}.{a.name}" for a in node.names)
             yield from (name if name in sources else str(node.module) for name in names)

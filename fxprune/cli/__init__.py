@@ -1,4 +1,4 @@
-"""The command line: `fxprune prune`, `inspect`, `sensitivity`, `compare`, `list` and `demo`, one file a command.
+"""The command line: `fxprune prune`, `inspect`, `report`, `sensitivity`, `compare`, `list`, `demo`: one file a command.
 
 In comes a folder: a diffusers pipeline (model_index.json), a diffusers model (config.json) or what `fxprune prune`
 wrote. Out go tables on the terminal and, where asked, a folder or a file; an error of ours is one red paragraph and

@@ -31,7 +31,7 @@ def compare(
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Prune the model in DIR by several criteria and show its loss before any training, and what scoring took.
+    """Prune the model in DIR by several criteria; show its loss before any training, and what scoring took.
 
     Rows that OUT/compare.csv holds already are not made again.
 

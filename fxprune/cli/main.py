@@ -1,21 +1,48 @@
-"""The app: its commands in the order of the help, and `--version`."""
+"""The app: its commands in the order of the help, and `--version`.
+
+A command's module is imported when it is run, so that `fxprune --help` and `--version` need no torch.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from typing import Annotated, Any
 
 import typer
 
 from fxprune import __version__
-from fxprune.cli.compare import compare
-from fxprune.cli.console import out
-from fxprune.cli.demo import demo
-from fxprune.cli.inspect import inspect
-from fxprune.cli.list import list_
-from fxprune.cli.prune import prune
-from fxprune.cli.sensitivity import sensitivity
+
+# Name -> the first line of the command's own help; its function and module are called alike (`list_` in `list`).
+COMMANDS = {
+    "prune": "Prune the model in DIR, or the backbone of the pipeline in DIR, and save the result in OUT.",
+    "inspect": "Show what can be pruned in the model in DIR, what cannot and why, and how it was pruned if it was.",
+    "report": "Write a page that tells what was pruned in DIR, and why; no model is built for it.",
+    "sensitivity": "Measure how much the loss of the model in DIR rises when one part after the other loses channels.",
+    "compare": "Prune the model in DIR by several criteria; show its loss before any training, and what scoring took.",
+    "list": "List criteria, schedulers and adapters: the built-in ones and those of other installed packages.",
+    "demo": "Prune a small diffusion model of handwritten digits that ships with the package; takes a few minutes.",
+}
+
+
+class Commands(typer.core.TyperGroup):
+    """Commands that are imported once they are run: until then each is its name and the first line of its help."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As in click, with the real command."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and real(command.name), rest
+
+
+def real(name: str | None) -> Any:
+    """A command whole."""
+    module = importlib.import_module(f"fxprune.cli.{name}")
+    alone = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+    alone.command(name)(getattr(module, "list_" if name == "list" else str(name)))
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
+    cls=Commands,
     name="fxprune",
     help="Make a trained network smaller: whole channels, heads and blocks go, a dense model of the same class stays.",
     no_args_is_help=True,
@@ -26,7 +53,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        out.print(f"fxprune {__version__}", highlight=False)
+        typer.echo(f"fxprune {__version__}")
         raise typer.Exit
 
 
@@ -39,9 +66,5 @@ def main(
     """Only `--version`; the rest are commands."""
 
 
-app.command()(prune)
-app.command()(inspect)
-app.command()(sensitivity)
-app.command()(compare)
-app.command("list")(list_)
-app.command()(demo)
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)

@@ -50,7 +50,7 @@ def prune(
     ] = None,
     batch: Annotated[int, typer.Option(help="Images a step (and process).")] = 16,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of AdamW, at its highest; else half a percent of the weights' size.")
+        float | None, typer.Option(help="Of AdamW, at its highest; else a share of the weights' size.")
     ] = None,
     distill: Annotated[
         bool, typer.Option("--distill/--no-distill", help="Learn from the dense model's outputs, too.")

@@ -32,6 +32,7 @@ from fxprune.graph.provenance import Attr, Size, leaves
 from fxprune.graph.reduction import reduced_equations, reduced_facts, reduced_trace
 from fxprune.graph.rules.op import Facts, Labels, op_name
 from fxprune.graph.trace import Traced, mode_of
+from fxprune.notebook import shown
 
 COARSER, UNCOUPLED, KEEP = "coarser", "uncoupled", "keep"
 FAILS = "fails the proof"
@@ -299,6 +300,10 @@ class ChannelGraph:
             lines.append(f"  ... and {len(self.groups) - 12} more")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        rows = [(g.name, g.kind, len(g), len({s.tensor for s in g.slices})) for g in self.groups]
+        return shown(repr(self).splitlines()[0], ["group", "unit", "channels", "tensors"], rows)
+
     def frozen(self) -> list[Held]:
         """Every tensor axis with positions that cannot be pruned, with the nearest reason."""
         nearest, stated = nearest_reasons(self.space.size, self.resolved.edges, self.space.freezes)
@@ -324,13 +329,16 @@ class ChannelGraph:
         """Why an axis of a tensor cannot be pruned, or with what it goes: the shortest path of couplings.
 
         Args:
-            name: a parameter, a buffer, a group (the tensor that it is called after) or a module (its `weight`, or its
-                one tensor).
+            name: a parameter, a buffer, a group (the tensor that it is called after) or a module (its `weight`, or a
+                line for each tensor in it).
 
         Raises:
-            PlanError: where the model has no such tensor, or a module has several.
+            PlanError: where the model has no such tensor or module.
         """
-        tensor = self._tensor(name)
+        tensors = self._tensors(name)
+        if len(tensors) > 1:
+            return "\n".join(self.explain(t, axis) for t in tensors if axis < len(self.shapes[t]))
+        tensor = tensors[0]
         if not -len(self.shapes[tensor]) <= axis < len(self.shapes[tensor]):
             raise PlanError(f"{tensor} has {len(self.shapes[tensor])} axes, axis {axis} is asked for")
         labels = self.tensors[tensor][axis]
@@ -344,24 +352,33 @@ class ChannelGraph:
             parts.append(f"frozen ({int(frozen.sum())} positions): {way}")
         return f"{head}: " + "; ".join(parts)
 
-    def _tensor(self, name: str) -> str:
-        """The tensor that a name of a tensor, module or group means."""
+    def tensor(self, name: str) -> str:
+        """The one tensor that a name of a tensor, module or group means.
+
+        Raises:
+            PlanError: none, or several.
+        """
+        found = self._tensors(name)
+        if len(found) > 1:
+            told = ", ".join(map(repr, found[:4]))
+            raise PlanError(
+                f"name={name!r} is a module of {len(found)} tensors; name one: {told}{', ...' * (len(found) > 4)}"
+            )
+        return found[0]
+
+    def _tensors(self, name: str) -> list[str]:
+        """The tensors that a name of a tensor, module or group means."""
         called, _, axis = name.rpartition(":")
         if axis.partition("#")[0].isdigit() and any(g.name == name for g in self.groups):
             name = called
         canonical = {n: t for t, found in self.within.items() for n, kind in found.items() if kind is Tensor}
         for tensor in (name, f"{name}.weight"):
             if (found := canonical.get(tensor, tensor)) in self.tensors:
-                return found
+                return [found]
         within = [t for t, places in self.within.items() if name in places]
         read = [t for t in within if t in self.tensors]
-        if len(read) == 1:
-            return read[0]
         if read:
-            told = ", ".join(map(repr, read[:4]))
-            raise PlanError(
-                f"name={name!r} is a module of {len(read)} tensors; ask for one: {told}{', ...' * (len(read) > 4)}"
-            )
+            return read
         if within:
             raise PlanError(f"the traced forward of this {self.model_class} does not use {name!r}")
         known = {place for t in self.tensors for place in (t, *self.within.get(t, ()))}

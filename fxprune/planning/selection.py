@@ -200,7 +200,7 @@ def _too_far(
     left = (1 - reachable) * dense_cost(costs, of)
     return (
         f"{asked:.1%} of {of} cannot be removed from this {graph.model_class}: at most {reachable:.1%} can, down to "
-        f"{left:,.0f}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
+        f"{left:,.0f} {of}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
         f"Ask for ratio={max(0.0, reachable - 0.005):.2f}, or loosen a limit"
         f"{_releasable(graph) if 'reaches the output' in held else ''}"
     )

@@ -23,6 +23,7 @@ from fxprune.planning.selection import checked
 from fxprune.planning.selectors import ignored_blocks
 from fxprune.pruning.order import Order
 from fxprune.pruning.realize import Clock
+from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, causes, reductions
 from fxprune.scoring.score import Scores
 from fxprune.stock.entries import Path, numbers, told
@@ -102,7 +103,10 @@ def stock_once(
         if isinstance(made, Instance)
     ]
     if not done:
-        raise max(missed, key=lambda e: e.reachable or 0.0)
+        first = max(missed, key=lambda e: e.reachable or 0.0)
+        layers = [e for e in tried[-1:] if isinstance(e, BudgetError) and order.granularity == "channel"]
+        most = max(e.reachable or 0.0 for e in (first, *layers))
+        raise BudgetError(". ".join(map(str, (first, *layers))), reachable=most)
     best, cut = min(done, key=lambda d: abs(d[0].plan.achieved - d[0].plan.ratio))
     return best.model, _report(best, cut, constructor, order, clock)
 
@@ -226,4 +230,5 @@ def _report(made: Instance, cut: _Cut, constructor: Constructor, order: Order, c
         scoring=tuple(cut.scores.notes),
         maker=constructor.name,
         steps=made.steps,
+        anatomy=anatomy(graph, made.plan, cut.scores),
     )

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
+from fxprune.arguments import MAPPING, TEXT, takes
 from fxprune.errors import PlanError, printable
 from fxprune.graph.channels import ChannelGraph, source_of
 from fxprune.graph.groups import Held
 from fxprune.graph.outputs import shortened
 from fxprune.graph.rules.op import op_name
+from fxprune.notebook import shown
 from fxprune.planning.plan import Plan
+from fxprune.reporting.anatomy import Anatomy
+from fxprune.reporting.figures import check_file, writing
 from fxprune.reporting.history import History
+from fxprune.reporting.page import page
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.unread import Stale
 from fxprune.verification import Check
 
 _KEY = "_fxprune_report"
+ADOPTS = "fxprune.saving.methods"  # a later package, found by name: what it does to every model with a report
 MOST = 6  # lines of one kind that a report prints
 
 
@@ -78,6 +88,7 @@ class Report:
         reduced: means, maxima and the like that are taken over the channels that stay, and thus changed what they mean.
         stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
             reads them to look at.
+        anatomy: layer by layer and group by group what went, for `to_html`.
         maker, steps: with a stock shape, what makes the model anew from its config, and which entries can shrink.
     """
 
@@ -99,6 +110,7 @@ class Report:
     scoring: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
+    anatomy: Anatomy | None = field(default=None, repr=False, compare=False)
     maker: str = ""
     steps: tuple[str, ...] = ()
 
@@ -113,6 +125,37 @@ class Report:
         new = {(c.path, c.name): c for c in self.changes}
         both = [Change(*key, (old.get(key) or new[key]).before, (new.get(key) or old[key]).after) for key in old | new]
         return replace(self, changes=tuple(both), earlier=(*before.earlier, before.plan))
+
+    @takes(name=TEXT.or_none, samples=MAPPING.or_none)
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        samples: Mapping[str, Tensor] | None = None,
+        name: str | None = None,
+    ) -> Path:
+        """Write the report as one page of HTML that needs nothing else: tables, the channel graph, masks, samples.
+
+        Args:
+            path: of the file.
+            samples: what they are called ("dense", "pruned") -> images (n, 1 or 3, height, width) in [-1, 1].
+            name: what the model is called on the page; None: its class.
+
+        Raises:
+            InputsError: the file cannot be written, or the samples are no images.
+        """
+        file = check_file(path, "path")
+        text = page({name or self.plan.model: self}, samples)
+        with writing(file):
+            file.write_text(text, encoding="utf-8")
+        return file
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in self.total.costs.items()
+        ]
+        notes = [*map(str, self.checks), *map(str, filter(None, [self.timing])), "to_html(path) writes all of it"]
+        return shown(_line(self.total), ["", "dense", "pruned", "change"], rows, notes)
 
     def __repr__(self) -> str:
         lines = [f"{_line(self.total)} in all, by {len(self.earlier) + 1} plans; the last:"] if self.earlier else []
@@ -154,33 +197,42 @@ def _line(plan: Plan) -> str:
     return f"{plan.model}: {plan.achieved:.1%} of {plan.of} went (asked {plan.ratio:.1%})"
 
 
-def causes(graph: ChannelGraph, held: Sequence[Held] | None = None) -> tuple[Cause, ...]:
-    """Frozen parameter axes grouped by cause, the largest share of parameters first; kernels' spatial axes left out.
+def causes(graph: ChannelGraph) -> tuple[Cause, ...]:
+    """Why parameters cannot go, the largest share first; the shares add up to what no cut can take.
 
-    A parameter counts to a cause with all its elements if the cause holds any of its axes wholly, else in proportion.
+    An element can go with a channel along any axis of its tensor, so it is held where all of them are, and the causes
+    of these share it in equal parts. Axes of a kernel's positions, which nothing shrinks, are left out.
     """
-    size = dict.fromkeys(graph.parameters, 1)
-    for t in size:
-        for s in graph.shapes[t]:
-            size[t] *= s
-    total = max(1, sum(size.values()))
+    total = max(1, sum(math.prod(graph.shapes[t]) for t in graph.parameters))
     by: dict[str, list[Held]] = defaultdict(list)
-    for h in graph.frozen() if held is None else held:
+    for h in graph.frozen():
         if h.tensor in graph.parameters and not (h.cause == "spatial axis" and h.axis >= 2):
-            by[h.cause].append(h)
-    out = []
-    for name, items in by.items():
-        portion: dict[str, float] = {}
+            by[h.tensor].append(h)
+    share: dict[str, float] = defaultdict(float)
+    named: dict[str, list[Held]] = defaultdict(list)
+    for tensor, items in by.items():
+        held = _held_part(graph, tensor, items) * math.prod(graph.shapes[tensor]) / total
         for h in items:
-            part = h.positions / graph.shapes[h.tensor][h.axis]
-            portion[h.tensor] = max(portion.get(h.tensor, 0.0), part)
-        share = sum(size[t] * p for t, p in portion.items()) / total
-        where = tuple(
-            f"{h.tensor}[{h.axis}] {h.why} ({h.op or 'no op'}){f' at {h.source}' if h.source else ''}"
-            for h in items[:3]
-        )
-        out.append(Cause(name, len(items), share, where))
-    return tuple(sorted(out, key=lambda c: -c.share))
+            share[h.cause] += held / len(items)
+            named[h.cause].append(h)
+    found = (Cause(name, len(items), share[name], _places(items)) for name, items in named.items())
+    return tuple(sorted(found, key=lambda c: -c.share))
+
+
+def _held_part(graph: ChannelGraph, tensor: str, items: Sequence[Held]) -> float:
+    """The part of a tensor that goes with no channel."""
+    held = {h.axis: h.positions for h in items}
+    part = 1.0
+    for d, (size, axis) in enumerate(zip(graph.shapes[tensor], graph.tensors[tensor], strict=True)):
+        free = 0 if axis is None or d in held else int((graph.component[axis] != 0).sum())
+        part *= held[d] / size if d in held else 1 - free / max(1, size)
+    return part
+
+
+def _places(items: Sequence[Held]) -> tuple[str, ...]:
+    return tuple(
+        f"{h.tensor}[{h.axis}] {h.why} ({h.op or 'no op'}){f' at {h.source}' if h.source else ''}" for h in items[:3]
+    )
 
 
 def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
@@ -200,6 +252,7 @@ def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
 def attach(model: nn.Module, made: Report) -> None:
     """Keep a report beside the model, outside its state."""
     model.__dict__[_KEY] = made
+    importlib.import_module(ADOPTS).adopt(model)
 
 
 def is_pruned(model: nn.Module) -> bool:

@@ -67,6 +67,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
         told=Told() if made is None else _told(made),
         versions=versions(model),
         metrics=metrics,
+        anatomy=None if made is None else made.anatomy,
     )
 
 

@@ -17,7 +17,9 @@ of a model                                              of a pipeline
     changes     attributes: {path, name, before, after}
     skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`)
     forward, checks, held
-    told        what else the report says: {scoring, unread, unseen, outputs, reduced, stale}; older folders have none
+    anatomy     what went layer by layer, for a report's page (null: nobody knows; older folders have none)
+    told        what else the report says (older folders have none): {scoring, unread, unseen, outputs, reduced, stale,
+                maker, steps}
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ import torch
 
 from fxprune.errors import SaveError, printable
 from fxprune.planning.plan import Plan
-from fxprune.reporting.report import Cause
+from fxprune.reporting.anatomy import Anatomy
+from fxprune.reporting.report import Cause, Report
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import Answer, to_data
 from fxprune.rewriting.unread import Stale
@@ -76,6 +79,8 @@ class Told:
     outputs: str = ""
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
+    maker: str = ""
+    steps: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """Attribute -> value."""
@@ -104,6 +109,15 @@ class Saved:
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
+    anatomy: Anatomy | None = field(default=None, repr=False)
+
+    @property
+    def report(self) -> Report | None:
+        """What is known of how it was pruned; None where it was not."""
+        if self.plan is None:
+            return None
+        kept: dict[str, Any] = {"held": self.held, "seed": self.seed, "earlier": self.earlier, "anatomy": self.anatomy}
+        return Report(self.plan, self.changes, self.checks, **kept, **self.told.values())
 
     def __repr__(self) -> str:
         wrote = ", ".join(f"{k} {v}" for k, v in self.versions.items())
@@ -143,8 +157,8 @@ def is_identifier(name: str) -> bool:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def to_json(saved: Header) -> str:
-    """The text of `fxprune.json`.
+def to_json(saved: Header, name: str = HEADER) -> str:
+    """The text of `fxprune.json`, or of what a variant calls it.
 
     Raises:
         SaveError: where config or metrics hold what JSON cannot.
@@ -158,7 +172,7 @@ def to_json(saved: Header) -> str:
                 f"the {key} of this {saved.name} cannot be written as JSON ({e}); use strings, booleans, finite "
                 "numbers, lists and dicts of these"
             ) from e
-    data[checksums.ENTRY] = {**saved.checksums, HEADER: checksums.of_header(json.loads(json.dumps(data)))}
+    data[checksums.ENTRY] = {**saved.checksums, name: checksums.of_header(json.loads(json.dumps(data)))}
     return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -189,6 +203,7 @@ def _model_data(saved: Saved) -> dict[str, Any]:
         "forward": saved.forward,
         "checks": [asdict(c) for c in saved.checks],
         "held": [{"name": c.name, "axes": c.axes, "share": c.share} for c in saved.held],
+        "anatomy": None if saved.anatomy is None else asdict(saved.anatomy),
         "told": asdict(saved.told),
     }
 

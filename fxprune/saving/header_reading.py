@@ -10,14 +10,16 @@ from typing import Any, TypeVar
 
 from fxprune.errors import PlanError, SaveError
 from fxprune.graph.blocks import inside
+from fxprune.graph.groups import Held
 from fxprune.planning.norms import NormChange
 from fxprune.planning.plan import Plan
+from fxprune.reporting.anatomy import Anatomy, Choice, Layer, Shape
 from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import from_data
 from fxprune.rewriting.unread import Stale
 from fxprune.saving import checksums
-from fxprune.saving.files import read_bytes
+from fxprune.saving.files import named, read_bytes, variants
 from fxprune.saving.header import (
     DTYPES,
     FORMAT,
@@ -39,17 +41,19 @@ class _Bad(ValueError):
     """A field is not what it must be; restated by `read` with the file's name."""
 
 
-def read(directory: Path) -> Header:
+def read(directory: Path, variant: str | None = None) -> Header:
     """What the `fxprune.json` of a folder says.  Builds nothing, runs nothing.
 
     Raises:
         SaveError: where there is none, or it is damaged, or of a newer format.
     """
-    path = directory / HEADER
+    path = directory / named(HEADER, variant)
     if not directory.is_dir():
         raise SaveError(f"there is no folder {directory}")
     if not os.path.lexists(path):
-        raise SaveError(f"{directory} is not a folder that fxprune.save() wrote: it has no {HEADER}")
+        there = [f"variant={v!r}" for v in variants(directory, HEADER)]
+        other = f"; load it with {' or '.join(there[:4])}" if there else ""
+        raise SaveError(f"{directory} is not a folder that fxprune.save() wrote: it has no {path.name}{other}")
     try:
         return _header(json.loads(read_bytes(path).decode("utf-8")))
     except (_Bad, PlanError) as e:
@@ -92,6 +96,7 @@ def _saved(data: dict[str, Any]) -> Saved:
         versions=_table(data, "versions", _text),
         metrics=_maybe(data, "metrics", dict),
         checksums=_table(data, checksums.ENTRY, _text) if checksums.ENTRY in data else {},
+        anatomy=_anatomy(made, "anatomy") if (made := data.get("anatomy")) is not None else None,
     )
     _require_own_files(saved.checksums)
     for alias, first in saved.tied.items():
@@ -207,7 +212,10 @@ def _tensor(value: Any, where: str) -> TensorInfo:
 def _change(value: Any, where: str) -> Change:
     """An integer attribute, or a row of integers: nothing else may be set on a module."""
     name = _get(value, "name", str)
-    if not is_identifier(name.removeprefix("config.")) or name == "training":
+    parts = name.removeprefix("config.").split(".")
+    row = len(parts) > 1 and any(p.isdecimal() for p in parts)  # of a list of dicts, such as timm's feature_info
+    known = all(p.isdecimal() or is_identifier(p) for p in parts) if row else len(parts) == 1
+    if not (known and is_identifier(parts[0])) or name == "training":
         raise _Bad(f"{where} changes {name!r:.60}, which is no attribute that pruning changes")
 
     def integers(key: str) -> int | tuple[int, ...]:
@@ -257,12 +265,70 @@ def _told(data: dict[str, Any]) -> Told:
         outputs=_get(data, "outputs", str),
         reduced=_row(data, "reduced", _text),
         stale=_row(data, "stale", _stale),
+        maker=_text(data.get("maker", ""), "maker"),
+        steps=_row({"steps": [], **data}, "steps", _text),
     )
 
 
 def _stale(value: Any, where: str) -> Stale:
     now = _row(value, "now", _size)
     return Stale(_get(value, "path", str), _get(value, "name", str), _size(value.get("value"), f"{where}.value"), now)
+
+
+# ---- what a report's page shows ---------------------------------------------------------------------------------
+
+
+def _anatomy(data: Any, where: str) -> Anatomy:
+    if not isinstance(data, dict):
+        raise _Bad(f"{where} is a {type(data).__name__}, not a dict")
+    return Anatomy(
+        layers=_row(data, "layers", _layer),
+        groups=_row(data, "groups", _choice),
+        frozen=_row(data, "frozen", _held),
+        links=_row(data, "links", _link),
+    )
+
+
+def _layer(value: Any, where: str) -> Layer:
+    params, macs = (_row(value, key, _number) for key in ("params", "macs"))
+    if len(params) != 2 or len(macs) != 2:
+        raise _Bad(f"{where} has no two costs")
+    tensors = _row(value, "tensors", _cut_tensor)
+    return Layer(_get(value, "name", str), _get(value, "kind", str), tensors, (int(params[0]), int(params[1])), macs)
+
+
+def _cut_tensor(value: Any, where: str) -> tuple[str, Shape, Shape | None]:
+    if not isinstance(value, list) or len(value) != 3:
+        raise _Bad(f"{where} is no tensor with its shapes")
+    before, after = _row({where: value[1]}, where, _size), value[2]
+    return _text(value[0], where), before, None if after is None else _row({where: after}, where, _size)
+
+
+def _choice(value: Any, where: str) -> Choice:
+    spread = {key: _row(value, key, _number) for key in ("kept", "gone")}
+    if any(len(v) not in (0, 3) for v in spread.values()):
+        raise _Bad(f"{where} has scores that are not lowest, middle and highest")
+    return Choice(
+        name=_get(value, "name", str),
+        kind=_get(value, "kind", str),
+        before=max(1, _size(value.get("before"), f"{where}.before")),
+        after=_size(value.get("after"), f"{where}.after"),
+        tensors=_row(value, "tensors", _text),
+        **spread,
+    )
+
+
+def _held(value: Any, where: str) -> Held:
+    tensor, cause, why, op, source = (_get(value, key, str) for key in ("tensor", "cause", "why", "op", "source"))
+    axis, positions = (_size(value.get(key), f"{where}.{key}") for key in ("axis", "positions"))
+    return Held(tensor, axis, positions, cause, why, op, source)
+
+
+def _link(value: Any, where: str) -> tuple[str, str, str]:
+    found = _row({where: value}, where, _text)
+    if len(found) != 3:
+        raise _Bad(f"{where} does not name two layers and a group")
+    return found
 
 
 def _plan(data: Any, where: str) -> Plan:

@@ -30,6 +30,7 @@ from fxprune.errors import CriterionError, FxPruneError, InputsError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import comes_from, require_whole, seed_torch
 from fxprune.graph.turns import in_turn
+from fxprune.notebook import shown
 from fxprune.scoring.batches import missing, named
 from fxprune.scoring.context import Context, Loss
 from fxprune.scoring.preservation import attributes_kept, unchanged
@@ -104,6 +105,14 @@ class Scores:
             lines.append(f"  last, for want of a score: {', '.join(self.unscored[:3])}{more}")
         lines += [f"  {note}" for note in self.notes]
         return printable("\n".join(lines))
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (n, len(v), *(f"{f(v):.3g}" for f in (np.min, np.median, np.max))) for n, v in self.values.items() if len(v)
+        ]
+        return shown(
+            f"Scores by {self.criterion}", ["group", "channels", "lowest", "median", "highest"], rows, self.notes
+        )
 
     def to_json(self) -> str:
         """The scores as JSON text; `from_json` gives equal scores."""

@@ -7,15 +7,16 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fxprune.arguments import takes
+from fxprune.arguments import PATH, takes
 from fxprune.errors import FxPruneError, InputsError, SaveError
-from fxprune.reporting.figures import check_picture, drawn, figure_of
+from fxprune.notebook import shown
+from fxprune.reporting.figures import check_picture, drawn, figure_of, writing
 
 CSV, PNG = "compare.csv", "compare.png"
 Key = tuple[str, float, int]
@@ -55,6 +56,7 @@ class Compared:
         return replace(self, loss=loss, params=gone.get("params"), macs=gone.get("macs"))
 
 
+TITLES = ("criterion", "ratio", "loss", "params gone", "MACs gone", "scored in", "memory", "error")
 NAMES = [f.name for f in fields(Compared)]
 NUMBERS = {"ratio": float, "seed": int, "memory": int}
 
@@ -81,13 +83,39 @@ class Comparison:
             out.append((criterion, f"{ratio:g}", *cells, "; ".join(errors)))
         return out
 
+    @takes(path=PATH.or_none.raising(InputsError))
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """All rows, one a criterion, ratio and seed; written to `path` if there is one."""
+        text = io.StringIO()
+        rows = csv.DictWriter(text, NAMES, lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(asdict(row) for row in self.rows)
+        if path is not None:
+            with writing(path):
+                Path(path).write_text(text.getvalue(), encoding="utf-8")
+        return text.getvalue()
+
+    def to_pandas(self) -> Any:
+        """All rows as a `pandas.DataFrame`.
+
+        Raises:
+            InputsError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as e:
+            raise InputsError("Comparison.to_pandas needs pandas: pip install pandas; to_csv needs nothing") from e
+        return pandas.DataFrame([asdict(row) for row in self.rows])
+
     def __repr__(self) -> str:
-        titles = ("criterion", "ratio", "loss", "params gone", "MACs gone", "scored in", "memory", "error")
-        cells = [titles, *self.summary()]
+        cells = [TITLES, *self.summary()]
         wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
         dense = next((f"{r.dense:.4g}" for r in self.rows if r.dense is not None), "?")
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, wide, strict=True)).rstrip() for row in cells]
         return "\n".join([f"{self.model}: loss after pruning {self.of}, without training (dense: {dense})", *lines])
+
+    def _repr_html_(self) -> str:
+        return shown(repr(self).splitlines()[0], TITLES, self.summary())
 
     @takes()
     def plot(self, path: str | Path) -> None:

@@ -138,7 +138,11 @@ class _MeanLoss:
 
 
 def _name(metric: Metric) -> str:
-    return "loss" if isinstance(metric, _MeanLoss) else getattr(metric, "__name__", type(metric).__name__)
+    """What to call it: a lambda has no name worth telling."""
+    if isinstance(metric, _MeanLoss):
+        return "loss"
+    name = str(getattr(metric, "__name__", type(metric).__name__))
+    return "metric" if name == "<lambda>" else name
 
 
 def _measure(metric: Metric, model: nn.Module) -> float:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fxprune.arguments import FROM_ZERO, PATH, takes
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.notebook import shown
 from fxprune.planning.planner import plan as make_plan
 from fxprune.reporting.figures import drawn, figure_of, writing
 
@@ -123,6 +124,13 @@ class Sensitivity:
             return 0.0 if at is None else float(at[0])
 
         return sorted(self.curves, key=harm, reverse=True)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (c.groups[0], c.channels, ", ".join(f"{s:.0%} {v:.4g}" for s, v in zip(c.shares, c.values, strict=True)))
+            for c in self._worst_first()
+        ]
+        return shown(repr(self).splitlines()[0], ["group", "channels", f"share gone, {self.metric}"], rows)
 
     def __repr__(self) -> str:
         lines = [f"Sensitivity of {self.model}: {self.metric} {self.base:.4g} dense; the most sensitive first"]

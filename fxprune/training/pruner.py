@@ -29,6 +29,7 @@ from fxprune.pruning.prune import seeing, settled
 from fxprune.pruning.realize import finished
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
+from fxprune.reporting.trajectories import draw
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import fewer
 from fxprune.scoring.identity import differences, told
@@ -38,7 +39,6 @@ from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import carry_average
 from fxprune.training.carry_over import Carry
-from fxprune.training.display import draw
 from fxprune.training.scheduler import Flow, Problem, Scheduler, begun, scheduler_of
 from fxprune.training.serialization import from_plain, to_plain
 

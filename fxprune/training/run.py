@@ -31,13 +31,15 @@ from fxprune.pruning.prune import apply, prune_once, seeing
 from fxprune.reporting.figures import check_picture
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
+from fxprune.reporting.trajectories import draw
 from fxprune.rewriting.rewrite import transplant
+from fxprune.scoring.batches import batch_size
 from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.average import Average
 from fxprune.training.checkpoints import kept, saved_beside
-from fxprune.training.display import bar, draw
+from fxprune.training.display import bar
 from fxprune.training.distillation import Teacher
-from fxprune.training.options import AUTO, Objective, Training, set_rate
+from fxprune.training.options import AUTO, Objective, Training, set_rate, suit
 from fxprune.training.pruner import Pruner
 from fxprune.training.scheduler import Scheduler
 from fxprune.training.serialization import to_plain
@@ -224,6 +226,8 @@ class Run:
     def _optimize(self, batches: list[Any]) -> float:
         """One step of the optimizer; the mean loss of all processes."""
         total = 0.0
+        if not len(self.history):
+            suit(self.training, self.optimizer, sum(map(batch_size, batches)) * self.accelerator.num_processes)
         for k, batch in enumerate(batches, 1):
             last = k == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):

@@ -86,10 +86,12 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
     options = """--ratio 0.2 --criterion taylor --of macs --scheduler one_shot --attention head_dim --ignore conv_in
         --ignore mid* --round-to 2 --max-ratio 0.5 --exact-norms --scope local --samples 4 --seed 5 --no-verify
         --strict --quiet --target 9e4 --group-ratio mid*=0.1 --group-ratio x=0 --min-width 3 --normalize max
-        --granularity both"""
+        --granularity both --shape stock --nearest"""
     assert call("prune", stock / "model", "-o", tmp_path / "out", *options.split()).exit_code == 1
     assert given == {
         "args": ("taylor", 0.2),
+        "shape": "stock",
+        "nearest": True,
         "of": "macs",
         "target": 90_000,
         "ratios": {"mid*": 0.1, "x": 0.0},

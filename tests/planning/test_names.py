@@ -158,10 +158,6 @@ def test_unknown_names_are_errors_wherever_names_are_taken(graph: fxprune.Channe
         (lambda: plan.keep("fc"), "no group is called 'fc'"),
         (lambda: graph.group("stem.weight:1"), "did you mean 'stem.weight:0'"),
         (lambda: graph.explain(typo), "did you mean 'layer1.0.conv"),
-        (
-            lambda: graph.explain("layer1.0"),
-            "'layer1.0' is a module of 1[0-9] tensors; ask for one: 'layer1.0.conv1.weight'",
-        ),
     ):
         with pytest.raises(PlanError, match=text):
             call()
@@ -171,6 +167,12 @@ def test_names_of_groups_are_understood_by_ignore_and_explain(graph: fxprune.Cha
     made = fxprune.plan(graph, scores, 0.2, ignore=STREAM)
     assert not made.removed.get(STREAM)
     assert "prunable in stem.weight:0" in graph.explain(STREAM)
+
+
+def test_a_container_is_explained_tensor_by_tensor(graph: fxprune.ChannelGraph) -> None:
+    inside = [t for t in graph.tensors if t.startswith("layer1.0.") and graph.shapes[t]]
+    assert graph.explain("layer1.0").splitlines() == [graph.explain(t) for t in inside]
+    assert len(inside) > 4
 
 
 def test_a_name_that_ignore_needs_not_know_is_the_adapters(monkeypatch: pytest.MonkeyPatch) -> None:

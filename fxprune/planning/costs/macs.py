@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.labels import Bools
 from fxprune.graph.rules.op import is_tensor, op_name, rule_for, shape_of
 from fxprune.planning.costs.polynomials import Product
 
@@ -41,9 +42,11 @@ def mac_products(graph: ChannelGraph) -> list[Product]:
     return [p for node in graph.traced.graph.nodes for p in _products(graph, node)]
 
 
-def macs_of(graph: ChannelGraph, node: fx.Node) -> float:
-    """Multiply-accumulates of one node, as it is."""
-    return sum(f * math.prod(len(a) for a in axes if a is not None) for f, axes in _products(graph, node))
+def macs_of(graph: ChannelGraph, node: fx.Node, keep: Bools | None = None) -> float:
+    """Multiply-accumulates of one node; as it is, or of the components that `keep` tells to stay."""
+    keep = graph.keep_all() if keep is None else keep
+    lengths = ((f, [graph.kept(a, keep, len(a)) for a in axes if a is not None]) for f, axes in _products(graph, node))
+    return sum(f * math.prod(each) for f, each in lengths)
 
 
 def uncounted(graph: ChannelGraph) -> tuple[str, ...]:
