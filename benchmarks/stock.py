@@ -4,8 +4,8 @@
     python benchmarks/stock.py trained [NAME ...]     the loss right after the cut, stock against free widths
 
 Models of the first table have random weights; its figures are of shapes alone.  The second takes the trained networks
-of `quality/checkpoints` and the demo's, criterion magnitude; the loss is that of the family (`fxprune.calibration`) on
-32 samples that the dense network draws itself.  Rows go to the terminal as Markdown, as soon as each is known.
+of `quality/subjects.py` (digits, ddpm, ldm, dit, classifier), criterion magnitude, and their loss on held-out images.
+Rows go to the terminal as Markdown, as soon as each is known.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ import transformers
 from torch import nn
 
 import fxprune
-from fxprune.demo.digits import load_pipeline
+from fxprune.adapter import find_adapter
+from fxprune.stock.instance import Asked
+from fxprune.stock.narrowing import NEAR, narrowing, oracle_of
 
-CHECKPOINTS = Path(__file__).parent / "quality" / "checkpoints"
+sys.path.insert(0, str(Path(__file__).parent / "quality"))
+from subjects import subject
+
 RATIOS = (0.2, 0.4, 0.6)
 TEXT: dict[str, Any] = {
     "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 12, "vocab_size": 100,
@@ -105,13 +110,7 @@ CLASSES: dict[str, Callable[[], nn.Module]] = {
         32, 8, 4, 12, 192, 768, num_classes=10
     ),
 }  # fmt: skip
-TRAINED: dict[str, Callable[[], nn.Module]] = {
-    "digits DDPM": lambda: load_pipeline().unet,
-    "emoji DDPM": lambda: diffusers.UNet2DModel.from_pretrained(CHECKPOINTS / "ddpm" / "unet"),
-    "emoji LDM": lambda: diffusers.UNet2DModel.from_pretrained(CHECKPOINTS / "ldm" / "unet"),
-    "emoji DiT": lambda: diffusers.DiTTransformer2DModel.from_pretrained(CHECKPOINTS / "dit" / "transformer"),
-    "emoji VAE": lambda: diffusers.AutoencoderKL.from_pretrained(CHECKPOINTS / "vae" / "vae"),
-}
+TRAINED = ("digits", "ddpm", "ldm", "dit", "classifier")
 
 
 def inputs(net: nn.Module) -> Any:
@@ -134,35 +133,58 @@ def achieved(small: Any) -> str:
     return "–" if isinstance(small, Exception) else f"{100 * fxprune.report(small).plan.achieved:.1f}"
 
 
+def found(net: nn.Module) -> tuple[tuple[str, ...], list[str]]:
+    """The entries of a constructor, looked for once, and the widths nearest to each ratio.
+
+    As `prune` has them, but without its last resort, whole layers.
+    """
+    adapter = find_adapter(net)
+    constructor = adapter.constructor(net)
+    limits = fxprune.Limits(ignore=adapter.protect(net), nearest=True)
+    for attention in ("heads", "head_dim"):
+        graph = fxprune.trace(net, inputs(net), attention=attention)
+        scores = fxprune.score(graph, net, "magnitude")
+        asked = Asked(RATIOS[0], "params", "magnitude", dict(scores.values))
+        made = narrowing(net, oracle_of(net, constructor, graph), asked, limits, knapsack=True)
+        cuts = [replace(made, asked=replace(asked, ratio=ratio)).nearest() for ratio in RATIOS]
+        shares = [c.plan.achieved for c in cuts]
+        if any(abs(s - r) <= NEAR for s, r in zip(shares, RATIOS, strict=True)):
+            break
+    return tuple(map(str, made.ties.ties)), [f"{s:.1%}" for s in shares]
+
+
+def quoted(step: str) -> str:
+    """An entry with its name as code."""
+    name, _, rest = step.partition(" ")
+    return f"`{name}` {rest}".rstrip()
+
+
 def classes(names: list[str]) -> None:
     """The first table."""
     print("| class | entries (step of value) | achieved of 20 / 40 / 60 % |\n|---|---|---|", flush=True)
     for name in names or CLASSES:
         torch.manual_seed(0)
         net = CLASSES[name]().eval()
-        made = [cut(net, ratio, shape="stock", nearest=True) for ratio in RATIOS]
-        steps = next((fxprune.report(m).steps for m in made if not isinstance(m, Exception)), ())
-        told = "; ".join(f"`{s.replace(' (', '` (')}".replace(" + ", " + `") for s in steps)
-        print(f"| {name} | {told or 'none'} | {' / '.join(map(achieved, made))} |", flush=True)
+        steps, shares = found(net)
+        told = "; ".join(" + ".join(map(quoted, step.split(" + "))) for step in steps)
+        print(f"| {name} | {told or 'none'} | {' / '.join(shares)} |", flush=True)
 
 
 def trained(names: list[str]) -> None:
     """The second table."""
     print("| network | asked | stock: gone, loss | free: gone, loss | dense |\n|---|---|---|---|---|", flush=True)
     for name in names or TRAINED:
-        net = copy.deepcopy(TRAINED[name]()).float().eval()
-        batches, loss = fxprune.calibration(net, 32, seed=1)
-
-        def held_out(model: nn.Module, batches: list[Any] = batches, loss: Any = loss) -> float:
-            with torch.no_grad():
-                return sum(float(loss(model, b)) for b in batches) / len(batches)
-
+        given = subject(name)
+        net = copy.deepcopy(given.net).float().eval()
         for ratio in RATIOS:
             stock = cut(net, ratio, shape="stock", nearest=True)
             gone = ratio if isinstance(stock, Exception) else fxprune.report(stock).plan.achieved
-            free = cut(net, gone)
-            cells = [f"{achieved(m)} %, {held_out(m):.4f}" if isinstance(m, nn.Module) else "–" for m in (stock, free)]
-            print(f"| {name} | {ratio:.0%} | {cells[0]} | {cells[1]} | {held_out(net):.4f} |", flush=True)
+            both = (stock, cut(net, gone))
+            cells = [
+                f"{achieved(m)} %, {given.figures(m)['loss']:.4f}" if isinstance(m, nn.Module) else "–" for m in both
+            ]
+            dense = given.figures(net)["loss"]
+            print(f"| {name} | {ratio:.0%} | {cells[0]} | {cells[1]} | {dense:.4f} |", flush=True)
 
 
 if __name__ == "__main__":

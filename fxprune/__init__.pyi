@@ -91,6 +91,7 @@ from .studies.comparison import Comparison as Comparison
 from .studies.sensitivity import sensitivity as sensitivity
 from .studies.sensitivity_table import Sensitivity as Sensitivity
 from .training.average import Average as Average
+from .training.carried import carry_over as carry_over
 from .training.carry_over import Carry as Carry
 from .training.distillation import Distillation as Distillation
 from .training.energy import Energy as Energy
@@ -143,6 +144,7 @@ __all__ = [
     "VerifyError",
     "apply",
     "calibration",
+    "carry_over",
     "compare",
     "coupling",
     "load",

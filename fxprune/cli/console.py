@@ -51,6 +51,9 @@ def print_plan(plan: Plan) -> None:
     title = f"{plan.model}: {plan.achieved:.1%} of {plan.of} go (asked {plan.ratio:.1%}, by {plan.criterion})"
     rows = [(k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in plan.costs.items()]
     print_table(title, {"": "left", "dense": "right", "pruned": "right", "change": "right"}, rows)
+    if plan.config:
+        entries = ", ".join(f"{entry}={new:g} (was {old:g})" for entry, (old, new) in plan.config.items())
+        out.print(safe(f"config: {entries}"), highlight=False, soft_wrap=True)
     if plan.blocks:
         out.print(safe(f"blocks: {', '.join(plan.blocks)}"), highlight=False, soft_wrap=True)
     if plan.regrouped:

@@ -66,7 +66,7 @@ def zero_parameters(
     theirs = {} if small is None else dict(small.named_parameters())
     named = dict(model.named_parameters())
     folded = set() if keep is None else {n for fold in temperature_folds(graph, keep) for n in fold.names}
-    folded |= set() if small is None else small.__dict__.get(FOLDED, set())
+    folded |= set() if small is None else set(small.__dict__.get(FOLDED, ()))
     zero = (n for n in graph.tensors if n in named and n not in folded and not named[n].detach().any())
     return [n for n in zero if n not in theirs or not theirs[n].detach().any()]
 

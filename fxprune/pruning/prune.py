@@ -31,7 +31,7 @@ from fxprune.pruning.optimizers import warn_holders
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
 from fxprune.pruning.stock import constructor_of, replayed, stock_once
-from fxprune.reporting.report import attach, report
+from fxprune.reporting.report import attach, is_pruned, report
 from fxprune.rewriting.compensation import compensated
 from fxprune.rewriting.rewrite import transplant
 from fxprune.scoring.score import Scores, needs_of, score
@@ -119,14 +119,14 @@ def prune_once(model: M, order: Order) -> M:
         return scores
 
     if stock is not None:
-        graphs = {graph.prefer[0]: graph}
+        graphs, before = {graph.prefer[0]: graph}, report(net) if is_pruned(net) else None
         made, told = stock_once(
             net, stock, order, limits, lambda mode: graphs.pop(mode, None) or traced(mode), scores_of, clock
         )
         replaced = list(net.parameters()) if order.inplace else []
         small = transplant(net, made) if order.inplace else made
         warn_holders(replaced)
-        attach(small, told)
+        attach(small, told.after(before) if before is not None else told)
         whole: M = back(small)
         return whole
 

@@ -103,7 +103,10 @@ def stock_once(
         if isinstance(made, Instance)
     ]
     if not done:
-        raise max(missed, key=lambda e: e.reachable or 0.0)
+        first = max(missed, key=lambda e: e.reachable or 0.0)
+        layers = [e for e in tried[-1:] if isinstance(e, BudgetError) and order.granularity == "channel"]
+        most = max(e.reachable or 0.0 for e in (first, *layers))
+        raise BudgetError(". ".join(map(str, (first, *layers))), reachable=most)
     best, cut = min(done, key=lambda d: abs(d[0].plan.achieved - d[0].plan.ratio))
     return best.model, _report(best, cut, constructor, order, clock)
 

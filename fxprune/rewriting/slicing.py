@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,9 +83,10 @@ class Fold:
     factor: float
 
     def apply(self, model: nn.Module) -> None:
-        """Multiply; the model remembers which parameters hold a factor (a proof puts numbers in place of zeros)."""
-        model.__dict__.setdefault(FOLDED, set()).update(self.names)
+        """Multiply; the model remembers which rows of which parameters hold a factor (a proof puts numbers in place of
+        zeros, and what is carried over to the model takes the factor, too)."""
         for name in self.names:
+            model.__dict__.setdefault(FOLDED, {}).setdefault(name, []).append((self.rows, self.factor))
             with torch.no_grad():
                 tensor = _get(model, name)
                 if tensor.is_meta:
@@ -93,6 +95,23 @@ class Fold:
                     tensor[self.rows.to(tensor.device)] *= self.factor
                 else:
                     tensor *= self.factor
+
+
+def folded(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose first axis is that of a parameter of a pruned model, with the factors that this one holds."""
+    for rows, factor in model.__dict__.get(FOLDED, {}).get(name, ()):
+        scale = torch.ones(tensor.shape[0], dtype=tensor.dtype, device=tensor.device)
+        scale[rows.to(tensor.device)] *= factor
+        tensor = tensor * scale.view(-1, *[1] * (tensor.dim() - 1))
+    return tensor
+
+
+def cut(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor | None]) -> torch.Tensor:
+    """A tensor with the positions that stay on some of its axes (None: all)."""
+    for d, stay in positions.items():
+        if stay is not None:
+            tensor = tensor.index_select(d, stay.to(tensor.device))
+    return tensor
 
 
 def fold_of(graph: ChannelGraph, keep: Bools, names: tuple[str, ...], rows: Ints | None, factor: float) -> Fold:

@@ -18,7 +18,8 @@ of a model                                              of a pipeline
     skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`)
     forward, checks, held
     anatomy     what went layer by layer, for a report's page (null: nobody knows; older folders have none)
-    told        what else the report says: {scoring, unread, unseen, outputs, reduced, stale}; older folders have none
+    told        what else the report says (older folders have none): {scoring, unread, unseen, outputs, reduced, stale,
+                maker, steps}
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Told:
     outputs: str = ""
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
+    maker: str = ""
+    steps: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """Attribute -> value."""
@@ -154,8 +157,8 @@ def is_identifier(name: str) -> bool:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def to_json(saved: Header) -> str:
-    """The text of `fxprune.json`.
+def to_json(saved: Header, name: str = HEADER) -> str:
+    """The text of `fxprune.json`, or of what a variant calls it.
 
     Raises:
         SaveError: where config or metrics hold what JSON cannot.
@@ -169,7 +172,7 @@ def to_json(saved: Header) -> str:
                 f"the {key} of this {saved.name} cannot be written as JSON ({e}); use strings, booleans, finite "
                 "numbers, lists and dicts of these"
             ) from e
-    data[checksums.ENTRY] = {**saved.checksums, HEADER: checksums.of_header(json.loads(json.dumps(data)))}
+    data[checksums.ENTRY] = {**saved.checksums, name: checksums.of_header(json.loads(json.dumps(data)))}
     return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 

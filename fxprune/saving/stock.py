@@ -139,13 +139,13 @@ def source_of(given: Any) -> str | None:
     return next((name for name in found if isinstance(name, str) and name), None)
 
 
-def set_source(model: Any, directory: Path) -> None:
+def set_source(model: Any, source: str) -> None:
     """Note in a model's config where it was read from, as its library does."""
     config = getattr(model, "config", None)
     if hasattr(model, "register_to_config"):
-        model.register_to_config(**{SOURCE: str(directory)})
+        model.register_to_config(**{SOURCE: source})
     elif hasattr(config, SOURCE):
-        setattr(config, SOURCE, str(directory))
+        setattr(config, SOURCE, source)
 
 
 def build(saved: Saved, most: int | None = None) -> nn.Module:
@@ -260,7 +260,7 @@ def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
     if code is not None:
         raise SaveError(f"{directory} holds Python code ({code.name}), which fxprune does not run; remove it")
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list) or (name in pruned and value == PRUNED):
+        if name.startswith("_") or not isinstance(value, list) or (name in pruned and value[:1] == [LIBRARY]):
             continue
         library = value[0] if len(value) == 2 else ""
         known = library in (None, *LIBRARIES) or (
@@ -271,6 +271,12 @@ def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
                 f"{directory / INDEX} names a component {name!r:.60} from {library!r:.60}, which is not trusted"
             )
     return index
+
+
+def pruned_in(directory: Path) -> tuple[str, ...]:
+    """The components that a pipeline's own `save_pretrained` had fxprune write: those that its index says so of."""
+    index = read_object(directory / INDEX) if (directory / INDEX).is_file() else {}
+    return tuple(name for name, value in index.items() if isinstance(value, list) and value[:1] == [LIBRARY])
 
 
 def read_pipeline(

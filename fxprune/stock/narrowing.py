@@ -18,6 +18,7 @@ from fxprune.planning.costs.polynomials import Floats
 from fxprune.planning.limits import Limits
 from fxprune.planning.ranking import marginal_worth
 from fxprune.planning.selectors import ignored
+from fxprune.stock.channels import chosen
 from fxprune.stock.entries import Changes
 from fxprune.stock.instance import Asked, Instance, instance, lost
 from fxprune.stock.integers import read_integers
@@ -62,7 +63,13 @@ class Narrowing:
         most = [bounds.most(g, n) if free[g] else 0 for g, n in enumerate(oracle.sizes.tolist())]
         values = [np.sort(self.rank[g.name]) for g in oracle.graph.groups]
         harm = [np.concatenate([[0.0], np.cumsum(v)]) for v in values]
-        return Search(oracle, self.ties.ties, share, oracle.sizes - np.array(most), harm, self.limits.multiple)
+        least, exact = oracle.sizes - np.array(most), self.asked.exact
+
+        def fits(widths: Ints) -> bool:
+            scores = self.asked.scores
+            return not exact or not isinstance(chosen(oracle.graph, widths, scores, {}, exact), Refusal)
+
+        return Search(oracle, self.ties.ties, share, least, harm, self.limits.multiple, fits)
 
     def nearest(self) -> Instance | BudgetError:
         """The instance whose share is nearest to what was asked.

@@ -39,6 +39,7 @@ class Search:
         least: channels that each group keeps at least.
         harm: for each group the score that is lost with its 0, 1, 2, ... lowest channels.
         multiple: of which the width of every group that narrows is one.
+        fits: whether channels can be chosen for widths.
     """
 
     oracle: Oracle
@@ -47,6 +48,7 @@ class Search:
     least: Ints
     harm: Sequence[Floats]
     multiple: int = 1
+    fits: Callable[[Ints], bool] = lambda _: True
     rates: dict[Tie, float] = field(default_factory=dict, init=False, repr=False)
 
     def near(self, asked: float) -> list[State]:
@@ -100,7 +102,7 @@ class Search:
             if isinstance(widths, Refusal) or not self._allowed(state.widths, widths):
                 continue
             share = self.share(changes, widths)
-            if share > state.share + 1e-12:
+            if share > state.share + 1e-12 and self.fits(widths):
                 harm = sum(float(h[n - w]) for h, n, w in zip(self.harm, self.oracle.sizes, widths, strict=True))
                 return State(changes, widths, harm, share)
         return None

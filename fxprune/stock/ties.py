@@ -25,6 +25,7 @@ JOINT = (1, 2, 3, 4, 6, 8, 16, 32)
 TOGETHER = 3  # entries at most that are tried together, but for rows of a list
 Axes: TypeAlias = frozenset[tuple[str, int]]
 UNKNOWN: Axes = frozenset([("", -1)])  # where the constructor takes no other value
+ROUNDED = (1 / 16, 1 / 8, 1 / 4)  # of a factor, where widths are rounded to multiples
 MISSES = 2  # proofs that fail before a set of entries is given up
 
 
@@ -166,8 +167,12 @@ def _tie(oracle: Oracle, proof: Proof, entries: tuple[Path, ...], values: list[N
 def _steps(oracle: Oracle, entries: tuple[Path, ...], values: list[Number]) -> Iterator[tuple[Number, ...]]:
     """Steps to try, the smallest first; several entries in proportion."""
     if isinstance(values[0], float):
-        if (step := _float_step(oracle, entries[0], values[0])) is not None:
-            yield (step,)
+        if isinstance(widths := oracle.widths({entries[0]: values[0] / 2}), Refusal):
+            yield (values[0] / 2,)  # whose refusal is told
+        elif (moved := np.flatnonzero(widths != oracle.sizes)).size:
+            most = int(oracle.sizes[moved].max())  # from which one channel goes, half a one above it lest it round
+            yield (values[0] - narrowed(values[0], most, 1),)
+            yield from ((values[0] * part,) for part in ROUNDED)
         return
     whole = [int(v) for v in values]
     common = math.gcd(*whole)
@@ -176,15 +181,6 @@ def _steps(oracle: Oracle, entries: tuple[Path, ...], values: list[Number]) -> I
         {j for j in (*sizes, common // 4, common // 2, 2 * common // 3, 3 * common // 4) if 0 < j < common}
     ):
         yield tuple(v // common * j for v in whole)
-
-
-def _float_step(oracle: Oracle, path: Path, value: float) -> float | None:
-    """What takes one channel from the groups that a factor makes: half a channel above what is left, lest it round."""
-    widths = oracle.widths({path: value / 2})
-    if isinstance(widths, Refusal) or not (moved := np.flatnonzero(widths != oracle.sizes)).size:
-        return None
-    most = int(oracle.sizes[moved].max())
-    return value - narrowed(value, most, 1)
 
 
 def narrowed(value: float, width: int, by: int) -> float:

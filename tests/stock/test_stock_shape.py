@@ -195,3 +195,14 @@ def test_it_is_saved_like_any_other(tmp_path: Path) -> None:
     made = type(small)(**{k: v for k, (_, v) in entries(small).items()})
     loaded = fxprune.load(tmp_path / "small", model=made)
     assert torch.equal(loaded(TOKENS), small(TOKENS))
+    assert fxprune.report(loaded).steps == fxprune.report(small).steps != ()
+
+
+def test_a_stock_shape_is_pruned_again() -> None:
+    once = pruned(encoder(), 0.3)
+    call = functools.partial(Encoder, **{k: v for k, (_, v) in entries(once).items()})
+    twice = pruned(once, 0.3, shape=call)
+    assert 1 - sum(p.numel() for p in twice.parameters()) / sum(
+        p.numel() for p in encoder().parameters()
+    ) == pytest.approx(0.51, abs=0.06)
+    assert len(fxprune.report(twice).earlier) == 1
