@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from fxprune.arguments import require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
+from fxprune.scoring.elementwise import Elementwise
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,6 @@ class Fisher:
     def __post_init__(self) -> None:
         require_options(self, CriterionError)
 
-    @torch.no_grad()
-    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+    def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
-        squares = ctx.squared_gradients(self.per_sample)
-        return {name: p.square() * squares[name] / 2 for name, p in ctx.parameters.items()}
+        return ctx.beside(ctx.squared_gradients(self.per_sample), lambda p, square: p.square() * square / 2)
