@@ -180,6 +180,8 @@ COMMON: Mapping[str, Kind] = {
     "progress": FLAG,
     "higher_is_better": FLAG,
     "directory": PATH,
+    **dict.fromkeys(("subfolder", "revision", "variant"), TEXT.or_none.raising(SaveError)),
+    "token": one_of(str, bool, told="text, True or False").or_none.raising(SaveError),
     "path": PATH.raising(InputsError),
     "out": PATH.or_none.raising(InputsError),
     "metrics": MAPPING.or_none.raising(SaveError),
