@@ -36,6 +36,7 @@ from .errors import (
 from .errors import (
     VerifyError as VerifyError,
 )
+from .folders import prune_folder as prune_folder
 from .graph.channels import ChannelGraph as ChannelGraph
 from .graph.groups import (
     Group as Group,
@@ -151,6 +152,7 @@ __all__ = [
     "load_pipeline",
     "plan",
     "prune",
+    "prune_folder",
     "report",
     "rewrite",
     "save",

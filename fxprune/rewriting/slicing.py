@@ -14,6 +14,7 @@ from fxprune.graph.labels import Bools, Ints
 from fxprune.graph.scales import foldable
 from fxprune.graph.temperature import query_rows
 from fxprune.scoring.elementwise import BLOCK
+from fxprune.scoring.mapped import scratch
 
 
 def kept_positions(graph: ChannelGraph, name: str, keep: Bools) -> list[torch.Tensor | None]:
@@ -26,11 +27,14 @@ def kept_positions(graph: ChannelGraph, name: str, keep: Bools) -> list[torch.Te
 
 
 def cut_tensors(model: nn.Module, graph: ChannelGraph, keep: Bools) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every parameter and buffer that loses positions, with what replaces it (a copy of the model takes these)."""
+    """Every parameter and buffer that loses positions, with what replaces it (a copy of the model takes these).
+
+    Where what is cut goes to a file (`fxprune.scoring.mapped`), all of them go there.
+    """
     out = []
     for name in graph.tensors:
         positions = kept_positions(graph, name, keep)
-        if any(p is not None for p in positions):
+        if any(p is not None for p in positions) or scratch() is not None:
             old = _get(model, name)
             out.append((old, _cut(old, positions)))
     return out
@@ -53,6 +57,8 @@ def _cut(tensor: torch.Tensor, positions: list[torch.Tensor | None]) -> torch.Te
             data = data.index_select(d, p)
     if tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_last(tensor)):
         data = data.contiguous(memory_format=_last(tensor))
+    if (place := scratch()) is not None:
+        data = place.moved(data)
     if not isinstance(tensor, nn.Parameter):
         return data
     return nn.Parameter(data, requires_grad=tensor.requires_grad)

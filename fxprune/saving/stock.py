@@ -325,6 +325,32 @@ def read_folder(directory: Path) -> Any:
     require_data(directory)
     if (directory / INDEX).is_file():
         return read_pipeline(directory, {}, {}, safe=None)
+    return _read(_class_of(directory), directory, {"local_files_only": True})
+
+
+def empty_model(directory: Path) -> nn.Module:
+    """The diffusers model of a folder, its parameters on the meta device.
+
+    Raises:
+        SaveError: where the folder holds no such model, or its config is none.
+    """
+    if not (directory / CONFIG).is_file():
+        raise SaveError(f"{directory} holds no {CONFIG} of a diffusers model; pass model=, a module of its class")
+    cls, config = _class_of(directory), read_object(directory / CONFIG)
+    names, elements = _weight_of(directory)
+    require_plain(config, elements, str(directory / CONFIG))
+    try:
+        with isolated(), within(names, elements) if names else contextlib.nullcontext(), empty_parameters():
+            made: nn.Module = cls(**cls.extract_init_dict(config)[0])
+    except FxPruneError:
+        raise
+    except Exception as e:
+        raise SaveError(f"{directory} gives no {cls.__name__}: {type(e).__name__}: {e}") from e
+    return made
+
+
+def _class_of(directory: Path) -> Any:
+    """The diffusers class that a model's config names."""
     name = read_object(directory / CONFIG).get("_class_name")
     diffusers = _diffusers()
     found = getattr(diffusers, name, None) if isinstance(name, str) and is_identifier(name) else None
@@ -332,7 +358,7 @@ def read_folder(directory: Path) -> Any:
         raise SaveError(
             f"{directory / CONFIG} names {name!r:.60}, which is no model of diffusers {diffusers.__version__}"
         )
-    return _read(found, directory, {"local_files_only": True})
+    return found
 
 
 def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
