@@ -60,7 +60,7 @@ bench-quality: setup ## Prune the trained diffusion models by every method, trai
 	$(BIN)/python $(QUALITY)/data.py
 	@set -e; for task in ddpm ldm dit; do \
 		$(BIN)/python $(QUALITY)/sweep.py --tasks $$task $(EMOJI) --out $(QUALITY)/$$task.jsonl $(ARGS); done
-	$(BIN)/python $(QUALITY)/report.py $(patsubst %,$(QUALITY)/%.jsonl,digits ddpm ldm dit gpu)
+	$(BIN)/python $(QUALITY)/report.py $(patsubst %,$(QUALITY)/%.jsonl,digits ddpm ldm dit gpu gpu_recipes)
 
 mutate: export OMP_NUM_THREADS := 1
 mutate: setup ## Test the tests: 300 mutants by seed 0, hours on one core; ARGS="--number 50 --seed 7" for others

@@ -10,8 +10,9 @@ A batch is a dict, complete and on the CPU or the model's device, so that the lo
 
 Users give less: a tensor of images, a pair (images, class labels), or a dict with the images under "images",
 "pixel_values" or "input" and conditions under the names that forward gives them.  With a pipeline that has an encoder,
-images may be pixels, and "prompt" may stand for the text conditions.  Noise and times are then drawn from a generator
-seeded by the images themselves: the same batch has the same loss, other batches other noise.
+images may be pixels, and "prompt" may stand for the text conditions.  Noise and times are then drawn for each sample
+from a generator that its image and its place in the batch seed: the same batch has the same loss, other batches have
+other noise, and parts of a batch in several processes have that of the whole.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ from fxprune.adapters.noising import Noising, Track
 from fxprune.adapters.tensors import draw, place
 from fxprune.errors import InputsError
 from fxprune.graph.modules import evaluating
+from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Loss
-from fxprune.scoring.timesteps import Density, Timesteps, strata
+from fxprune.scoring.timesteps import Density, Timesteps, own_strata, strata
 
 Batch: TypeAlias = dict[str, Any]
 Conditions: TypeAlias = Callable[[int, torch.Generator], dict[str, Any]]
 Prepare: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 CHUNK = 4  # samples a calibration batch: gradient criteria keep one batch's activations in memory
+LARGE = 1 << 29  # bytes of weights: from there on a CPU, which is no slower with one sample at a time, gets just one
 STEPS = 10  # of the sampler
 IMAGES = ("images", "pixel_values", "input", "image")
 LABELS = ("class_labels", "labels", "label")
@@ -129,7 +132,7 @@ class Denoiser:
         generator = torch.Generator().manual_seed(seed)
         uniform = strata(n, generator)[torch.randperm(n, generator=generator)]  # early and late in each batch
         device = place(model)[0]
-        parts = torch.split(uniform, CHUNK)
+        parts = torch.split(uniform, 1 if device.type == "cpu" and _bytes(model) > LARGE else CHUNK)
         with _bar(progress, len(parts) * STEPS) as tick:
             batches = [self._drawn(model, noising, len(part), generator, tick) for part in parts]
         density = self._density(model, noising, batches[0], timesteps)
@@ -148,7 +151,8 @@ class Denoiser:
             n = len(samples["images"])
             with torch.no_grad(), evaluating(model):
                 every = (t.to(place(model)[0]).expand(n) for t in times)
-                return torch.stack([self._errors(model, noising, {**samples, "timestep": t}).mean() for t in every])
+                means = [self._errors(model, noising, {**samples, "timestep": t}).mean() for t in every]
+                return ranks.mean_of_parts(torch.stack(means), n)
 
         return timesteps.density(noising, losses)
 
@@ -182,11 +186,14 @@ class Denoiser:
         given = self.prepare(_named(batch))
         images = self._images(given, type(model).__name__).to(device, dtype)
         n = len(images)
-        generator = torch.Generator().manual_seed(zlib.crc32(images.float().cpu().numpy().tobytes()) ^ seed)
+        start, whole = ranks.place_of(n)
+        generators = [_generator(image, start + i, seed) for i, image in enumerate(images)]
         noise, times, weights = given.get("noise"), given.get("timestep"), given.get("weights")
-        noise = draw(model, tuple(images.shape), generator) if noise is None else noise.to(device, dtype)
-        uniform = strata(n, generator)
-        conditions = self._conditions(given, n, generator, device, type(model).__name__)
+        uniform = own_strata(generators, start, whole)
+        if noise is None:
+            noise = torch.cat([draw(model, (1, *images.shape[1:]), g) for g in generators])
+        noise = noise.to(device, dtype)
+        conditions = self._conditions(given, n, torch.Generator().manual_seed(seed), device, type(model).__name__)
         samples = {"images": images, "noise": noise, "conditions": conditions}
         if times is None:
             times = noising.at(uniform if density is None else density(model, samples).drawn(uniform))
@@ -254,6 +261,15 @@ class Denoiser:
     def _check(self) -> None:
         if self.no_loss:
             raise InputsError(f"{self.no_loss}: pass data= and loss=")
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _generator(image: Tensor, place: int, seed: int) -> torch.Generator:
+    """Random numbers of a sample's own."""
+    return torch.Generator().manual_seed(zlib.crc32(image.float().cpu().numpy().tobytes(), place) ^ seed)
 
 
 def _fresh() -> int:

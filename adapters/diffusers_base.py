@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import copy
+import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from fxprune.adapters.autoencoding import Autoencoder
 from fxprune.adapters.denoising import ANYTIME, Denoiser
 from fxprune.adapters.encoding import Encoders
 from fxprune.adapters.noising import noising_of
+from fxprune.adapters.tensors import draw
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs, comes_from
 from fxprune.saving.stock import config_of
@@ -23,6 +26,15 @@ from fxprune.scoring.context import Loss
 from fxprune.scoring.timesteps import Timesteps, chosen
 
 PARTS = ("unet", "transformer")
+# input of a denoiser -> what kind of model gives it, and as which output
+SIDE_OUTPUTS = {
+    "down_block_additional_residuals": ("residuals", "down_block_res_samples"),
+    "mid_block_additional_residual": ("residuals", "mid_block_res_sample"),
+    "block_controlnet_hidden_states": ("samples", "controlnet_block_samples"),
+    "controlnet_block_samples": ("samples", "controlnet_block_samples"),
+    "controlnet_single_block_samples": ("samples", "controlnet_single_block_samples"),
+    "down_intrablock_additional_residuals": ("", ""),
+}
 TEXT = "encoder_hidden_states"
 
 
@@ -51,6 +63,36 @@ class DiffusersAdapter(Adapter):
     def example_inputs(self, model: nn.Module) -> ExampleInputs:
         """Keyword arguments for a batch of one, from `model.config`."""
         return self.task(model).example_inputs(model)
+
+    def feeds(self, model: nn.Module, side: nn.Module) -> dict[str, str]:
+        """The inputs of a denoiser that ControlNets and T2I-Adapters of diffusers are for."""
+        takes = inspect.signature(model.forward).parameters
+        given = SIDE_OUTPUTS if comes_from(side, "diffusers") else {}
+        said = set(inspect.signature(side.forward).parameters)
+        named = {"residuals": "controlnet_cond" in said, "samples": "controlnet_cond" in said, "": "x" in said}
+        return {name: field for name, (kind, field) in given.items() if name in takes and named[kind]}
+
+    def side_inputs(self, side: nn.Module, given: Mapping[str, Any]) -> ExampleInputs:
+        """Keyword arguments for a ControlNet or a T2I-Adapter: those of the denoiser, and a picture."""
+        takes, config = inspect.signature(side.forward).parameters, getattr(side, "config", {})
+        shared = {name: value for name, value in given.items() if name in takes and name != "return_dict"}
+        latents = next((v for n in ("sample", "hidden_states") if (v := given.get(n)) is not None), None)
+        if latents is None:
+            return super().side_inputs(side, given)
+        generator = torch.Generator().manual_seed(0)
+        if "controlnet_cond" in takes and "controlnet_cond" not in shared:
+            shape = latents.shape
+            embed = getattr(getattr(getattr(side, "pos_embed_input", None), "proj", None), "in_channels", shape[1])
+            shape = (shape[0], embed, *shape[2:]) if latents.dim() == 4 else shape
+            if latents.dim() == 4 and "conditioning_channels" in config:
+                times = 2 ** (len(config["conditioning_embedding_out_channels"]) - 1)
+                shape = (latents.shape[0], config["conditioning_channels"], *(times * s for s in latents.shape[2:]))
+            shared["controlnet_cond"] = draw(side, tuple(shape), generator)
+        if "x" in takes and "downscale_factor" in config:
+            times = config["downscale_factor"]
+            size = tuple(times * s for s in latents.shape[2:])
+            return {"x": draw(side, (latents.shape[0], config["in_channels"], *size), generator)}
+        return shared
 
     def constructor(self, model: nn.Module) -> Constructor | None:
         """`from_config`, with the model's own config; None for a class that is no ConfigMixin."""

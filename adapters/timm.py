@@ -1,17 +1,24 @@
-"""timm: the model's own image size and input channels."""
+"""timm: the model's own image size and input channels, the widths it tells, and the name it is made by."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.adapter import Adapter, Constructor
 from fxprune.adapters.tensors import draw
-from fxprune.errors import InputsError
-from fxprune.graph.modules import ExampleInputs, comes_from
+from fxprune.errors import InputsError, SaveError
+from fxprune.graph.blocks import inside
+from fxprune.graph.modules import ExampleInputs, comes_from, evaluating
+from fxprune.reporting.report import is_pruned, report
+from fxprune.rewriting.attributes import entry_of
+from fxprune.rewriting.skip import Skip
+from fxprune.saving.restore import integers
+from fxprune.saving.stock import empty_parameters
 from fxprune.stock.recall import called_with
 
 MOST_CHANNELS = 16  # a first convolution over more reads patches (space to depth), not the image's own channels
@@ -77,6 +84,127 @@ class TimmAdapter(Adapter):
             return {}
         told = [n for n in ("num_features", "head_hidden_size") if getattr(model, n, None) == weight.shape[1]]
         return dict.fromkeys(told, (f"{name}.weight", 1))
+
+    def described(self, before: nn.Module, after: nn.Module) -> Mapping[str, int]:
+        """`num_features`, `head_hidden_size` and `feature_info`, which timm's own code and feature pyramids read.
+
+        They are as the model gives them; `embed_dim` goes with `num_features` where the two were the same.
+        """
+        try:
+            image = self.example_inputs(before)[0]
+            old, new = _seen(before, image), _seen(after, image)
+        except Exception:  # noqa: BLE001 - a model that does not run on timm's own image tells as before, and is stale
+            return {}
+        told = {name: w for name in old if (w := _width(before, name, old[name], new.get(name, ()))) is not None}
+        if "num_features" in told and getattr(before, "embed_dim", None) == getattr(before, "num_features", None):
+            told["embed_dim"] = told["num_features"]
+        return told
+
+    def config(self, model: nn.Module) -> dict[str, Any] | None:
+        """The architecture's name and what `timm.create_model` was called with; None where these do not give it."""
+        import timm
+
+        cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+        name = ".".join(str(part) for part in (cfg.get("architecture"), cfg.get("tag")) if part)
+        given = dict(getattr(model, "_model_args", {}))
+        if hasattr(timm.models, "get_model_args"):
+            given |= timm.models.get_model_args(model)
+        elif isinstance(getattr(model, "num_classes", None), int):
+            given["num_classes"] = model.num_classes
+        try:
+            made = json.loads(json.dumps({"name": name, "arguments": given}))
+            return made if _alike(self.build(made), model) else None
+        except Exception:  # noqa: BLE001 - whatever was changed in it, the folder then asks for model=
+            return None
+
+    def build(self, config: dict[str, Any]) -> nn.Module:
+        """The architecture of that name, parameters on the meta device.
+
+        Raises:
+            SaveError: timm has none.
+        """
+        import timm
+
+        name = str(config.get("name"))
+        if not timm.is_model(name.partition(".")[0]):
+            raise SaveError(f"the installed timm {timm.__version__} has no model called {name!r:.60}; update it")
+        with empty_parameters():
+            made: nn.Module = timm.create_model(name, pretrained=False, **config.get("arguments", {}))
+        return made
+
+
+def _seen(model: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shapes of what a model's descriptions speak of, by their names, as an image goes through it."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    modules, rows = dict(model.named_modules()), getattr(model, "feature_info", None)
+    prefix, rows = (
+        ("feature_info", rows) if isinstance(rows, list) else ("feature_info.info", getattr(rows, "info", []))
+    )
+    handles = []
+    for i, row in enumerate(rows):
+        module, entry = modules.get(row.get("module", "")), f"{prefix}.{i}.num_chs"
+        if module is None or not isinstance(row.get("num_chs"), int):
+            continue
+
+        def note(value: Any, entry: str = entry) -> None:
+            value = value[0] if isinstance(value, (tuple, list)) and value else value
+            if isinstance(value, Tensor):
+                shapes[entry] = tuple(value.shape)
+
+        if row.get("hook_type") == "forward_pre":
+            handles.append(module.register_forward_pre_hook(lambda _, args, note=note: note(args)))
+        else:
+            handles.append(module.register_forward_hook(lambda _, args, out, note=note: note(out)))
+    try:
+        with evaluating(model), torch.no_grad():
+            if not hasattr(model, "forward_head"):
+                model(image)
+                return shapes
+            features = model.forward_features(image)  # type: ignore[operator]
+            hidden = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, value in (("num_features", features), ("head_hidden_size", hidden)):
+        value = value[0] if isinstance(value, (tuple, list)) else value
+        shapes[name] = tuple(value.shape)
+    return shapes
+
+
+def _width(model: nn.Module, name: str, old: tuple[int, ...], new: tuple[int, ...]) -> int | None:
+    """What an entry should be: the new size of the axis that had the size which it tells; None where it is unclear."""
+    try:
+        held, key = entry_of(model, name)
+    except LookupError:
+        return None
+    told = {n for o, n in zip(old[1:], new[1:], strict=False) if o == held[key]}
+    changed = told - {held[key]}  # sizes of the image do not change
+    return changed.pop() if len(changed) == 1 else held[key] if told and not changed else None
+
+
+def _alike(made: nn.Module, model: nn.Module) -> bool:
+    """Whether a model is one that was made so and pruned: the same modules with the same settings, no tensor larger."""
+    here, there = dict(model.named_modules()), dict(made.named_modules())
+    skipped = [p for p, m in here.items() if isinstance(m, Skip)]
+    there = {p: m for p, m in there.items() if not any(inside(p, s) and p != s for s in skipped)}
+    if list(here) != list(there):
+        return False
+    changed = {(c.path, c.name) for c in report(model).changes} if is_pruned(model) else set()
+    for path, module in here.items():
+        same = type(module) is type(there[path]) and _plain(module, path, changed) == _plain(there[path], path, changed)
+        if path not in skipped and not same:
+            return False
+    sizes = dict(made.state_dict(keep_vars=True))
+    return all(
+        name in sizes and t.dim() == sizes[name].dim() and all(map(int.__le__, t.shape, sizes[name].shape))
+        for name, t in model.state_dict(keep_vars=True).items()
+    )
+
+
+def _plain(module: nn.Module, path: str, changed: set[tuple[str, str]]) -> dict[str, Any]:
+    """A module's settings that pruning has not changed."""
+    held = {k: v for k, v in vars(module).items() if k != "training" and isinstance(v, (float, str, bool))}
+    return {k: v for k, v in {**integers(module), **held}.items() if (path, k) not in changed}
 
 
 def _answer(build: Callable[[dict[str, Any]], nn.Module], key: str, value: Any) -> str:

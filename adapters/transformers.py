@@ -91,9 +91,12 @@ class TransformersAdapter(Adapter):
         return Constructor(f"{cls.__name__}({type(given).__name__})", entries, build)
 
     def config(self, model: nn.Module) -> dict[str, Any]:
-        """The model's config and class name."""
+        """The model's config, class name, and settings of generation where it has some."""
         held: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))  # type: ignore[operator, union-attr]
-        return {"_class_name": type(model).__name__, "config": held}
+        made: dict[str, Any] = {"_class_name": type(model).__name__, "config": held}
+        if (generation := getattr(model, "generation_config", None)) is not None:
+            made["generation_config"] = json.loads(generation.to_json_string(use_diff=True))
+        return made
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """The stock model, parameters on the meta device.
@@ -112,6 +115,8 @@ class TransformersAdapter(Adapter):
         with init_empty_weights(include_buffers=False):
             model: nn.Module = cls(cls.config_class.from_dict(config["config"]))
         model.tie_weights()  # type: ignore[operator]  # each went to the meta device on its own
+        if isinstance(settings := config.get("generation_config"), dict):
+            model.generation_config = transformers.GenerationConfig.from_dict(settings)
         return model
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from fxprune.errors import CriterionError
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context
+from fxprune.scoring.elementwise import Elementwise
 
 
 @dataclass(frozen=True)
@@ -55,23 +52,17 @@ class DiffPruning:
         if not 0 <= self.threshold < 1:
             raise CriterionError(f"DiffPruning(threshold={self.threshold}): a share in [0, 1), such as 0.05")
 
-    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+    def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
         losses = [float(ctx.loss(part, k).detach()) for k, part in enumerate(self._parts(ctx, "losses"))]
         top = ranks.largest(max(losses), ctx.device)
         if top <= 0:
             raise CriterionError(f"{ctx.who}: no timestep has a loss above zero (the largest is {top}); use 'taylor'")
         counts = [loss / top > self.threshold for loss in losses]
-        number = itertools.count()
-
-        def gradient(part: Any) -> dict[str, Tensor]:
-            k = next(number)
-            return ctx.differentiate(ctx.loss(part, k)) if counts[k] else {}
-
-        g = ctx.mean_over(self._parts(ctx, "gradients"), gradient)
+        parts = enumerate(self._parts(ctx, "gradients"))
+        g = ctx.mean_gradients(ctx.loss(part, k) if counts[k] else None for k, part in parts)
         share = ranks.total(sum(counts), ctx.device) / ranks.total(len(counts), ctx.device)
-        with torch.no_grad():
-            return {name: (p * g[name] / share).abs_() for name, p in ctx.parameters.items()}
+        return ctx.beside(g, lambda p, mean: (p * mean / share).abs_())
 
     def _parts(self, ctx: Context, title: str) -> Iterable[Any]:
         return ctx.samples(title) if self.per_sample else ctx.track(title)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from fxprune.scoring.context import Context
+from fxprune.scoring.elementwise import Elementwise
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,6 @@ class Fisher:
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     reduction: ClassVar[str] = "sum"
 
-    @torch.no_grad()
-    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+    def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
-        squares = ctx.squared_gradients(self.per_sample)
-        return {name: p.square() * squares[name] / 2 for name, p in ctx.parameters.items()}
+        return ctx.beside(ctx.squared_gradients(self.per_sample), lambda p, square: p.square() * square / 2)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
+from fxprune.scoring.elementwise import Elementwise
 from fxprune.scoring.hessian import METHODS, Curvature, Method
 
 Form: TypeAlias = Literal["weighed", "literal"]
@@ -103,36 +104,36 @@ class GradFlow:
         if self.form == "literal" and self.horizon != HORIZON:
             raise CriterionError(f"GradFlow(form='literal', horizon={self.horizon}): that form has no horizon; drop it")
 
-    @torch.no_grad()
-    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+    def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
         if self.form == "weighed" and self.horizon == 0:
-            return _absolute(ctx, _not_zero(ctx, ctx.gradients()))
-        with torch.enable_grad():
-            found = ctx.curvature(self.method, self.eps)
+            return ctx.beside(_not_zero(ctx, ctx.gradients()), _absolute)
+        found = ctx.curvature(self.method, self.eps)
         _not_zero(ctx, found.gradient)
         ctx.note(str(found))
         if self.form == "literal":
-            return {name: p * found.product[name] for name, p in ctx.parameters.items()}
+            return ctx.beside(found.product, lambda p, h: p * h)
         return self._weighed(ctx, found)
 
-    def _weighed(self, ctx: Context, found: Curvature) -> dict[str, Tensor]:
+    def _weighed(self, ctx: Context, found: Curvature) -> dict[str, Elementwise]:
         if math.isinf(self.horizon):
-            return _absolute(ctx, found.product)
+            return ctx.beside(found.product, _absolute)
         if found.along < 0:
             ctx.note("the loss curves down along its gradient: T* is where its slope has doubled, not a minimum")
-        scores = _absolute(ctx, found.gradient)
-        for name, p in ctx.parameters.items():
-            scores[name].add_((p * found.product[name]).abs_(), alpha=self.horizon * found.step)
-        return scores
+        length = self.horizon * found.step
+
+        def weighed(p: Tensor, g: Tensor, h: Tensor) -> Tensor:
+            return _absolute(p, g).add_(_absolute(p, h), alpha=length)
+
+        return ctx.beside(found.gradient, weighed, found.product)
 
 
-def _absolute(ctx: Context, direction: dict[str, Tensor]) -> dict[str, Tensor]:
+def _absolute(p: Tensor, direction: Tensor) -> Tensor:
     """|θ d|."""
-    return {name: (p * direction[name]).abs_() for name, p in ctx.parameters.items()}
+    return (p * direction).abs_()
 
 
-def _not_zero(ctx: Context, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+def _not_zero(ctx: Context, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if not any(bool(g.any()) for g in gradient.values()):
         raise CriterionError(
             f"{ctx.who}: the gradient of the loss is zero for all parameters, which tells nothing about any channel; "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fxprune.scoring.context import Context
+from fxprune.scoring.elementwise import Elementwise
 from fxprune.scoring.saliency import Floats, channel_scores
 
 
@@ -39,7 +40,7 @@ class Lamp:
     @torch.no_grad()
     def __call__(self, ctx: Context) -> dict[str, Floats]:
         """Group name -> one score a channel."""
-        squares = {name: w.square() for name, w in ctx.tensors.items()}
+        squares = {name: Elementwise(w, torch.square) for name, w in ctx.tensors.items()}
         return {g: _quotients(v) for g, v in channel_scores(ctx.graph, ctx.who, squares, "sum").items()}
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from fxprune.scoring.context import Context
+from fxprune.scoring.elementwise import Elementwise
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,8 @@ class Snip:
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     reduction: ClassVar[str] = "sum"
 
-    @torch.no_grad()
-    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+    def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
-        gradients = ctx.gradients()
-        gates = {name: (p * gradients[name]).abs_() for name, p in ctx.parameters.items()}
-        total = sum(float(x.sum()) for x in gates.values())
-        return {name: x / total if total > 0 else x for name, x in gates.items()}
+        gates = ctx.beside(ctx.gradients(), lambda p, g: (p * g).abs_())
+        total = sum(float(x.fold(list(range(len(x.shape))))) for x in gates.values())
+        return {name: x.then(lambda gate: gate / total) if total > 0 else x for name, x in gates.items()}

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
+from fxprune.scoring.elementwise import Elementwise
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,10 @@ class Taylor:
         if self.signed and self.per_sample:
             raise CriterionError("Taylor(signed=True, per_sample=True): a square has no sign; choose one of them")
 
-    @torch.no_grad()
-    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+    def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
         if self.per_sample:
-            squares = ctx.squared_gradients()
-            return {name: p.square() * squares[name] for name, p in ctx.parameters.items()}
-        gradients = ctx.gradients()
-        products = {name: p * gradients[name] for name, p in ctx.parameters.items()}
-        return {name: x.neg_() if self.signed else x.abs_() for name, x in products.items()}
+            return ctx.beside(ctx.squared_gradients(), lambda p, square: p.square() * square)
+        if self.signed:
+            return ctx.beside(ctx.gradients(), lambda p, g: -p * g)
+        return ctx.beside(ctx.gradients(), lambda p, g: (p * g).abs_())

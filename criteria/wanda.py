@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from fxprune.scoring.context import Context
+from fxprune.scoring.elementwise import Elementwise
 from fxprune.scoring.moments import roots
 
 
@@ -46,6 +46,8 @@ class Wanda:
     partial: ClassVar[bool] = True
 
     @torch.no_grad()
-    def __call__(self, ctx: Context) -> dict[str, Tensor]:
+    def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every weight that multiplies something."""
-        return {name: ctx.tensors[name].abs() * root for name, root in roots(ctx.inputs(), ctx.tensors).items()}
+        found = roots(ctx.inputs(), ctx.tensors)
+        held = {name: (ctx.tensors[name], root) for name, root in found.items()}
+        return {n: Elementwise(w, lambda x, r: x.abs() * r, (root.expand(w.shape),)) for n, (w, root) in held.items()}

@@ -36,6 +36,7 @@ from .errors import (
 from .errors import (
     VerifyError as VerifyError,
 )
+from .folders import prune_folder as prune_folder
 from .graph.channels import ChannelGraph as ChannelGraph
 from .graph.groups import (
     Group as Group,
@@ -91,6 +92,7 @@ from .studies.comparison import Comparison as Comparison
 from .studies.sensitivity import sensitivity as sensitivity
 from .studies.sensitivity_table import Sensitivity as Sensitivity
 from .training.average import Average as Average
+from .training.carried import carry_over as carry_over
 from .training.carry_over import Carry as Carry
 from .training.distillation import Distillation as Distillation
 from .training.energy import Energy as Energy
@@ -143,12 +145,14 @@ __all__ = [
     "VerifyError",
     "apply",
     "calibration",
+    "carry_over",
     "compare",
     "coupling",
     "load",
     "load_pipeline",
     "plan",
     "prune",
+    "prune_folder",
     "report",
     "rewrite",
     "save",

@@ -95,6 +95,26 @@ class Adapter(abc.ABC):
         """Integers that only other code reads: attribute (dotted) -> the tensor and axis whose size it tells."""
         return {}
 
+    def described(self, before: nn.Module, after: nn.Module) -> Mapping[str, int]:
+        """Integers by which a pruned model describes itself to other code, as they should be: attribute -> value.
+
+        Dotted names lead into lists and dicts, too (`feature_info.0.num_chs`).  For what can only be seen where the
+        model runs; `widths` says what can be read off a tensor.
+        """
+        return {}
+
+    def feeds(self, model: nn.Module, side: nn.Module) -> Mapping[str, str]:
+        """Which inputs of a model take outputs of another (a ControlNet): input -> name of the output ("": all)."""
+        return {}
+
+    def side_inputs(self, side: nn.Module, given: Mapping[str, Any]) -> ExampleInputs:
+        """Inputs of such another model, made of the keyword arguments that the model takes itself.
+
+        Raises:
+            InputsError: where they cannot be known; says what to pass.
+        """
+        raise InputsError(f"fxprune does not know the inputs of {type(side).__name__}: pass inputs=")
+
     def constructor(self, model: nn.Module) -> Constructor | None:
         """How the library makes such a model, and what made this one; None where nothing is recorded."""
         return None

@@ -100,7 +100,7 @@ def _tried(tree: Path, mutant: Mutant, covering: Covering, options: argparse.Nam
     if not tests:
         return {**result, "verdict": UNSEEN}
     with holding(tree / mutant.path, text):
-        return {**result, "verdict": verdict(tree, tests, 60 + 10 * options.most, options.work / "log.txt")}
+        return {**result, "verdict": verdict(tree, tests, 30 + 3 * options.most, options.work / "log.txt")}
 
 
 def _table(results: list[Result]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import resource
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 MEMORY = 16 << 30  # bytes of address space that a mutant may take
+WAITS = 30  # on a busy machine a second of the processor's is many of the clock's
 KILLED, SURVIVED, ENDLESS = "killed", "survived", "endless"
 
 
@@ -59,29 +61,31 @@ def verdict(tree: Path, tests: list[str], seconds: float, log: Path) -> str:
     Args:
         tree: the copy of the checkout.
         tests: their ids.
-        seconds: after which they are stopped.
+        seconds: of the processor's, after which they are stopped; or of the clock's, if `WAITS` times as many pass.
         log: what they print.
     """
     child = os.fork()
     if not child:
-        _test(tree, tests, log)
-    ends = time.monotonic() + seconds
+        _test(tree, tests, seconds, log)
+    ends = time.monotonic() + WAITS * seconds
     while time.monotonic() < ends:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return SURVIVED if os.waitstatus_to_exitcode(status) == 0 else KILLED
+            code = os.waitstatus_to_exitcode(status)
+            return {0: SURVIVED, -signal.SIGXCPU: ENDLESS}.get(code, KILLED)
         time.sleep(0.05)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return ENDLESS
 
 
-def _test(tree: Path, tests: list[str], log: Path) -> None:
+def _test(tree: Path, tests: list[str], seconds: float, log: Path) -> None:
     """The forked process: never returns."""
     code = 1
     try:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
         with log.open("wb") as file:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)

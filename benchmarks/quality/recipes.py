@@ -3,17 +3,17 @@
     --tasks digits,ddpm,classifier   --ratio 0.6   --steps 200   --batch 32   --seeds 0   --recipes default,...
 
 Every row is one call `fxprune.prune(pipeline, ratio=..., data=..., training=...)`; "default" gives it the number of
-steps and nothing else.  All of a seed see the same batches, and so make the same cut (by the default criterion, on the
-first batches).  Told are the held-out loss (for the classifier: cross entropy and accuracy) and how much of the gap to
-the dense loss is left, over what a constant rate of 1e-4 and of 2e-4 leaves.  Rows are appended to `--out` (JSON
-lines); `subjects.py` says what the figures are measured on.
+steps and nothing else.  "Half a percent" and "peak" are the default with that rate; its teacher is compared with by the
+squared error, by the KL divergence, or not at all.  All of a seed see the same batches, and so make the same cut (by
+the default criterion, on the first batches).  Told are the held-out loss (for the classifier: cross entropy and
+accuracy) and how much of the gap to the dense loss is left, over what a constant rate of 1e-4 and of 2e-4 leaves.  Rows
+are appended to `--out` (JSON lines); `subjects.py` says what the figures are measured on.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,30 +27,25 @@ from torch import nn
 
 import fxprune
 from fxprune import Distillation, Training
-from fxprune.training.options import MakeOptimizer, relative_rate
+from fxprune.training.options import RELATIVE, relative_rate
 
 
-def times(k: float) -> MakeOptimizer:
-    """The default's optimizer at k times the rate that it finds."""
-
-    def made(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        every = list(parameters)
-        return torch.optim.AdamW(every, k * relative_rate(every))
-
-    return made
+def half(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW by half a percent of the weights' size, the default's rate before it looked at the batch."""
+    every = list(parameters)
+    return torch.optim.AdamW(every, relative_rate(every) * 0.005 / RELATIVE)
 
 
 CONSTANT: dict[str, Any] = {"warmup": 0, "anneal": False, "distill": None}
+PEAKS: dict[str, dict[str, Any]] = {
+    "half a percent": {"optimizer": half},
+    **{f"peak {rate}": {"learning_rate": float(rate)} for rate in ("2e-4", "5e-4", "1e-3")},
+}
+TEACHERS = {"": Distillation(kind="mse"), ", by KL": Distillation(kind="kl"), ", no teacher": None}
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "constant 1e-4": {**CONSTANT, "learning_rate": 1e-4},
-    "constant 2e-4": {**CONSTANT, "learning_rate": 2e-4},
-    "default, no teacher": {"distill": None},
-    "default at 2e-4": {"learning_rate": 2e-4},
-    "default at 2e-4, by KL": {"learning_rate": 2e-4, "distill": Distillation(kind="kl")},  # for logits
-    **{f"default times {k}": {"optimizer": times(k)} for k in (2, 4, 8)},
-    "default times 4, no teacher": {"optimizer": times(4), "distill": None},
-    "default times 4, by KL": {"optimizer": times(4), "distill": Distillation(kind="kl")},
+    **{f"constant {rate}": {**CONSTANT, "learning_rate": float(rate)} for rate in ("1e-4", "2e-4")},
+    **{f"{name}{how}": {**PEAKS[name], "distill": teacher} for name in PEAKS for how, teacher in TEACHERS.items()},
 }
 # Without a teacher; the first two are how sweep.py trained before there was a default.
 PLAIN: dict[str, dict[str, Any]] = {
@@ -105,11 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    for task in chosen.tasks:
-        for row in rows(chosen, task):
-            print(json.dumps(row), flush=True)
-            with chosen.out.open("a") as f:
-                f.write(json.dumps(row) + "\n")
+    tables.append((row for task in chosen.tasks for row in rows(chosen, task)), chosen.out)
     print(tables.recipes(tables.read(chosen.out)))
 
 

@@ -7,6 +7,7 @@ same network can be compared, and levels say nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def _drawn(task: str, net: Any, scheduler: DDPMScheduler, n: int, seed: int) -> 
 
 
 def classifier(epochs: int = 8, size: int = 64, device: str = "cpu") -> Subject:
-    """torchvision's ResNet-18 with the first layer for small images, trained on the digits for half a minute."""
+    """torchvision's ResNet-18 with the first layer for small images, trained on the digits on the CPU."""
     split = data.load("digits").to(device)
     net: Any = resnet18(num_classes=10)
     net.conv1, net.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
@@ -144,8 +145,10 @@ def classifier(epochs: int = 8, size: int = 64, device: str = "cpu") -> Subject:
         data.CACHE.mkdir(exist_ok=True)
         torch.manual_seed(0)
         net.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
-        _fit(net.to(device), split, epochs * (len(split.train) // size), size)
-        torch.save(net.state_dict(), held)
+        _fit(net, data.load("digits"), epochs * (len(split.train) // size), size)  # the same weights on any device
+        part = held.with_suffix(f".{os.getpid()}")  # several processes may train it at once
+        torch.save(net.state_dict(), part)
+        part.replace(held)
     net.load_state_dict(torch.load(held, map_location=device))
     net.to(device).eval()
 

@@ -1,17 +1,33 @@
-"""The tables of docs/quality.md that `untrained.py` and `recipes.py` print, from their rows."""
+"""The tables of docs/quality.md that are not of one task's methods: before training, recipes, schedules."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 Rows = list[dict[str, Any]]
+METHODS = {
+    "gradflow weighed per cost": "one cut",
+    "iterative gradflow weighed": "rounds",
+    "soft gradflow weighed": "soft",
+    "soft gradflow weighed, coarse": "soft, coarse",
+}
 
 
 def read(file: Path) -> Rows:
     """Rows of a file of JSON lines."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def append(rows: Iterable[dict[str, Any]], out: Path) -> None:
+    """Print rows and write them to a file of JSON lines, each as soon as it is there."""
+    for row in rows:
+        line = json.dumps(row)
+        print(line, flush=True)
+        with out.open("a", encoding="utf-8") as f:
+            f.write(line + "\n")
 
 
 def untrained(found: Rows) -> str:
@@ -29,18 +45,40 @@ def untrained(found: Rows) -> str:
 
 def recipes(found: Rows) -> str:
     """A line for every network and recipe: means over seeds, and how much of a constant rate's gap is left."""
-    lines = ["| network | recipe | held-out loss | of the gap of a constant 1e-4 | of 2e-4 |", "|---" * 5 + "|"]
+    lines = ["| network | recipe | seeds | held-out loss | of the gap of a constant 1e-4 | of 2e-4 |", "|---" * 6 + "|"]
     runs: dict[str, Rows] = {}
     for r in found:
         run = f"{r['task']}, {r['ratio']:.0%}, {r['steps']} steps of {r['batch']}"
+        run += f", {r['weights']} network" if r.get("weights") else ""
         runs.setdefault(run, []).append(r)
     for run, own in runs.items():
         of = {name: [r for r in own if r["recipe"] == name] for name in dict.fromkeys(r["recipe"] for r in own)}
         for name, same in of.items():
             shares = [_share(of, name, constant) for constant in ("constant 1e-4", "constant 2e-4")]
             means = {k: _mean(same, k) for k in ("loss", "accuracy") if k in same[0]}
-            lines.append(f"| {run} | {name} | {_figure(means)} | {' | '.join(shares)} |")
+            seeds = len({r["seed"] for r in same}) if name != "dense" else "–"
+            lines.append(f"| {run} | {name} | {seeds} | {_figure(means)} | {' | '.join(shares)} |")
     return "\n".join(lines)
+
+
+def schedules(found: Rows) -> str:
+    """A line for every network, share, steps and batch, a column for every schedule: mean ± half range (seeds)."""
+    runs = [r for r in found if r["method"] in METHODS]
+    names = [m for m in METHODS if any(r["method"] == m for r in runs)]
+    titles = " | ".join(METHODS[m] for m in names)
+    lines = [f"| network, share | steps | dense | {titles} |", "|---" * (len(names) + 3) + "|"]
+    for task, ratio, steps, batch in dict.fromkeys((r["task"], r["ratio"], r["steps"], r["batch"]) for r in runs):
+        own = [r for r in runs if (r["task"], r["ratio"], r["steps"], r["batch"]) == (task, ratio, steps, batch)]
+        dense = next(r["loss"] for r in found if (r["task"], r["method"]) == (task, "dense"))
+        cells = [_spread([r["loss"] for r in own if r["method"] == m]) for m in names]
+        lines.append(f"| {task}, {ratio:.0%} | {steps} of {batch} | {dense:.4f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "–"
+    return f"{sum(values) / len(values):.4f} ± {(max(values) - min(values)) / 2:.4f} ({len(values)})"
 
 
 def _mean(of: Rows, key: str) -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,11 +82,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    for task in chosen.tasks:
-        for row in rows(chosen, task):
-            print(json.dumps(row), flush=True)
-            with chosen.out.open("a") as f:
-                f.write(json.dumps(row) + "\n")
+    tables.append((row for task in chosen.tasks for row in rows(chosen, task)), chosen.out)
     print(tables.untrained(tables.read(chosen.out)))
 
 

@@ -12,6 +12,7 @@ from fxprune.adapter import find_adapter
 from fxprune.cli.console import out, print_plan, safe, told
 from fxprune.cli.folder import Folder, on_device, open_folder, saved_somewhere, writable
 from fxprune.errors import InputsError
+from fxprune.folders import prune_folder
 from fxprune.reporting.figures import check_picture
 from fxprune.reporting.report import report
 from fxprune.saving.folder import claim
@@ -50,7 +51,7 @@ def prune(
     ] = None,
     batch: Annotated[int, typer.Option(help="Images a step (and process).")] = 16,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of AdamW, at its highest; else half a percent of the weights' size.")
+        float | None, typer.Option(help="Of AdamW, at its highest; else a share of the weights' size.")
     ] = None,
     distill: Annotated[
         bool, typer.Option("--distill/--no-distill", help="Learn from the dense model's outputs, too.")
@@ -102,6 +103,9 @@ def prune(
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples that the model draws itself.")] = 8,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read weights from their files where they are used: for models too large.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the result is right.")] = True,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail rather than return a traced graph as forward.")
@@ -121,6 +125,17 @@ def prune(
         if picture is not None:
             check_picture(picture, "--picture")
         _refuse_untrained(steps, after, learning_rate, ema_decay, mixed_precision, checkpoints, picture)
+        cut: dict[str, Any] = {"of": of, "target": target, "ratios": _shares(group_ratio), "attention": attention}
+        cut |= {"ignore": tuple(ignore or ()), "round_to": int(round_to) if round_to.isdecimal() else round_to}
+        cut |= {"min_width": min_width, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
+        cut |= {"shape": shape, "nearest": nearest, "granularity": granularity, "normalize": normalize}
+        cut |= {"timesteps": timesteps, "samples": samples, "seed": seed, "verify": verify, "strict": strict}
+        cut |= {"progress": not quiet}
+        if stream:
+            _refuse_streamed({"--steps": steps, "--data": data, "--device": device != "cpu"})
+            prune_folder(directory, output, criterion, ratio, scheduler=scheduler, **cut)
+            out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
+            return
         model = on_device(open_folder(directory), device)
         options: dict[str, Any] = {"accelerate": {"cpu": True} if device == "cpu" else {}, "after": after}
         options |= {
@@ -136,33 +151,20 @@ def prune(
             model,
             criterion,
             ratio,
-            of=of,
-            target=target,
-            ratios=_shares(group_ratio),
             scheduler=scheduler,
             training=training,
             data=_images(model, data, batch, training),
-            attention=attention,
-            ignore=tuple(ignore or ()),
-            round_to=int(round_to) if round_to.isdecimal() else round_to,
-            min_width=min_width,
-            max_ratio=max_ratio,
-            exact_norms=exact_norms,
-            scope=scope,
-            shape=shape,
-            nearest=nearest,
-            granularity=granularity,
-            normalize=normalize,  # type: ignore[arg-type]  # score() checks it
-            timesteps=timesteps,
-            samples=samples,
-            seed=seed,
-            verify=verify,
-            strict=strict,
-            progress=not quiet,
+            **cut,
         )
         _print_pruned(small)
         saved_somewhere(small, output, stock=shape != "free")
         out.print(f"saved in {safe(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _refuse_streamed(given: dict[str, Any]) -> None:
+    """Options for which the model has to be in memory."""
+    if found := [name for name, value in given.items() if value]:
+        raise InputsError(f"{found[0]} needs the model in memory; leave out {found[0]}, or --stream")
 
 
 def _refuse_untrained(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from fxprune.graph.modes import Watch, differs, larger
 from fxprune.graph.modules import Inputs, lineage, tensor_names
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.provenance import Attr, Expr, Size, leaves
-from fxprune.graph.rules.op import Facts, Labels, Op, Rule, frozen_like, op_name, rule_for
+from fxprune.graph.rules.op import Facts, Labels, Op, Rule, frozen_like, op_name, rule_for, shape_of
 from fxprune.graph.scales import foldable, read_nodes
 from fxprune.graph.temperature import query_rows
 from fxprune.graph.trace import Traced, capture, capture_training, mode_of, work_of
@@ -26,16 +26,26 @@ LIGHT = 2e9  # multiplications up to which a forward costs less than a run on te
 
 
 def _label_tensors(
-    traced: Traced, space: LabelSpace, named: Mapping[str, torch.Tensor], tensors: dict[str, Labels]
+    traced: Traced,
+    space: LabelSpace,
+    named: Mapping[str, torch.Tensor],
+    tensors: dict[str, Labels],
+    free: dict[int, Labels | None],
 ) -> dict[fx.Node, Any]:
-    """Labels of the placeholders; those of tensors that `tensors` does not hold yet are added to it."""
+    """Labels of the placeholders; those of tensors that `tensors` does not hold yet are added to it.
+
+    Inputs are frozen, but for those whose places in the flattened inputs are in `free`, which then holds their labels.
+    """
     env: dict[fx.Node, Any] = {}
     for node in traced.graph.nodes:
         if node.op != "placeholder":
             continue
         name = traced.tensors.get(node.name)
         if name is None:
-            env[node] = frozen_like(node.meta.get("val"))
+            place = traced.inputs.index(node.name) if node.name in traced.inputs else -1
+            if place in free:
+                free[place] = free[place] or tuple(space.fresh(s) for s in shape_of(node))
+            env[node] = free.get(place) or frozen_like(node.meta.get("val"))
             continue
         if name not in tensors:
             tensors[name] = tuple(space.fresh(s) for s in named[name].shape)
@@ -73,8 +83,13 @@ def analyse(
     inputs: Inputs,
     prefer: tuple[str, ...] = ("heads", "head_dim"),
     returned: Outputs | None = None,
+    free: Iterable[int] = (),
 ) -> ChannelGraph:
-    """Capture a model, in train mode too where it differs, and find its channels (see `fxprune.trace`)."""
+    """Capture a model, in train mode too where it differs, and find its channels (see `fxprune.trace`).
+
+    Args:
+        free: places in the flattened inputs of tensors that are not held: another model makes them, and is cut as well.
+    """
     watch = Watch()
     with watch():
         traced = capture(model, inputs, returned)
@@ -84,8 +99,9 @@ def analyse(
     space, facts = LabelSpace(), Facts()
     env: dict[fx.Node, Any] = {}
     tensors: dict[str, Labels] = {}
+    inputs_labels: dict[int, Labels | None] = dict.fromkeys(free)
     for mode in modes:
-        env |= _label_tensors(mode, space, named, tensors)
+        env |= _label_tensors(mode, space, named, tensors, inputs_labels)
         facts.settled = mode.in_training
         _run_rules(mode, env, space, facts)
         _hold_outputs(mode, env, space)

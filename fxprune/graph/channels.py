@@ -352,6 +352,20 @@ class ChannelGraph:
             parts.append(f"frozen ({int(frozen.sum())} positions): {way}")
         return f"{head}: " + "; ".join(parts)
 
+    def tensor(self, name: str) -> str:
+        """The one tensor that a name of a tensor, module or group means.
+
+        Raises:
+            PlanError: none, or several.
+        """
+        found = self._tensors(name)
+        if len(found) > 1:
+            told = ", ".join(map(repr, found[:4]))
+            raise PlanError(
+                f"name={name!r} is a module of {len(found)} tensors; name one: {told}{', ...' * (len(found) > 4)}"
+            )
+        return found[0]
+
     def _tensors(self, name: str) -> list[str]:
         """The tensors that a name of a tensor, module or group means."""
         called, _, axis = name.rpartition(":")

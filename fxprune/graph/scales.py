@@ -66,6 +66,38 @@ def foldable(traced: Traced, parameters: Container[str], value: Any, reader: fx.
     return None
 
 
+def behind(traced: Traced, parameters: Container[str], scaled: fx.Node) -> list[Rows] | None:
+    """The weights of the layers that read what is made of `scaled`, where it reaches them all by its degree alone.
+
+    Multiplying these does what multiplying `scaled` would; None: something else depends on it, or not in that degree.
+    """
+    live = read_nodes(traced)
+    weights: set[fx.Node] = set()
+    todo, seen = [scaled], {scaled}
+    while todo:
+        node = todo.pop()
+        for user in (u for u in node.users if u in live and u not in seen):
+            if _name(user) in _LAYERS and user.args[0] is node and isinstance(user.args[1], fx.Node):
+                weights.add(user.args[1])
+            else:
+                seen.add(user)
+                todo.append(user)
+    names = [traced.tensors.get(w.name, "") for w in weights]
+    tied = list(traced.tensors.values())
+    if not names or any(n not in parameters or tied.count(n) > 1 for n in names):
+        return None
+    degree: dict[fx.Node, Any] = {}
+    try:
+        for node in traced.graph.nodes:
+            if node is scaled or node.op == "placeholder":
+                degree[node] = 1 if node is scaled else -1 if node in weights else 0
+            elif node in live:
+                degree[node] = _degree(node, degree)
+    except _Mixed:
+        return None
+    return [Rows(n, None) for n in names] if all(degree.get(o, 0) == 0 for o in traced.outputs) else None
+
+
 # ---- candidates -------------------------------------------------------------------------------------------------
 
 

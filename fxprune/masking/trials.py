@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools
 from fxprune.rewriting.slicing import FOLDED, kept_positions, temperature_folds
+from fxprune.scoring.storage import LARGE
 
 
 def _tensors(*models: nn.Module) -> list[Tensor]:
@@ -39,23 +43,85 @@ def _holding(values: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
             tensor.data = data
 
 
+class _AtUse(TorchFunctionMode):
+    """Within, functions that are given a parameter take another number in its place, made for that call alone.
+
+    A second set of weights as large as the first is never in memory.
+
+    Args:
+        models: whose floating parameters these are.
+        of: parameter, its number among them -> what takes its place.
+        dtype: what parameters say their type is; None: their own.
+    """
+
+    def __init__(
+        self, models: Iterable[nn.Module], of: Callable[[Tensor, int], Tensor], dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        every = itertools.chain.from_iterable(m.parameters() for m in models)
+        floating = {id(p): p for p in every if p.is_floating_point()}
+        self.number = {key: i for i, key in enumerate(floating)}
+        # A graph that is run reads the detached: known by their memory.
+        self.memory = {(p.data_ptr(), p.shape): i for i, p in enumerate(floating.values()) if p.numel()}
+        self.of, self.dtype = of, dtype
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _TYPE and self.dtype is not None and self._known(args[0]) is not None:
+            return self.dtype
+        if (getattr(func, "__name__", "") == "__get__" and func not in _VALUES) or func in _SAME:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = pytree.tree_map_only(Tensor, self._changed, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _known(self, t: Any) -> int | None:
+        if not isinstance(t, Tensor):
+            return None
+        found = self.number.get(id(t))
+        return self.memory.get((t.data_ptr(), t.shape)) if found is None and t.is_leaf else found
+
+    def _changed(self, t: Tensor) -> Tensor:
+        number = self._known(t)
+        return t if number is None else self.of(t.detach(), number)
+
+
+_TYPE = (Tensor.dtype.__get__,)  # type: ignore[attr-defined]
+_VALUES = tuple(getattr(Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH", "real"))
+# A graph that is run starts from detached parameters, whose memory is the same; the others read no numbers.
+_SAME = (Tensor.detach, Tensor.data_ptr, Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous)
+
+
+def _large(models: Iterable[nn.Module]) -> bool:
+    return sum(p.numel() * p.element_size() for m in models for p in m.parameters()) > LARGE
+
+
 @contextlib.contextmanager
 def in_float64(*models: nn.Module) -> Iterator[None]:
-    """Within, the models' tensors are float64."""
-    with _holding((t, t.data.double()) for t in _tensors(*models)):
+    """Within, the models' tensors are float64; of large models each while it is used."""
+    with contextlib.ExitStack() as stack:
+        held = _tensors(*models)
+        if _large(models):
+            stack.enter_context(_AtUse(models, lambda p, _: p.double(), torch.float64))
+            held = [t for t in held if not isinstance(t, nn.Parameter)]
+        stack.enter_context(_holding((t, t.data.double()) for t in held))
         yield
 
 
 @contextlib.contextmanager
 def rounded_anew(model: nn.Module) -> Iterator[None]:
     """Within, every weight is one unit in its last place up or down."""
-    generator = torch.Generator().manual_seed(0)
 
-    def moved(t: Tensor) -> Tensor:
+    def moved(t: Tensor, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(number)
         sign = torch.randint(0, 2, t.shape, generator=generator).to(device=t.device, dtype=t.dtype) * 2 - 1
-        return t.data * (1 + sign * torch.finfo(t.dtype).eps)
+        return t * (1 + sign * torch.finfo(t.dtype).eps)
 
-    with _holding((t, moved(t)) for t in _tensors(model)):
+    if _large([model]):
+        with _AtUse([model], moved):
+            yield
+        return
+    with _holding((t, moved(t.data, i)) for i, t in enumerate(_tensors(model))):
         yield
 
 
@@ -66,7 +132,7 @@ def zero_parameters(
     theirs = {} if small is None else dict(small.named_parameters())
     named = dict(model.named_parameters())
     folded = set() if keep is None else {n for fold in temperature_folds(graph, keep) for n in fold.names}
-    folded |= set() if small is None else small.__dict__.get(FOLDED, set())
+    folded |= set() if small is None else set(small.__dict__.get(FOLDED, ()))
     zero = (n for n in graph.tensors if n in named and n not in folded and not named[n].detach().any())
     return [n for n in zero if n not in theirs or not theirs[n].detach().any()]
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
-from fxprune.arguments import COUNT, INDICES, TEXT, Kind, number, require, takes
+from fxprune.arguments import COUNT, INDICES, MAPPING, MODULE, NOT_NEGATIVE, TEXT, Kind, number, require, takes
 from fxprune.errors import BudgetError, PlanError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.explain import meant
@@ -18,6 +19,7 @@ from fxprune.notebook import shown
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
 from fxprune.planning.costs.macs import uncounted
+from fxprune.planning.indices import Channels, named_channels, zero_channels
 from fxprune.planning.names import Names
 from fxprune.planning.norms import NormChange, norm_changes
 from fxprune.planning.plan_diff import PlanDiff
@@ -170,6 +172,57 @@ class Plan:
         """
         require("Plan.from_json", "text", text, TEXT, PlanError)
         return cls(**plan_fields(text))
+
+    @classmethod
+    @takes(graph=ChannelGraph, removed=MAPPING, error=PlanError)
+    def removing(
+        cls,
+        graph: ChannelGraph,
+        removed: Mapping[str, Iterable[int]],
+        *,
+        exact_norms: bool = False,
+        nearest: bool = False,
+    ) -> Plan:
+        """The plan that removes exactly these channels, and whatever is coupled to them.
+
+        Args:
+            graph: from `fxprune.trace`.
+            removed: name -> indices: of a tensor or a layer, the output channels as torch numbers them; of a group, its
+                channels (heads, where whole heads go).
+            exact_norms: refuse what a group norm can follow only with other groups.
+            nearest: where constraints do not let all of them go together, as many as they do, rather than an error.
+
+        Raises:
+            PlanError: a name or an index means nothing, or is held; or, but for `nearest`, a constraint forbids it.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> x = torch.ones(1, 8)
+        >>> plan = fxprune.Plan.removing(fxprune.trace(net, x), {"0": [1, 2, 31]})
+        >>> fxprune.apply(net, plan, example_inputs=x)[0].out_features
+        29
+        """
+        return _exactly(graph, named_channels(graph, removed), exact_norms, nearest, "by name")
+
+    @classmethod
+    @takes(graph=ChannelGraph, model=MODULE, tolerance=NOT_NEGATIVE, error=PlanError)
+    def zeros(
+        cls, graph: ChannelGraph, model: nn.Module, *, tolerance: float = 0.0, weights_only: bool = False
+    ) -> Plan:
+        """The plan that removes what is zero already, as group lasso or another tool's masks leave it.
+
+        A channel is zero where all parameters that make it are (weights, biases, norms), or all weights that read it.
+        Nothing is lost with it, but for a group or layer norm over it: the zeros no longer count in its statistics.
+
+        Args:
+            graph: of `model`, from `fxprune.trace`.
+            tolerance: the largest absolute value that counts as zero.
+            weights_only: leave biases and norms out of account: what these add to a channel is lost with it.
+
+        Raises:
+            PlanError: no channel is zero; or the graph is of another model.
+        """
+        return _exactly(graph, zero_channels(graph, model, tolerance, weights_only), False, True, "zeros")
 
     @classmethod
     def of_cut(cls, costs: Costs, cut: Cut, ratio: float, of: str, criterion: str) -> Plan:
@@ -363,6 +416,30 @@ def followed(graph: ChannelGraph, plan: Plan) -> ChannelGraph:
             f"fxprune.trace(model, inputs, attention={plan.traced[0]!r})"
         )
     return graph.revised(plan.traced[1:])
+
+
+# ---- exactly these -------------------------------------------------------------------------------------------------
+
+
+def _exactly(graph: ChannelGraph, asked: Channels, exact_norms: bool, nearest: bool, criterion: str) -> Plan:
+    """The plan that removes these channels of groups: with every norm as it is, else with norms regrouped."""
+    none = np.zeros(0, np.int64)
+    empty = Plan.of_cut(CostModel(graph), Cut(none, none, np.zeros(len(graph.groups)), 0.0), 0.0, "params", criterion)
+    norms = {norm.node: NormChange(norm.groups, norm.groups, exact=False) for norm in graph.facts.norm_groups}
+    votes = {g.name: tuple(int(c in asked.get(g.name, ())) for c in range(len(g))) for g in graph.groups}
+    tries = (empty, *([replace(empty, norms=norms)] if norms and not exact_norms else []))
+    made = [Draft((base,), votes).on(graph) for base in tries]
+    best = max(made, key=lambda plan: sum(map(len, plan.removed.values())))
+    best = replace(best, ratio=best.achieved)
+    if nearest or {g: c for g, c in best.removed.items() if c} == {g: c for g, c in asked.items() if c}:
+        return best
+    group = next(g for g, channels in asked.items() if best.removed.get(g, ()) != channels)
+    left = sorted(set(asked[group]) - set(best.removed.get(group, ())))
+    raise PlanError(
+        f"these channels cannot go together: of {group!r} {len(asked[group])} of {len(graph.group(group))} were "
+        f"named, and constraints (a channel that stays, groups of a norm or a convolution) keep {left[:6]}; name as "
+        "many in each group of these, or take what can go with nearest=True"
+    )
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from fxprune.planning.plan import Plan
 from fxprune.pruning.optimizers import warn_holders
 from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, reductions, report
-from fxprune.rewriting.attributes import set_attribute
+from fxprune.rewriting.attributes import Change, set_attribute, set_entry
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.rewriting.scales import scale_folds
 from fxprune.rewriting.unread import Stale, unread
@@ -278,6 +278,7 @@ def _brought_along(
     """The integers that no trace has read, brought along where they can only mean a width and the proof still holds."""
     follow, stale = unread(done.model, graph, plan.kept(graph), find_adapter(net).widths(net))
     changes = [c for attr, new in follow.items() for c in set_attribute(done.model, attr, new)]
+    told, stale = _described(net, done.model, stale)
     if changes and checks:
         try:
             holds = all(c.ok for c in _proofs(net, done.model, graph, plan))
@@ -287,8 +288,15 @@ def _brought_along(
             for attr in follow:
                 set_attribute(done.model, attr, attr.old)
             left = (Stale(a.path, str(a).removeprefix(f"{a.path}."), a.old, (new,)) for a, new in follow.items())
-            return done, checks, (*left, *stale)
-    return replace(done, changes=(*done.changes, *changes)), checks, tuple(stale)
+            changes, stale = [], [*left, *stale]
+    return replace(done, changes=(*done.changes, *changes, *told)), checks, tuple(stale)
+
+
+def _described(net: nn.Module, small: nn.Module, stale: list[Stale]) -> tuple[list[Change], list[Stale]]:
+    """What its family says that a model tells of itself, brought along; and what is stale all the same."""
+    told = find_adapter(net).described(net, small)
+    changes = [c for name, new in told.items() if (c := set_entry(small, name, new)) is not None]
+    return changes, [s for s in stale if s.path or s.dotted not in told]
 
 
 def _dense(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections import defaultdict
@@ -30,6 +31,7 @@ from fxprune.rewriting.unread import Stale
 from fxprune.verification import Check
 
 _KEY = "_fxprune_report"
+ADOPTS = "fxprune.saving.methods"  # a later package, found by name: what it does to every model with a report
 MOST = 6  # lines of one kind that a report prints
 
 
@@ -250,6 +252,7 @@ def reductions(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
 def attach(model: nn.Module, made: Report) -> None:
     """Keep a report beside the model, outside its state."""
     model.__dict__[_KEY] = made
+    importlib.import_module(ADOPTS).adopt(model)
 
 
 def is_pruned(model: nn.Module) -> bool:

@@ -32,6 +32,35 @@ def set_attribute(model: nn.Module, attr: Attr, new: int) -> list[Change]:
     return [Change(attr.path, ("config." if attr.config else "") + attr.name, old, value)]
 
 
+def set_entry(model: nn.Module, name: str, new: int) -> Change | None:
+    """Set an integer that is an attribute, or in lists and dicts of one; None where it is that already.
+
+    Raises:
+        LookupError: there is no such integer.
+    """
+    owner, key = entry_of(model, name)
+    old = owner[key]
+    owner[key] = new
+    return None if old == new else Change("", name, old, new)
+
+
+def entry_of(owner: Any, name: str) -> tuple[Any, Any]:
+    """The dict or list that holds what a dotted name leads to, and its key there: no property is run.
+
+    Raises:
+        LookupError: nothing is called so, or it is no integer.
+    """
+    parts: list[Any] = [int(p) if p.isdecimal() else p for p in name.split(".")]
+    for depth, part in enumerate(parts):
+        held = owner if isinstance(owner, (list, dict)) else getattr(owner, "__dict__", {})
+        if isinstance(held, list) != isinstance(part, int) or (not isinstance(held, list) and part not in held):
+            raise LookupError(name)
+        owner = held[part]
+        if depth == len(parts) - 1 and type(owner) is int:
+            return held, part
+    raise LookupError(name)
+
+
 def sync_layers(model: nn.Module) -> list[Change]:
     """Sizes that torch.nn layers only tell (`in_features`, ...) follow their tensors."""
     changes = []

@@ -29,7 +29,7 @@ from fxprune.rewriting.attributes import Change, set_attribute, sync_layers
 from fxprune.rewriting.blocks import take_out
 from fxprune.rewriting.graph_forward import use_graph
 from fxprune.rewriting.skip import Skip, put
-from fxprune.rewriting.slicing import cut_tensors, temperature_folds
+from fxprune.rewriting.slicing import FOLDED, cut_tensors, temperature_folds
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
     except Unsolved as e:
         raise UnsolvedError(f"the forward of {type(model).__name__} cannot follow the plan: {e}", e.equation) from e
     small = deep_copy(model, cut_tensors(model, graph, keep))
+    small.__dict__.pop(FOLDED, None)  # of an earlier plan: the given model's weights hold these
     for fold in temperature_folds(graph, keep):
         fold.apply(small)
     changes = [c for attr, new in attributes.items() for c in set_attribute(small, attr, new)]

@@ -18,7 +18,7 @@ from fxprune.errors import FxPruneError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools
 from fxprune.graph.rules.op import is_tensor, op_name
-from fxprune.graph.scales import foldable, read_nodes
+from fxprune.graph.scales import behind, foldable, read_nodes
 from fxprune.graph.trace import Traced, capture
 from fxprune.rewriting.slicing import Fold, fold_of
 
@@ -50,6 +50,8 @@ def _folds(graph: ChannelGraph, after: Traced, keep: Bools) -> Iterator[Fold]:
         places = [n for n in _scaled(a) if factor > 0]
         found = (foldable(before, graph.parameters, n, a) for n in places)
         rows = next((f for f in found if f is not None), None)
+        if rows is None and factor > 0 and op_name(a.target) in _TIMES:
+            rows = behind(before, graph.parameters, a)
         if rows is None:
             raise _Lost(f"no weights make what {a.name} scales")
         for r in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from fxprune.graph.labels import Bools, Ints
 from fxprune.graph.scales import foldable
 from fxprune.graph.temperature import query_rows
 from fxprune.scoring.elementwise import BLOCK
+from fxprune.scoring.mapped import scratch
 
 
 def kept_positions(graph: ChannelGraph, name: str, keep: Bools) -> list[torch.Tensor | None]:
@@ -25,11 +27,14 @@ def kept_positions(graph: ChannelGraph, name: str, keep: Bools) -> list[torch.Te
 
 
 def cut_tensors(model: nn.Module, graph: ChannelGraph, keep: Bools) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every parameter and buffer that loses positions, with what replaces it (a copy of the model takes these)."""
+    """Every parameter and buffer that loses positions, with what replaces it (a copy of the model takes these).
+
+    Where what is cut goes to a file (`fxprune.scoring.mapped`), all of them go there.
+    """
     out = []
     for name in graph.tensors:
         positions = kept_positions(graph, name, keep)
-        if any(p is not None for p in positions):
+        if any(p is not None for p in positions) or scratch() is not None:
             old = _get(model, name)
             out.append((old, _cut(old, positions)))
     return out
@@ -52,6 +57,8 @@ def _cut(tensor: torch.Tensor, positions: list[torch.Tensor | None]) -> torch.Te
             data = data.index_select(d, p)
     if tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_last(tensor)):
         data = data.contiguous(memory_format=_last(tensor))
+    if (place := scratch()) is not None:
+        data = place.moved(data)
     if not isinstance(tensor, nn.Parameter):
         return data
     return nn.Parameter(data, requires_grad=tensor.requires_grad)
@@ -82,9 +89,10 @@ class Fold:
     factor: float
 
     def apply(self, model: nn.Module) -> None:
-        """Multiply; the model remembers which parameters hold a factor (a proof puts numbers in place of zeros)."""
-        model.__dict__.setdefault(FOLDED, set()).update(self.names)
+        """Multiply; the model remembers which rows of which parameters hold a factor (a proof puts numbers in place of
+        zeros, and what is carried over to the model takes the factor, too)."""
         for name in self.names:
+            model.__dict__.setdefault(FOLDED, {}).setdefault(name, []).append((self.rows, self.factor))
             with torch.no_grad():
                 tensor = _get(model, name)
                 if tensor.is_meta:
@@ -93,6 +101,23 @@ class Fold:
                     tensor[self.rows.to(tensor.device)] *= self.factor
                 else:
                     tensor *= self.factor
+
+
+def folded(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose first axis is that of a parameter of a pruned model, with the factors that this one holds."""
+    for rows, factor in model.__dict__.get(FOLDED, {}).get(name, ()):
+        scale = torch.ones(tensor.shape[0], dtype=tensor.dtype, device=tensor.device)
+        scale[rows.to(tensor.device)] *= factor
+        tensor = tensor * scale.view(-1, *[1] * (tensor.dim() - 1))
+    return tensor
+
+
+def cut(tensor: torch.Tensor, positions: Mapping[int, torch.Tensor | None]) -> torch.Tensor:
+    """A tensor with the positions that stay on some of its axes (None: all)."""
+    for d, stay in positions.items():
+        if stay is not None:
+            tensor = tensor.index_select(d, stay.to(tensor.device))
+    return tensor
 
 
 def fold_of(graph: ChannelGraph, keep: Bools, names: tuple[str, ...], rows: Ints | None, factor: float) -> Fold:

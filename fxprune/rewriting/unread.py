@@ -8,6 +8,7 @@ for the user to look at.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,11 @@ class Stale:
     name: str
     value: int
     now: tuple[int, ...]
+
+    @property
+    def dotted(self) -> str:
+        """Its name with dots for lists and dicts, too."""
+        return re.sub(r"\['?(\w+)'?\]", r".\1", self.name)
 
     def __str__(self) -> str:
         where = f"{self.path}.{self.name}".removeprefix(".")
@@ -160,7 +166,7 @@ def _of_dicts(model: nn.Module, sizes: _Sizes) -> Iterator[Stale]:
         for name, value in vars(module).items():
             rows = value if isinstance(value, list) else getattr(value, "info", None)
             if isinstance(rows, list) and rows and all(isinstance(r, Mapping) for r in rows):
-                held += [(f"{name}[{i}]", row) for i, row in enumerate(rows)]
+                held += [(f"{name}{'' if rows is value else '.info'}[{i}]", row) for i, row in enumerate(rows)]
         for name, table in held:
             for key, value in table.items():
                 for n in dict.fromkeys(value if isinstance(value, (list, tuple)) else [value]):

@@ -1,7 +1,8 @@
 """The model card: a README.md that says where a pruned model comes from, what went, and what was measured.
 
-It starts with the YAML header that model hubs read.  Licence and name of the base model are carried over from the card
-in the folder that it was read from.  Its last line holds a checksum, by which `save` tells its own card from one that
+It starts with the YAML header that model hubs read.  `library_name` is fxprune, as no other library reads the folder;
+the model's own is a tag.  Licence, base models, tags and the like are carried over from the card of what was pruned, in
+the folder that it was read from.  Its last line holds a checksum, by which `save` tells its own card from one that
 somebody has edited and would lose.
 """
 
@@ -18,8 +19,10 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.report import Report
 
 CARD = "README.md"
-CARRIED = ("base_model", "license", "license_name", "license_link")
-_ENTRY = re.compile(r"^(\w+):[ \t]*(\S.*?)[ \t]*$", re.M)
+CARRIED = ("base_model", "license", "license_name", "license_link", "language", "pipeline_tag", "datasets", "tags")
+LIBRARY = "fxprune"
+TAGS = (LIBRARY, "structural-pruning")
+MOST, LONGEST = 100, 200  # entries of a list and characters of an entry that are carried over
 _HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MARK = re.compile(r"\n<!-- written by fxprune, ([0-9a-f]{16}) -->\n\Z")
 
@@ -31,6 +34,7 @@ def card(
     versions: Mapping[str, str],
     metrics: Mapping[str, Any] | None,
     source: Any = None,
+    use: str = "",
 ) -> str:
     """The text of a card.
 
@@ -39,8 +43,11 @@ def card(
         library: the package that it is of.
         reports: of its pruned parts, by name; "" for a model itself.
         source: the folder or hub name that the unpruned model was read from, where known.
+        use: what to type to load it: see `snippet`.
     """
-    head = {"library_name": library, "tags": ["fxprune", "structural-pruning"], **_carried(source)}
+    head: dict[str, Any] = {"library_name": LIBRARY, **_carried(source)}
+    own = (*TAGS, *([library] if library in versions and library != LIBRARY else ()))
+    head["tags"] = list(dict.fromkeys((*own, *_listed(head.get("tags")))))
     lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in head.items()), "---", "", f"# {kind}, saved by fxprune", ""]
     for name, made in reports.items():
         lines += [f"## {name}", ""] if name else []
@@ -51,19 +58,28 @@ def card(
         lines += [f"- {check}" for check in made.checks] + [""] * bool(made.checks)
     if metrics:
         lines += ["## Measured", "", *_table(("", "value"), [(k, _text(v)) for k, v in metrics.items()])]
-    load = "load_pipeline" if any(reports) else "load"
     wrote = ", ".join(f"{k} {v}" for k, v in versions.items())
-    lines += [
-        "## Use",
-        "",
-        "```python",
-        "import fxprune",
-        "",
-        f'model = fxprune.{load}("path/to/this/folder")',
-        "```",
-        "",
-    ]
+    lines += ["## Use", "", "```python", "import fxprune", "", use or snippet(kind), "```", ""]
     return _signed("\n".join([*lines, f"Written with {wrote}.", ""]))
+
+
+def snippet(
+    kind: str, pipeline: bool = False, needs: bool = False, place: str | None = None, variant: str | None = None
+) -> str:
+    """The line that loads a folder.
+
+    Args:
+        needs: an unpruned module of the class must be passed.
+        place: its name on the hub.
+
+    >>> snippet("Net", needs=True)
+    'model = fxprune.load("path/to/this/folder", model=Net(...))  # an unpruned Net'
+    """
+    where = json.dumps(place or "path/to/this/folder")
+    options = (f", model={kind}(...)" if needs else "") + (f', variant="{variant}"' if variant else "")
+    told = f"  # an unpruned {kind}" if needs else ""
+    name, load = ("pipeline", "load_pipeline") if pipeline else ("model", "load")
+    return f"{name} = fxprune.{load}({where}{options}){told}"
 
 
 def is_own(path: Path) -> bool:
@@ -91,10 +107,13 @@ def _text(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _carried(source: Any) -> dict[str, str]:
+def _carried(source: Any) -> dict[str, Any]:
     """What the base model's own card says of it; a name on the hub stands for itself, a path never appears."""
-    named = isinstance(source, str) and _HUB.fullmatch(source) and not Path(source).exists()
-    return ({"base_model": source} if named else {}) | _entries(_card_of(source))
+    found = _entries(_card_of(source))
+    if isinstance(source, str) and _HUB.fullmatch(source) and not Path(source).exists():
+        bases = list(dict.fromkeys((source, *_listed(found.get("base_model")))))
+        found["base_model"] = bases if len(bases) > 1 else source
+    return found
 
 
 def _card_of(source: Any) -> Path | None:
@@ -118,15 +137,29 @@ def _cached(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _entries(path: Path | None) -> dict[str, str]:
-    """Plain entries of a card's YAML header."""
+def _entries(path: Path | None) -> dict[str, Any]:
+    """Entries of a card's YAML header that are text or lists of text, as huggingface_hub reads them."""
     try:
         text = path.read_text(encoding="utf-8") if path else ""
-    except (OSError, ValueError):
+        if not text.startswith("---\n"):
+            return {}
+        from huggingface_hub import ModelCard
+
+        found = ModelCard(text, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
+    except Exception:  # noqa: BLE001 - a stranger's card may hold any YAML, and is no reason not to save
         return {}
-    head = re.match(r"---\n(.*?)\n---(\n|\Z)", text, re.S)
-    found = dict(_ENTRY.findall(head[1])) if head else {}
-    return {k: found[k].strip("\"'")[:200] for k in CARRIED if k in found and found[k][0] not in "[{|>&*!"}
+    return {k: _plain(found[k]) for k in CARRIED if _plain(found.get(k))}
+
+
+def _plain(value: Any) -> Any:
+    """Text, or a list of text, of a bounded size; None for anything else."""
+    if isinstance(value, list):
+        return [v[:LONGEST] for v in value[:MOST] if isinstance(v, str)]
+    return value[:LONGEST] if isinstance(value, str) else None
+
+
+def _listed(value: Any) -> list[str]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _digest(text: str) -> str:

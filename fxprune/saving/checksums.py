@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fxprune.saving.files import read_object
 
 HEADER = "fxprune.json"
 ENTRY = "checksums"
+_HEADER = re.compile(r"fxprune\.\w+\.json", re.ASCII)  # of a variant
 CHUNK = 2**20
 
 
@@ -51,7 +53,7 @@ def require(directory: Path, expected: Mapping[str, str]) -> None:
 
 
 def _of_file(path: Path) -> str:
-    if path.name == HEADER:
+    if path.name == HEADER or _HEADER.fullmatch(path.name):
         return of_header(read_object(path))
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fxprune.errors import SaveError
 from fxprune.saving.header import Saved
@@ -23,13 +22,14 @@ def pruned_model() -> Any:
         """Stands in an index for any pruned model of diffusers."""
 
         @classmethod
-        def from_pretrained(cls, folder: str, *, torch_dtype: Any = None, dtype: Any = None, **_: Any) -> Any:
+        def from_pretrained(
+            cls, folder: str, *, torch_dtype: Any = None, dtype: Any = None, variant: str | None = None, **_: Any
+        ) -> Any:
             """The model that `fxprune.save` wrote; offloading and other options of diffusers do not apply to it."""
 
-            if not isinstance(read(Path(folder)), Saved):
+            if not isinstance(read(Path(folder), variant), Saved):
                 raise SaveError(f"{folder} holds a pipeline where a model should be")
-            net = load(folder)
             wanted = torch_dtype or dtype
-            return nn.Module.to(net, wanted) if isinstance(wanted, torch.dtype) else net
+            return load(folder, torch_dtype=wanted if isinstance(wanted, torch.dtype) else None, variant=variant)
 
     return PrunedModel

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from fxprune.errors import SaveError
 
+_VARIANT = re.compile(r"[A-Za-z0-9]\w*", re.ASCII)
 MOST_TEXT = 256 * 2**20  # bytes of one JSON file; the largest models need a hundredth of it
 MOST_FILES = 100_000
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
@@ -68,6 +70,31 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
+def named(file: str, variant: str | None) -> str:
+    """The name that a file has for a variant of a model, as other libraries build it.
+
+    >>> named("model.safetensors", "fp16")
+    'model.fp16.safetensors'
+
+    Raises:
+        SaveError: the variant's name cannot be part of one.
+    """
+    if variant is None:
+        return file
+    if not _VARIANT.fullmatch(variant):
+        raise SaveError(f'variant={variant!r:.60} must be letters, digits and underscores, such as "fp16"')
+    stem, _, kind = file.rpartition(".")
+    return f"{stem}.{variant}.{kind}"
+
+
+def variants(directory: Path, file: str) -> list[str | None]:
+    """The variants of which a folder holds such a file; None is the one without a name, and comes first."""
+    stem, _, kind = file.rpartition(".")
+    ends = [(p.name.removeprefix(f"{stem}."), p) for p in directory.glob(f"{stem}.*{kind}")]
+    names = sorted(end.removesuffix(f".{kind}") for end, _ in ends if end != kind)
+    return [*([None] if (directory / file).exists() else []), *(n for n in names if _VARIANT.fullmatch(n))]
+
+
 def flush(directory: Path) -> None:
     """Have the system put a folder with all that it holds on the disk."""
     for entry in _entries(directory):
@@ -102,8 +129,8 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
 def _home(directory: Path) -> Path:
     """Where links may lead: the folder; or, in a hub's cache, that of the model, whose files lie beside."""
     real = directory.resolve()
-    cached = real.parent.name == "snapshots" and (real.parent.parent / "blobs").is_dir()
-    return real.parent.parent if cached else real
+    caches = (p.parent for p in real.parents if p.name == "snapshots" and (p.parent / "blobs").is_dir())
+    return next(caches, real)
 
 
 def _require_inside(path: Path, inside: Path) -> None:

@@ -157,8 +157,8 @@ def is_identifier(name: str) -> bool:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def to_json(saved: Header) -> str:
-    """The text of `fxprune.json`.
+def to_json(saved: Header, name: str = HEADER) -> str:
+    """The text of `fxprune.json`, or of what a variant calls it.
 
     Raises:
         SaveError: where config or metrics hold what JSON cannot.
@@ -172,7 +172,7 @@ def to_json(saved: Header) -> str:
                 f"the {key} of this {saved.name} cannot be written as JSON ({e}); use strings, booleans, finite "
                 "numbers, lists and dicts of these"
             ) from e
-    data[checksums.ENTRY] = {**saved.checksums, HEADER: checksums.of_header(json.loads(json.dumps(data)))}
+    data[checksums.ENTRY] = {**saved.checksums, name: checksums.of_header(json.loads(json.dumps(data)))}
     return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 

@@ -19,7 +19,7 @@ from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import from_data
 from fxprune.rewriting.unread import Stale
 from fxprune.saving import checksums
-from fxprune.saving.files import read_bytes
+from fxprune.saving.files import named, read_bytes, variants
 from fxprune.saving.header import (
     DTYPES,
     FORMAT,
@@ -41,17 +41,19 @@ class _Bad(ValueError):
     """A field is not what it must be; restated by `read` with the file's name."""
 
 
-def read(directory: Path) -> Header:
+def read(directory: Path, variant: str | None = None) -> Header:
     """What the `fxprune.json` of a folder says.  Builds nothing, runs nothing.
 
     Raises:
         SaveError: where there is none, or it is damaged, or of a newer format.
     """
-    path = directory / HEADER
+    path = directory / named(HEADER, variant)
     if not directory.is_dir():
         raise SaveError(f"there is no folder {directory}")
     if not os.path.lexists(path):
-        raise SaveError(f"{directory} is not a folder that fxprune.save() wrote: it has no {HEADER}")
+        there = [f"variant={v!r}" for v in variants(directory, HEADER)]
+        other = f"; load it with {' or '.join(there[:4])}" if there else ""
+        raise SaveError(f"{directory} is not a folder that fxprune.save() wrote: it has no {path.name}{other}")
     try:
         return _header(json.loads(read_bytes(path).decode("utf-8")))
     except (_Bad, PlanError) as e:
@@ -210,7 +212,10 @@ def _tensor(value: Any, where: str) -> TensorInfo:
 def _change(value: Any, where: str) -> Change:
     """An integer attribute, or a row of integers: nothing else may be set on a module."""
     name = _get(value, "name", str)
-    if not is_identifier(name.removeprefix("config.")) or name == "training":
+    parts = name.removeprefix("config.").split(".")
+    row = len(parts) > 1 and any(p.isdecimal() for p in parts)  # of a list of dicts, such as timm's feature_info
+    known = all(p.isdecimal() or is_identifier(p) for p in parts) if row else len(parts) == 1
+    if not (known and is_identifier(parts[0])) or name == "training":
         raise _Bad(f"{where} changes {name!r:.60}, which is no attribute that pruning changes")
 
     def integers(key: str) -> int | tuple[int, ...]:

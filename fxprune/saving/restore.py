@@ -12,7 +12,7 @@ from torch import nn
 from fxprune.errors import SaveError
 from fxprune.graph.blocks import inside
 from fxprune.planning.plan import Plan
-from fxprune.rewriting.attributes import Change
+from fxprune.rewriting.attributes import Change, entry_of
 from fxprune.rewriting.skip import Skip, plain_attributes
 from fxprune.saving import weights
 from fxprune.saving.header import DTYPES, HEADER, Saved, SkipInfo, TensorInfo
@@ -124,6 +124,9 @@ def _plan_fits(plan: Plan, saved: Saved, before: Mapping[str, tuple[int, ...]]) 
 
 def _apply(modules: Mapping[str, nn.Module], change: Change) -> None:
     """Set an integer that the stock module has, at its saved old value, to its new one."""
+    if not change.name.startswith("config.") and "." in change.name:
+        _apply_entry(modules, change)
+        return
     owner: Any = modules.get(change.path)
     name = change.name.removeprefix("config.")
     if owner is not None and name != change.name:
@@ -141,21 +144,36 @@ def _apply(modules: Mapping[str, nn.Module], change: Change) -> None:
     setattr(owner, name, type(have)(change.after) if _rows(have, change.after) else change.after)
 
 
+def _apply_entry(modules: Mapping[str, nn.Module], change: Change) -> None:
+    """The same in a list or dict that the module holds."""
+    where = f"{change.path}.{change.name}".removeprefix(".")
+    try:
+        held, key = entry_of(modules[change.path], change.name)
+    except LookupError as e:
+        raise SaveError(f"the stock module has no integer {where!r:.80}") from e
+    if held[key] != change.before or type(change.after) is not int:
+        raise SaveError(
+            f"the stock module has {where} = {held[key]}, the saved one had {change.before!r:.60} before it was "
+            "pruned: pass the unpruned module that it was made from"
+        )
+    held[key] = change.after
+
+
 def _rows(*values: Any) -> bool:
     return all(isinstance(v, (tuple, list)) for v in values)
 
 
-def fill(net: nn.Module, saved: Saved, folder: Path) -> None:
+def fill(net: nn.Module, saved: Saved, folder: Path, variant: str | None = None) -> None:
     """Give a module its saved tensors; names that shared one share it again."""
-    held = _read_tensors(saved, folder)
+    held = _read_tensors(saved, folder, variant)
     modules = dict(net.named_modules(remove_duplicate=False))
     for name, first in {**{n: n for n in saved.tensors}, **saved.tied}.items():
         owner, _, leaf = name.rpartition(".")
         setattr(modules[owner], leaf, held[first])
 
 
-def _read_tensors(saved: Saved, folder: Path) -> dict[str, torch.Tensor]:
-    read = weights.read(folder, set(saved.tensors))
+def _read_tensors(saved: Saved, folder: Path, variant: str | None) -> dict[str, torch.Tensor]:
+    read = weights.read(folder, set(saved.tensors), variant)
     held = {name: _made(data, name, saved.tensors[name], path) for name, data, path in read}
     return {name: held[name] for name in saved.tensors}
 

@@ -24,11 +24,11 @@ from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
 from fxprune.graph.copies import deep_copy
 from fxprune.reporting.report import attach
-from fxprune.saving import checksums, stock, weights
-from fxprune.saving.card import CARD, card
+from fxprune.saving import checksums, hub, stock, weights
+from fxprune.saving.card import CARD, card, snippet
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
-from fxprune.saving.files import require_data
-from fxprune.saving.folder import replacing, standing
+from fxprune.saving.files import named, require_data
+from fxprune.saving.folder import carry_variants, replacing, standing
 from fxprune.saving.header import HEADER, Header, Saved, SavedPipeline, class_name, to_json
 from fxprune.saving.header_reading import read
 from fxprune.saving.restore import all_tensors, fill, fit, same_integers
@@ -43,7 +43,12 @@ STOCK = Kind("an unpruned module, or a callable that makes one", callable, SaveE
 
 @takes(model=MODEL.raising(SaveError))
 def save(
-    model: Any, directory: PathLike, *, metrics: Mapping[str, Any] | None = None, max_shard_size: int | str = SHARD
+    model: Any,
+    directory: PathLike,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    max_shard_size: int | str = SHARD,
+    variant: str | None = None,
 ) -> Path:
     """Write a model, pruned or not, or a diffusers pipeline with a pruned component, into a folder of its own.
 
@@ -54,6 +59,8 @@ def save(
         directory: a new or empty folder, or one that `save` wrote.
         metrics: what you measured, kept with the model: strings, finite numbers, lists and dicts of them.
         max_shard_size: bytes, or text such as "5GB": larger weights are split over several files.
+        variant: a name for these weights, such as "fp16" or "ema", for a model that is saved in a folder beside others:
+            those of other names stay. `load` takes the same.
 
     Returns:
         The folder.
@@ -72,19 +79,42 @@ def save(
     """
     if not isinstance(model, nn.Module) and not stock.is_pipeline(model):
         raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline as model")
+    if variant is not None and not isinstance(model, nn.Module):
+        raise SaveError(f"a pipeline has no variant={variant!r}: save its pruned component, or name another folder")
     limit = weights.size_of(max_shard_size)
     with replacing(directory) as folder:
-        if isinstance(model, nn.Module):
-            saved: Header = _write_model(model, folder, metrics, limit)
-            pruned = {"": model}
-        else:
-            pruned = {name: m for name, m in stock.modules_of(model).items() if report_of(m) is not None}
-            saved = _write_pipeline(model, pruned, folder, metrics, limit)
-        reports = {name: made for name, m in pruned.items() if (made := report_of(m)) is not None}
-        library, source = saved.module.partition(".")[0], stock.source_of(model)
-        text = card(saved.name, library, reports, saved.versions, metrics, source)
-        (folder / CARD).write_text(text, encoding="utf-8")
+        write(model, folder, metrics, limit, variant)
+        if Path(directory).is_dir():
+            carry_variants(Path(directory), folder, variant)
     return Path(directory)
+
+
+def write(
+    model: Any,
+    folder: Path,
+    metrics: Mapping[str, Any] | None = None,
+    limit: int = 10**10,
+    variant: str | None = None,
+    place: str | None = None,
+) -> None:
+    """Write a model or pipeline, and its card, into a folder that is ours to fill.
+
+    Args:
+        limit: bytes of a file of weights.
+        place: what its card says to load: a name on the hub, or None for a folder.
+    """
+    if isinstance(model, nn.Module):
+        saved: Header = _write_model(model, folder, metrics, limit, variant)
+        pruned = {"": model}
+    else:
+        pruned = {name: m for name, m in stock.modules_of(model).items() if report_of(m) is not None}
+        saved = _write_pipeline(model, pruned, folder, metrics, limit)
+    reports = {name: made for name, m in pruned.items() if (made := report_of(m)) is not None}
+    needs = isinstance(saved, Saved) and saved.config is None
+    use = snippet(saved.name, isinstance(saved, SavedPipeline), needs, place, variant)
+    library, source = saved.module.partition(".")[0], stock.source_of(model)
+    text = card(saved.name, library, reports, saved.versions, metrics, source, use)
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 @takes(pipeline=MODEL.raising(SaveError))
@@ -101,15 +131,17 @@ def save_pipeline(
     return save(pipeline, directory, metrics=metrics, max_shard_size=max_shard_size)
 
 
-def _write_model(model: nn.Module, folder: Path, metrics: Mapping[str, Any] | None, limit: int) -> Saved:
+def _write_model(
+    model: nn.Module, folder: Path, metrics: Mapping[str, Any] | None, limit: int, variant: str | None = None
+) -> Saved:
+    header = named(HEADER, variant)
     saved = _loadable(model, describe(model, metrics))
     to_json(saved)  # what cannot be written is told before the weights are
-    named = all_tensors(model)
+    tensors = all_tensors(model)
     folder.mkdir(parents=True, exist_ok=True)
-    weights.write({name: named[name] for name in saved.tensors}, folder, limit)
-    written = (*weights.files(folder), *([weights.INDEX] if (folder / weights.INDEX).exists() else ()))
-    saved = replace(saved, checksums=checksums.of_files(folder, written))
-    (folder / HEADER).write_text(to_json(saved), encoding="utf-8")
+    weights.write({name: tensors[name] for name in saved.tensors}, folder, limit, variant)
+    saved = replace(saved, checksums=checksums.of_files(folder, weights.written(folder, variant)))
+    (folder / header).write_text(to_json(saved, header), encoding="utf-8")
     return saved
 
 
@@ -183,14 +215,26 @@ def load(
     model: nn.Module | Callable[[], nn.Module] | None = None,
     *,
     device: str | torch.device = "cpu",
+    torch_dtype: torch.dtype | str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Any:
     """Read a model or pipeline that `save` wrote.  Nothing of the folder is run.
 
     Args:
-        directory: the folder.
+        directory: the folder; or a model's name on the hub, such as "user/model", from where it is fetched.
         model: a stock module of the saved class, as it was before pruning, or a callable that makes one; it is not
-            changed. Needed for all but diffusers' own models, which are built from their saved config.
+            changed. Needed for models of your own; those of diffusers, transformers and timm are built from what was
+            saved.
         device: where the result goes.
+        torch_dtype: what floating-point weights are cast to, such as torch.float16 or "float16"; None or "auto": they
+            stay as they were saved.
+        variant: the name that the weights were saved by, such as "fp16".
+        subfolder: where in the folder the model lies, such as "unet".
+        revision: branch, tag or commit on the hub.
+        token: for the hub; None: the one that you have logged in with.
 
     Returns:
         The module, in eval mode; `fxprune.report` tells what was pruned. Or the diffusers pipeline.
@@ -198,16 +242,34 @@ def load(
     Raises:
         SaveError: where the folder is missing, damaged or foreign, or does not fit `model`.
     """
-    path = Path(directory)
+    dtype = dtype_of(torch_dtype)
+    path, source = hub.found(directory, subfolder, revision, token)
     while True:
         before = _identity(path)
         try:
-            made = _loaded(standing(path), model)
+            made = _loaded(standing(path), model, variant, source)
         except SaveError:
             if _identity(path) == before:
                 raise
         if _identity(path) == before:  # else another process has saved there meanwhile, and this may be a bit of both
-            return made if torch.device(device).type == "cpu" else made.to(device)
+            break
+    if dtype is not None:
+        made = nn.Module.to(made, dtype) if isinstance(made, nn.Module) else made.to(dtype)
+    return made if torch.device(device).type == "cpu" else made.to(device)
+
+
+def dtype_of(given: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating dtype; None where the saved ones stay.
+
+    Raises:
+        SaveError: it is none.
+    """
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if given in (None, "auto"):
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise SaveError(f'torch_dtype={given!r:.60} must be a floating dtype, such as torch.float16, or "auto"')
+    return found
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -219,56 +281,84 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _loaded(path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> Any:
-    saved = read(path)
+def _loaded(
+    path: Path, model: nn.Module | Callable[[], nn.Module] | None, variant: str | None = None, source: str | None = None
+) -> Any:
+    saved = _header_of(path, variant)
     require_data(path)
     if not isinstance(saved, SavedPipeline):
-        return _load_model(saved, path, model)
+        return _load_model(saved, path, model, variant, source)
     if model is not None:
         raise SaveError(f"{path} holds a {saved.name} whole: load it without model=")
-    return _load_pipeline(saved, path)
+    return _load_pipeline(saved, path, variant)
+
+
+def _header_of(path: Path, variant: str | None) -> Header:
+    """What a folder says of itself; of a pipeline, which has no variants of its own, its own `save_pretrained` may have
+    written it."""
+    if (path / HEADER).exists() or not (pruned := stock.pruned_in(path)):
+        whole = variant is not None and (path / stock.INDEX).is_file()
+        return read(path, None if whole else variant)
+    return SavedPipeline("diffusers", "pipeline", pruned, {}, ())
 
 
 @takes()
 @torch.inference_mode(False)
-def load_pipeline(directory: PathLike, *, device: str | torch.device = "cpu") -> Any:
+def load_pipeline(
+    directory: PathLike,
+    *,
+    device: str | torch.device = "cpu",
+    torch_dtype: torch.dtype | str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Any:
     """`load`, for a diffusers pipeline only.
 
     Raises:
         SaveError: see `load`; or the folder holds a single model.
     """
-    path = Path(directory)
-    if isinstance(saved := read(standing(path)), Saved):
+    path, _ = hub.found(directory, subfolder, revision, token)
+    if isinstance(saved := _header_of(standing(path), variant), Saved):
         raise SaveError(f"{path} holds a {saved.name} alone; use fxprune.load")
-    return load(path, device=device)
+    return load(path, device=device, torch_dtype=torch_dtype, variant=variant)
 
 
-def _load_model(saved: Header, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+def _load_model(
+    saved: Header,
+    path: Path,
+    model: nn.Module | Callable[[], nn.Module] | None,
+    variant: str | None = None,
+    source: str | None = None,
+) -> nn.Module:
     if not isinstance(saved, Saved):
         raise SaveError(f"{path} holds a pipeline where a model should be")
-    net = _stock_of(saved, path, model)
+    net = _stock_of(saved, path, model, variant)
     fit(net, saved)
-    fill(net, saved, path)
+    fill(net, saved, path, variant)
     checksums.require(path, saved.checksums)
-    stock.set_source(net, path)
+    stock.set_source(net, source or str(path))
     if (told := saved.report) is not None:
         attach(net, told)
     return net.eval()
 
 
-def _load_pipeline(saved: SavedPipeline, path: Path) -> Any:
+def _load_pipeline(saved: SavedPipeline, path: Path, variant: str | None = None) -> Any:
     index = stock.read_index(path, saved.components)
     if missing := [name for name in saved.components if name not in index]:
         raise SaveError(f"{path / stock.INDEX} does not name the pruned component {missing[0]!r}")
-    given = {name: _load_model(read(path / name), path / name, None) for name in saved.components}
-    own = {f"{name}/{file}" for name in given for file in weights.files(path / name)}
+    given = {name: _load_model(read(path / name, variant), path / name, None, variant) for name in saved.components}
+    own = {f"{name}/{file}" for name in given for file in weights.files(path / name, variant)}
     absent = {name: None for name, value in index.items() if value == [None, None]}
     pipeline = stock.read_pipeline(path, {**absent, **given}, saved.dtypes)
     checksums.require(path, {name: v for name, v in saved.checksums.items() if name not in own})  # those were
     return pipeline
 
 
-def _stock_of(saved: Saved, path: Path, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+def _stock_of(
+    saved: Saved, path: Path, model: nn.Module | Callable[[], nn.Module] | None, variant: str | None = None
+) -> nn.Module:
     """An unpruned module of the saved class, ours to change."""
     if model is None:
         if saved.config is None:
@@ -276,7 +366,7 @@ def _stock_of(saved: Saved, path: Path, model: nn.Module | Callable[[], nn.Modul
                 f"no {saved.name} can be built from what the folder says: pass an unpruned one, "
                 f"fxprune.load(DIR, model={saved.name}(...))"
             )
-        return stock.build(saved, weights.size(path))
+        return stock.build(saved, weights.size(path, variant))
     net = deep_copy(model) if isinstance(model, nn.Module) else model()
     if not isinstance(net, nn.Module):
         raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")

@@ -139,13 +139,13 @@ def source_of(given: Any) -> str | None:
     return next((name for name in found if isinstance(name, str) and name), None)
 
 
-def set_source(model: Any, directory: Path) -> None:
+def set_source(model: Any, source: str) -> None:
     """Note in a model's config where it was read from, as its library does."""
     config = getattr(model, "config", None)
     if hasattr(model, "register_to_config"):
-        model.register_to_config(**{SOURCE: str(directory)})
+        model.register_to_config(**{SOURCE: source})
     elif hasattr(config, SOURCE):
-        setattr(config, SOURCE, str(directory))
+        setattr(config, SOURCE, source)
 
 
 def build(saved: Saved, most: int | None = None) -> nn.Module:
@@ -260,7 +260,7 @@ def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
     if code is not None:
         raise SaveError(f"{directory} holds Python code ({code.name}), which fxprune does not run; remove it")
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list) or (name in pruned and value == PRUNED):
+        if name.startswith("_") or not isinstance(value, list) or (name in pruned and value[:1] == [LIBRARY]):
             continue
         library = value[0] if len(value) == 2 else ""
         known = library in (None, *LIBRARIES) or (
@@ -271,6 +271,12 @@ def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
                 f"{directory / INDEX} names a component {name!r:.60} from {library!r:.60}, which is not trusted"
             )
     return index
+
+
+def pruned_in(directory: Path) -> tuple[str, ...]:
+    """The components that a pipeline's own `save_pretrained` had fxprune write: those that its index says so of."""
+    index = read_object(directory / INDEX) if (directory / INDEX).is_file() else {}
+    return tuple(name for name, value in index.items() if isinstance(value, list) and value[:1] == [LIBRARY])
 
 
 def read_pipeline(
@@ -319,6 +325,32 @@ def read_folder(directory: Path) -> Any:
     require_data(directory)
     if (directory / INDEX).is_file():
         return read_pipeline(directory, {}, {}, safe=None)
+    return _read(_class_of(directory), directory, {"local_files_only": True})
+
+
+def empty_model(directory: Path) -> nn.Module:
+    """The diffusers model of a folder, its parameters on the meta device.
+
+    Raises:
+        SaveError: where the folder holds no such model, or its config is none.
+    """
+    if not (directory / CONFIG).is_file():
+        raise SaveError(f"{directory} holds no {CONFIG} of a diffusers model; pass model=, a module of its class")
+    cls, config = _class_of(directory), read_object(directory / CONFIG)
+    names, elements = _weight_of(directory)
+    require_plain(config, elements, str(directory / CONFIG))
+    try:
+        with isolated(), within(names, elements) if names else contextlib.nullcontext(), empty_parameters():
+            made: nn.Module = cls(**cls.extract_init_dict(config)[0])
+    except FxPruneError:
+        raise
+    except Exception as e:
+        raise SaveError(f"{directory} gives no {cls.__name__}: {type(e).__name__}: {e}") from e
+    return made
+
+
+def _class_of(directory: Path) -> Any:
+    """The diffusers class that a model's config names."""
     name = read_object(directory / CONFIG).get("_class_name")
     diffusers = _diffusers()
     found = getattr(diffusers, name, None) if isinstance(name, str) and is_identifier(name) else None
@@ -326,7 +358,7 @@ def read_folder(directory: Path) -> Any:
         raise SaveError(
             f"{directory / CONFIG} names {name!r:.60}, which is no model of diffusers {diffusers.__version__}"
         )
-    return _read(found, directory, {"local_files_only": True})
+    return found
 
 
 def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:

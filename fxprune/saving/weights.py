@@ -3,6 +3,8 @@
 model.safetensors                                       all tensors, or
 model-00001-of-00003.safetensors, ...                   some each, and
 model.safetensors.index.json                            {"metadata": {...}, "weight_map": {tensor: file}}
+
+A variant has its name in them: model.fp16.safetensors, model.fp16-00001-of-00003.safetensors.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from pathlib import Path
 import torch
 
 from fxprune.errors import SaveError
-from fxprune.saving.files import read_bytes
+from fxprune.saving.files import named, read_bytes
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
+_SHARD = re.compile(r"model(\.\w+)?-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 
 
 def size_of(limit: int | str) -> int:
@@ -37,18 +39,19 @@ def size_of(limit: int | str) -> int:
     return size
 
 
-def write(tensors: Mapping[str, torch.Tensor], folder: Path, limit: int) -> None:
+def write(tensors: Mapping[str, torch.Tensor], folder: Path, limit: int, variant: str | None = None) -> None:
     """Write tensors into files of at most `limit` bytes each (or of one tensor, where that is larger)."""
     parts = _parts(tensors, limit)
     if len(parts) == 1:
-        _write(tensors, folder / WEIGHTS)
+        _write(tensors, folder / named(WEIGHTS, variant))
         return
-    names = [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    stem = named(WEIGHTS, variant).removesuffix(".safetensors")
+    names = [f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
         _write({key: tensors[key] for key in part}, folder / name)
     where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
-    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / named(INDEX, variant)).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _parts(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
@@ -70,13 +73,19 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
 
 
-def size(folder: Path) -> int:
+def size(folder: Path, variant: str | None = None) -> int:
     """Bytes of the files of a folder's tensors; those that are missing have none.
 
     Raises:
         SaveError: where the index is damaged, or names files elsewhere.
     """
-    return sum(path.stat().st_size for file in files(folder) if (path := folder / file).is_file())
+    return sum(path.stat().st_size for file in files(folder, variant) if (path := folder / file).is_file())
+
+
+def written(folder: Path, variant: str | None = None) -> set[str]:
+    """The names of a folder's files of tensors, and of their index."""
+    index = named(INDEX, variant)
+    return {*files(folder, variant), *([index] if (folder / index).exists() else [])}
 
 
 def count(path: Path) -> int:
@@ -94,17 +103,17 @@ def count(path: Path) -> int:
         raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e
 
 
-def files(folder: Path) -> Mapping[str, set[str] | None]:
+def files(folder: Path, variant: str | None = None) -> Mapping[str, set[str] | None]:
     """The files of a folder's tensors, and the names that each must hold (None: any).
 
     Raises:
         SaveError: where the index is damaged, or names files elsewhere.
     """
-    path = folder / INDEX
+    path, whole = folder / named(INDEX, variant), named(WEIGHTS, variant)
     if not path.is_file():
-        return {WEIGHTS: None}
-    if (folder / WEIGHTS).exists():
-        raise SaveError(f"{folder} holds both {WEIGHTS} and {INDEX}: it is no folder that fxprune.save() wrote")
+        return {whole: None}
+    if (folder / whole).exists():
+        raise SaveError(f"{folder} holds both {whole} and {path.name}: it is no folder that fxprune.save() wrote")
     try:
         where = json.loads(read_bytes(path).decode("utf-8"))["weight_map"]
         pairs = [(str(name), str(file)) for name, file in where.items()]
@@ -118,7 +127,7 @@ def files(folder: Path) -> Mapping[str, set[str] | None]:
     return held
 
 
-def read(folder: Path, wanted: set[str]) -> Iterator[tuple[str, torch.Tensor, Path]]:
+def read(folder: Path, wanted: set[str], variant: str | None = None) -> Iterator[tuple[str, torch.Tensor, Path]]:
     """Each tensor of a folder with its name and its file, mapped from the disk.
 
     Raises:
@@ -126,7 +135,7 @@ def read(folder: Path, wanted: set[str]) -> Iterator[tuple[str, torch.Tensor, Pa
     """
     from safetensors import SafetensorError, safe_open
 
-    parts = files(folder)
+    parts = files(folder, variant)
     seen: set[str] = set()
     for file, names in parts.items():
         path = folder / file
@@ -142,4 +151,4 @@ def read(folder: Path, wanted: set[str]) -> Iterator[tuple[str, torch.Tensor, Pa
         except (SafetensorError, OSError, ValueError, RuntimeError) as e:
             raise SaveError(f"{path} is damaged: {type(e).__name__}: {e}") from e
     if lost := sorted(wanted - seen):
-        raise SaveError(f"{folder / INDEX} does not list {lost[0]!r:.80}: the folder is damaged")
+        raise SaveError(f"{folder / named(INDEX, variant)} does not list {lost[0]!r:.80}: the folder is damaged")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch.utils.checkpoint import CheckpointFunction
 CPP = "torch::autograd::CppNode"  # a function that an extension wrote in C++
 
 
-def autograd_nodes(loss: Tensor) -> Iterator[Any]:
-    """The nodes of a loss's graph, each once."""
+def autograd_nodes(loss: Tensor, until: Container[Any] = ()) -> Iterator[Any]:
+    """The nodes of a loss's graph, each once; not those that lie behind the nodes of `until` only."""
     todo: list[Any] = [loss.grad_fn]
     seen = {None, *todo} if loss.grad_fn is not None else {None}
     while todo:
@@ -22,10 +22,36 @@ def autograd_nodes(loss: Tensor) -> Iterator[Any]:
         if node is None:
             continue
         yield node
+        if node in until:
+            continue
         for following, _ in node.next_functions:
             if following not in seen:
                 seen.add(following)
                 todo.append(following)
+
+
+def softmax_axes(loss: Tensor, outputs: Sequence[Tensor]) -> list[int | None]:
+    """Along which axis the loss takes the log-softmax of each output, as it is or in another float type; None: of none.
+
+    >>> logits = torch.zeros(2, 3, requires_grad=True) * 1.0
+    >>> softmax_axes(torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1])), [logits])
+    [1]
+    """
+    made_by = {(o.grad_fn, o.output_nr): k for k, o in enumerate(outputs) if o.grad_fn is not None}
+    ends = {node for node, _ in made_by}
+    axes: list[int | None] = [None] * len(outputs)
+    for node in autograd_nodes(loss, until=ends):
+        if node.name().startswith("LogSoftmaxBackward"):
+            before = node.next_functions[0]
+            while before[0] not in {None, *ends} and before[0].name() == "ToCopyBackward0":
+                before = before[0].next_functions[0]
+            if before in made_by:
+                axes[made_by[before]] = _signed(node._saved_dim)
+    return axes
+
+
+def _signed(axis: int) -> int:
+    return axis - 2**64 if axis >= 2**63 else axis  # autograd keeps -1 as an unsigned number
 
 
 def autograd_functions(loss: Tensor) -> Iterator[type[torch.autograd.Function]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,18 +11,19 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointFunction
 
 from fxprune.errors import CriterionError, FxPruneError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.graph.modules import seed_torch
 from fxprune.scoring import distributed as ranks
-from fxprune.scoring.autograd import autograd_functions
+from fxprune.scoring.backward import backward
 from fxprune.scoring.batches import batch_size, blind, describe, missing, named, run, take
+from fxprune.scoring.elementwise import Elementwise, Part
 from fxprune.scoring.hessian import Curvature, Method, curvature
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Call, Observer, Visit
+from fxprune.scoring.storage import Rows, Sums
 from fxprune.scoring.streaming import Batches, as_batches, number_of
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
@@ -132,8 +132,9 @@ class Context:
         """
         if self.loss_function is None:
             raise InputsError(missing(self.who, data=self.data is None, loss=True))
+        place = self._place(batch) if number is None else None
         number = self._seeded(batch, number)
-        with torch.enable_grad():
+        with torch.enable_grad(), ranks.placed(place):
             value = self._call(self.loss_function, batch, number)
             value = value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
@@ -145,6 +146,30 @@ class Context:
                 "model's weights and this batch for NaN, and the loss for a division by zero"
             )
         return value
+
+    @functools.cached_property
+    def _sizes(self) -> list[list[int]]:
+        """Samples of the batches of every process; none where they are no parts, or are streamed."""
+        held = self.batches
+        return ranks.gathered([batch_size(b) for b in held]) if ranks.split() and isinstance(held, tuple) else []
+
+    def _place(self, batch: Any) -> tuple[int, int] | None:
+        """Where a batch starts in the whole that it is a part of, and the samples of that; None: it is a whole."""
+        if not ranks.split():
+            return None
+        own, k = ranks.rank(), number_of(self.batches, batch)
+        if not self._sizes:  # all alike, as a loader shares them out
+            return own * batch_size(batch), ranks.number() * batch_size(batch)
+        sizes = [held[k] if k < len(held) else 0 for held in self._sizes]
+        return sum(sizes[:own]), sum(sizes)
+
+    def weight(self, batch: Any) -> float:
+        """What a batch counts beside those of the other processes: as many samples as it has, if they are parts."""
+        place = self._place(batch)
+        if place is None or not place[1] or not self._sizes:
+            return 1.0
+        k = number_of(self.batches, batch)
+        return batch_size(batch) * sum(k < len(held) for held in self._sizes) / place[1]
 
     def _seeded(self, batch: Any, number: int | None = None) -> int:
         if number is None:
@@ -174,39 +199,27 @@ class Context:
         Raises:
             InputsError: the loss has no gradient at all, or its backward pass fails.
         """
+        self._require_graph(loss)
+        if create_graph:
+            tensors = tuple(self.parameters.values())
+            with torch.enable_grad():
+                made: tuple[Tensor | None, ...] = torch.autograd.grad(
+                    loss, tensors, create_graph=True, allow_unused=True
+                )
+            found = {n: g for n, g in zip(self.parameters, made, strict=True) if g is not None}
+        else:
+            found = {}
+            backward(loss, self.model, self.parameters, found.__setitem__)
+        if not found:
+            raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
+        return {n: found[n] if n in found else torch.zeros_like(t) for n, t in self.parameters.items()}
+
+    def _require_graph(self, loss: Tensor) -> None:
         if not loss.requires_grad:
             raise InputsError(
                 "loss(model, batch) does not depend on the model's parameters; return a tensor that autograd can "
                 "follow (no .item(), .detach() or torch.no_grad() inside)"
             )
-        names, tensors = zip(*self.parameters.items(), strict=True)
-        found: tuple[Tensor | None, ...]
-        with torch.enable_grad():
-            if create_graph:
-                found = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
-            else:
-                found = self._backward(loss, tensors)
-        if all(g is None for g in found):
-            raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
-        return {n: torch.zeros_like(t) if g is None else g for n, t, g in zip(names, tensors, found, strict=True)}
-
-    def _backward(self, loss: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-        reentrant = any(f is CheckpointFunction for f in autograd_functions(loss))
-        try:
-            if not reentrant:
-                return torch.autograd.grad(loss, tensors, allow_unused=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # reentrant checkpoints refuse autograd.grad
-        except (FxPruneError, torch.OutOfMemoryError):
-            raise
-        except Exception as e:
-            raise InputsError(
-                f"the backward pass of loss(model, batch) failed: {type(e).__name__}: {e}; check that "
-                "loss(model, batch).backward() runs, once for each call of the loss"
-            ) from e
-        found = tuple(t.grad for t in tensors)
-        for p in self.model.parameters():
-            p.grad = None
-        return found
 
     # ---- shared quantities ------------------------------------------------------------------------------------------
 
@@ -217,42 +230,74 @@ class Context:
         held: T = self.memo[key]
         return held
 
-    def gradients(self, anew: bool = False) -> Tensors:
-        """g = ∇L of the mean loss over all batches, one batch in memory at a time.
+    def gradients(self) -> Mapping[str, Tensor]:
+        """g = ∇L of the mean loss over all batches, one batch and one layer's gradient in memory at a time.
 
-        Args:
-            anew: compute them at the weights as they are now, and do not keep them.
+        A mapping that reads a large model's from where they lie (`fxprune.scoring.storage`): take one after the other.
         """
+        return self.once("gradients", lambda: self.mean_gradients(self.losses("gradients")))
 
-        def make() -> Tensors:
-            return self.mean_over_batches(lambda batch: self.differentiate(self.loss(batch)), "gradients")
-
-        return make() if anew else self.once("gradients", make)
-
-    def squared_gradients(self, per_sample: bool = True) -> Tensors:
+    def squared_gradients(self, per_sample: bool = True) -> Mapping[str, Tensor]:
         """E[g²], the mean over samples (or over batches) of the squares of their own gradients.
 
         Samples run one by one: memory does not grow with the batch, and any loss will do.
         """
 
-        def make() -> Tensors:
-            number = itertools.count()
-
-            def squares(batch: Any) -> Tensors:
-                return {n: g.square() for n, g in self.differentiate(self.loss(batch, next(number))).items()}
-
-            parts = self.samples if per_sample else self.track
-            return self.mean_over(parts("squared gradients"), squares)
+        def make() -> Sums:
+            parts = (self.samples if per_sample else self.track)("squared gradients")
+            return self.mean_gradients((self.loss(part, k) for k, part in enumerate(parts)), square=True)
 
         return self.once(("squared gradients", per_sample), make)
+
+    def losses(self, title: str) -> Iterator[Tensor]:
+        """The loss of every batch, in its weight, behind a progress bar."""
+        return (self.loss(batch) * self.weight(batch) for batch in self.track(title))
+
+    def mean_gradients(self, losses: Iterable[Tensor | None], square: bool = False) -> Sums:
+        """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero."""
+        sums = Sums(self.parameters)
+        return sums.settle(self.add_gradients(losses, sums, square=square))
+
+    def add_gradients(
+        self, losses: Iterable[Tensor | None], onto: Sums, factor: float = 1.0, square: bool = False
+    ) -> int:
+        """Add every loss's gradients to sums, each gradient the moment it exists; how many losses there were.
+
+        Raises:
+            InputsError: a loss has no gradient at all, or its backward pass fails.
+        """
+
+        def add(name: str, gradient: Tensor) -> None:
+            onto.add(name, _squared(gradient) if square else gradient, factor)
+
+        count = 0
+        for loss in losses:
+            count += 1
+            if loss is None:
+                continue
+            self._require_graph(loss)
+            if not backward(loss, self.model, self.parameters, add):
+                raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
+        return count
 
     def curvature(self, method: Method = "auto", eps: float = 1e-4) -> Curvature:
         """The gradient g of the mean loss, H g with its Hessian H, and how that was computed."""
         return self.once(("H g", method, eps), lambda: curvature(self, method, eps))
 
-    def hessian_gradient(self, method: Method = "auto", eps: float = 1e-4) -> Tensors:
+    def hessian_gradient(self, method: Method = "auto", eps: float = 1e-4) -> Mapping[str, Tensor]:
         """H g alone (see `fxprune.scoring.hessian`)."""
         return self.curvature(method, eps).product
+
+    def beside(
+        self, sums: Mapping[str, Tensor], of: Callable[..., Tensor], *more: Mapping[str, Tensor]
+    ) -> dict[str, Elementwise]:
+        """Parameter name -> `of(parameter, sum, ...)`, element by element: read when it is summed into channels."""
+
+        def part(held: Mapping[str, Tensor], name: str) -> Part:
+            return Rows(held, name) if isinstance(held, Sums) else held[name]
+
+        every = (sums, *more)
+        return {n: Elementwise(p, of, tuple(part(held, n) for held in every)) for n, p in self.parameters.items()}
 
     def note(self, text: str) -> None:
         """Have the report tell something about how the scores came about."""
@@ -308,31 +353,19 @@ class Context:
         if not calls and self.loss_function is not None and self.tensors:
             raise InputsError(blind(self.who, "it uses none of its weights"))
 
-    def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Tensors:
-        """`mean_over` the batches, behind a progress bar."""
-        return self.mean_over(self.track(title), of)
-
-    def mean_over(self, parts: Iterable[Any], of: Callable[[Any], Tensors]) -> Tensors:
-        """The mean of of(part) by parameter name, zero where `of` gives nothing; summed in float32 at least.
+    def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Sums:
+        """The mean of of(batch) by parameter name, zero where `of` gives nothing; summed in float32 at least.
 
         Takes the dict that `of` returns apart, so that no more than one set of tensors beside the sum is in memory.
         """
-        total: Tensors = {}
-        count = 0
-        for part in parts:
+        sums, count = Sums(self.parameters), 0
+        for batch in self.track(title):
             count += 1
-            found = of(part)
+            found = of(batch)
             for name in list(found):
-                p = found.pop(name).detach()
-                if name in total:
-                    total[name].add_(p)
-                else:  # a copy: autograd may give two parameters one and the same tensor
-                    total[name] = p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
-        for n, p in self.parameters.items():
-            total.setdefault(n, torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)).detach())
-        ranks.add_up(total[n] for n in self.parameters)
-        number = ranks.total(count, self.device)
-        return {n: total[n] if number == 1 else total[n].div_(number) for n in self.parameters}
+                # A copy: autograd may give two parameters one and the same tensor.
+                sums.add(name, found.pop(name).detach().clone(), self.weight(batch))
+        return sums.settle(count)
 
     def samples(self, title: str) -> Iterator[Any]:
         """Every sample of every batch, as a batch of one.
@@ -356,3 +389,8 @@ class Context:
         from rich.progress import track
 
         return track(self.batches, description=f"{self.criterion}: {title}")
+
+
+def _squared(gradient: Tensor) -> Tensor:
+    """In float32 at least: squares of small numbers vanish in half precision."""
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square()

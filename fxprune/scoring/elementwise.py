@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,9 +15,22 @@ from torch import Tensor
 BLOCK = 1 << 17  # elements: half a megabyte of float32, which stays in a core's cache
 
 
+class Part(Protocol):
+    """What is read in parts: a tensor, or one that lies elsewhere (`fxprune.scoring.storage.Rows`)."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Elementwise:
-    """`of(tensor)`, where `of` acts on each element by itself; a criterion may return it in place of a tensor.
+    """`of(tensor, *beside)`, where `of` acts on each element by itself; a criterion may return it in place of a tensor.
+
+    Args:
+        tensor: on whose device the values are.
+        of: gets a part of the tensor and the same parts of those in `beside`, of floating type and float32 at least.
+        beside: tensors of the same shape, such as gradients.
 
     >>> import torch
     >>> Elementwise(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.square).fold([1])
@@ -24,22 +38,31 @@ class Elementwise:
     """
 
     tensor: Tensor
-    of: Callable[[Tensor], Tensor]
+    of: Callable[..., Tensor]
+    beside: tuple[Part, ...] = ()
 
     @property
     def shape(self) -> torch.Size:
         """The tensor's shape."""
         return self.tensor.shape
 
+    def then(self, further: Callable[[Tensor], Tensor]) -> Elementwise:
+        """The values, put through one more function of each element."""
+        return Elementwise(self.tensor, lambda *blocks: further(self.of(*blocks)), self.beside)
+
     def blocks(self) -> Iterator[Tensor]:
-        """The values, a block of rows (positions of axis 0) at a time, of floating type and float32 at least.
+        """The values, a block of rows (positions of axis 0) at a time.
 
         A GPU takes them at once.
         """
         data = self.tensor.detach()
-        rows = max(1, BLOCK * len(data) // max(1, data.numel())) if data.dim() and data.device.type == "cpu" else 0
-        for block in torch.split(data, rows) if rows else (data,):
-            yield self.of(block if block.dtype in (torch.float32, torch.float64) else block.float())
+        if not data.dim():
+            yield self.of(wide(data), *(wide(b if isinstance(b, Tensor) else b[:]) for b in self.beside))
+            return
+        rows = max(1, BLOCK * len(data) // max(1, data.numel())) if data.device.type == "cpu" else max(1, len(data))
+        for start in range(0, max(1, len(data)), rows):
+            part = slice(start, start + rows)
+            yield self.of(wide(data[part]), *(wide(b[part].detach()) for b in self.beside))
 
     def fold(self, dims: list[int], largest: bool = False) -> Tensor:
         """Σ over some axes, or the largest value along them."""
@@ -52,3 +75,8 @@ class Elementwise:
         if 0 not in dims:
             return torch.cat(parts)
         return torch.stack(parts).amax(0) if largest else torch.stack(parts).sum(0)
+
+
+def wide(block: Tensor) -> Tensor:
+    """A tensor in float32 at least."""
+    return block if block.dtype in (torch.float32, torch.float64) else block.float()

@@ -1,7 +1,8 @@
 """Whether H g fits into the memory that is free, known before anything is computed.
 
     exact                g, H g, both passes' activations and the gradients between them
-    finite difference    g, the weights' copy, the gradients ahead, and one ordinary backward pass
+    finite difference    one ordinary backward pass, one layer's gradient; g, the weights' copy and the difference of
+                         gradients too, unless these are kept elsewhere (`fxprune.scoring.storage`)
 
 Two looks, the cheap one first.  The graph's activations at the data's size give a bound that no pass exceeds; where it
 is free, nothing else is asked.  Where it is not, both ways are rehearsed on tensors without storage: the loss, its
@@ -28,8 +29,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.errors import CriterionError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import same_draws
+from fxprune.scoring.backward import backward
 from fxprune.scoring.free_memory import free_memory
 from fxprune.scoring.identity import length
+from fxprune.scoring.storage import elsewhere, forms_of, gib
 from fxprune.scoring.streaming import Batches
 
 Free = Callable[[torch.device], int | None]
@@ -75,6 +78,9 @@ class Needs:
 def way_that_fits(ctx: Rehearsable, free: Free | None = None) -> str:
     """Why H g must come from a finite difference ("" where the second backward pass fits, or nothing is known).
 
+    On a CPU, whose memory is not this process's alone, a network too large for gradients beside it takes the cheaper
+    way wherever there is one.
+
     Args:
         ctx: parameters, batches and loss.
         free: device -> bytes; None: `free_memory`.
@@ -83,15 +89,18 @@ def way_that_fits(ctx: Rehearsable, free: Free | None = None) -> str:
         CriterionError: neither way fits.
     """
     has = (free or free_memory)(ctx.device)
-    if has is None or bounded(ctx).exact <= has:
+    sparing = ctx.device.type == "cpu" and _kept_elsewhere(ctx) and not halves(ctx.parameters)
+    if has is None or (bounded(ctx).exact <= has and not sparing):
         return ""
     needs = rehearsed(ctx) or bounded(ctx)
+    if sparing and needs.finite_difference is not None and needs.finite_difference <= min(needs.exact, has):
+        return f"the second backward pass would take {gib(needs.exact)}, this {gib(needs.finite_difference)}"
     if needs.exact <= has:
         return ""
     if needs.finite_difference is not None and needs.finite_difference <= has:
-        return f"the second backward pass would take {_gib(needs.exact)}, and {_gib(has)} are free"
+        return f"the second backward pass would take {gib(needs.exact)}, and {gib(has)} are free"
     raise CriterionError(
-        f"{ctx.who} needs about {_gib(needs.least)} beside the model, and {_gib(has)} are free on {ctx.device}; pass "
+        f"{ctx.who} needs about {gib(needs.least)} beside the model, and {gib(has)} are free on {ctx.device}; pass "
         "smaller batches (data=, samples=), turn on the model's gradient checkpointing, or use criterion='taylor' "
         "(one backward pass) or 'magnitude' (none)"
     )
@@ -108,7 +117,7 @@ def bounded(ctx: Rehearsable) -> Needs:
     scale = max(1.0, max(_largest(b) for b in _first(ctx)) / max(1, _largest(example)))
     activations, scores = (n * scale for n in _activations(ctx.graph))
     one = PASS * (activations + scores)
-    return _needs(ctx, DOUBLE * (activations + SCORES * scores) + 2 * _bytes(ctx), one + _bytes(ctx))
+    return _needs(ctx, DOUBLE * (activations + SCORES * scores) + 2 * _bytes(ctx), one)
 
 
 def rehearsed(ctx: Rehearsable) -> Needs | None:
@@ -141,8 +150,13 @@ def _needs(ctx: Rehearsable, double: float, single: float) -> Needs:
     exact = max(double + beside, 3 * size)  # at the end g, H g and the saliency
     if halves(ctx.parameters):
         return Needs(exact, None)
-    kept = 2 * size + _bytes(ctx) + (size if several else 0.0)  # g, the gradient ahead, the weights' copy, and the sum
-    return Needs(exact, max(single + kept, 3 * size))
+    layer = 4.0 * max((p.numel() for p in ctx.parameters.values()), default=0)  # the gradient at hand, and in float32
+    kept = 0.0 if _kept_elsewhere(ctx) else 2 * size + _bytes(ctx)  # g, the difference, and the weights' copy
+    return Needs(exact, single + 2 * layer + kept)
+
+
+def _kept_elsewhere(ctx: Rehearsable) -> bool:
+    return elsewhere(forms_of(ctx.parameters, sums=True))
 
 
 def _bytes(ctx: Rehearsable, at_least: int = 1) -> float:
@@ -171,10 +185,6 @@ def _largest(batch: Any) -> int:
     return max((t.numel() for t in pytree.tree_leaves(plain) if isinstance(t, Tensor)), default=0)
 
 
-def _gib(n: float) -> str:
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
-
-
 # ---- the rehearsal --------------------------------------------------------------------------------------------------
 
 
@@ -185,10 +195,11 @@ def _peak(ctx: Rehearsable, batch: Any, twice: bool) -> float:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     kernel = sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
     with _stand_ins(ctx.model, mode) as tensors, _Tally(tensors) as tally, kernel, torch.enable_grad():
-        parameters = [p for n, p in ctx.model.named_parameters() if n in ctx.parameters]
+        named = {n: p for n, p in ctx.model.named_parameters() if n in ctx.parameters}
+        parameters = list(named.values())
         loss = ctx.loss_function(ctx.model, batch)
         if not twice:
-            loss.backward()
+            backward(loss, ctx.model, named, lambda name, gradient: None)
             return float(tally.peak)
         first: tuple[Tensor | None, ...] = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         live = [g for g in first if g is not None and g.requires_grad]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -19,6 +18,7 @@ from fxprune.scoring import distributed as ranks
 from fxprune.scoring.autograd import handwritten, once_differentiable
 from fxprune.scoring.foresight import Rehearsable, halves, way_that_fits
 from fxprune.scoring.identity import length
+from fxprune.scoring.storage import Sums, forms_of, norm, store
 
 Tensors: TypeAlias = dict[str, Tensor]
 Method: TypeAlias = Literal["auto", "exact", "finite_difference"]
@@ -34,8 +34,10 @@ class Differentiable(Rehearsable, Protocol):
 
     def loss(self, batch: Any) -> Tensor: ...
     def differentiate(self, loss: Tensor, create_graph: bool = False) -> Tensors: ...
-    def gradients(self, anew: bool = False) -> Tensors: ...
-    def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Tensors: ...
+    def gradients(self) -> Mapping[str, Tensor]: ...
+    def losses(self, title: str) -> Iterator[Tensor]: ...
+    def add_gradients(self, losses: Iterable[Tensor | None], onto: Sums, factor: float = 1.0) -> int: ...
+    def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Sums: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +51,8 @@ class Curvature:
         why: why it was not the second backward pass ("" if it was, or if the finite difference was asked for).
     """
 
-    gradient: Tensors
-    product: Tensors
+    gradient: Mapping[str, Tensor]
+    product: Mapping[str, Tensor]
     exact: bool
     why: str = ""
 
@@ -69,7 +71,7 @@ class Curvature:
         quadratic model may be trusted on that side.  At most FARTHEST · ‖g‖ / ‖H g‖, where the gradient itself has
         changed by as many times its length; zero where g or H g is.
         """
-        g, h = _norm(self.gradient), _norm(self.product)
+        g, h = norm(self.gradient), norm(self.product)
         return g / max(abs(self.along) / g, h / FARTHEST) if g and h else 0.0
 
     def __str__(self) -> str:
@@ -119,7 +121,8 @@ def exact(ctx: Differentiable, careful: bool = True) -> tuple[Curvature, str]:
         Both, and which function's second derivative is yet to be confirmed ("" for none).
     """
     one = length(ctx.batches) == 1 and not ranks.several()
-    g = {} if one else ctx.gradients()
+    firsts: Tensors = {}
+    g = firsts if one else ctx.gradients()
     suspects: list[str] = []
 
     def of(batch: object) -> Tensors:
@@ -128,7 +131,7 @@ def exact(ctx: Differentiable, careful: bool = True) -> tuple[Curvature, str]:
             suspects.extend(filter(None, [_examined(loss, careful)]))
             first = ctx.differentiate(loss, create_graph=True)
             if one:
-                g.update({n: _at_least_float32(x.detach()) for n, x in first.items()})
+                firsts.update({n: _at_least_float32(x.detach()) for n, x in first.items()})
             live = [n for n, x in first.items() if x.requires_grad]  # none, where the loss is linear
             if not live:
                 return {}
@@ -155,38 +158,34 @@ def finite_difference(ctx: Differentiable, eps: float) -> Curvature:
             "method='exact'"
         )
     g = ctx.gradients()
-    length = _norm(g)
+    length = norm(g)
     if length == 0:
-        return Curvature(g, {n: torch.zeros_like(x) for n, x in g.items()}, False)
-    step = eps * max(_norm(ctx.parameters), 1.0) / length
-    with _moved(ctx.parameters, g, step):
-        ahead = ctx.gradients(anew=True)
-    with _moved(ctx.parameters, g, -step):
-        behind = ctx.gradients(anew=True)
-    for n, x in ahead.items():
-        x.sub_(behind.pop(n))
+        return Curvature(g, Sums(ctx.parameters), False)
+    step = eps * max(norm(ctx.parameters), 1.0) / length
+    difference, number = Sums(ctx.parameters), 0
+    for sign in (1, -1):
+        with _moved(ctx.parameters, g, sign * step):
+            number = ctx.add_gradients(ctx.losses("gradients"), difference, sign)
+    difference.settle(number)
     rounding = max(torch.finfo(p.dtype).eps for p in ctx.parameters.values())
-    scale = 0.0 if _norm(ahead) <= LOST * rounding * length else 1 / (2 * step)
-    for x in ahead.values():
-        x.mul_(scale)
-    return Curvature(g, ahead, False)
+    difference.scale(0.0 if norm(difference) <= LOST * rounding * length else 1 / (2 * step))
+    return Curvature(g, difference, False)
 
 
 @contextlib.contextmanager
 def _moved(parameters: Mapping[str, nn.Parameter], direction: Mapping[str, Tensor], step: float) -> Iterator[None]:
     """Within, θ + step · direction; afterwards the very bits from before, from copies."""
-    saved = {n: p.detach().clone() for n, p in parameters.items()}
+    saved = store(forms_of(parameters))
+    moved: list[str] = []
     try:
         for n, p in parameters.items():
+            saved.put(n, p.detach().clone())
+            moved.append(n)
             p.data.add_(direction[n], alpha=step)
         yield
     finally:
-        for n, p in parameters.items():
-            p.data.copy_(saved[n])
-
-
-def _norm(tensors: Mapping[str, Tensor]) -> float:
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors.values()))
+        for n in moved:
+            parameters[n].data.copy_(saved.get(n))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -215,8 +214,8 @@ def _confirm(ctx: Differentiable, made: Curvature, suspect: str, eps: float) -> 
             "precision; use model.float()"
         )
     near = finite_difference(ctx, eps).product
-    floor = SLIGHT * _norm(near)
-    off = max(_norm({n: h - near[n]}) / max(_norm({n: near[n]}), floor, 1e-300) for n, h in made.product.items())
+    floor = SLIGHT * norm(near)
+    off = max(norm({n: h - near[n]}) / max(norm({n: near[n]}), floor, 1e-300) for n, h in made.product.items())
     if off > AGREE:
         raise CriterionError(
             f"{ctx.who}: {suspect} that PyTorch cannot differentiate: the second backward pass is off by {off:.0%}; "

@@ -180,7 +180,7 @@ class _Folded:
 
     def _values(self, tensor: str) -> Elementwise:
         value = self.saliency[tensor]
-        return Elementwise(value.tensor, lambda x: value.of(x).square()) if self.reduce == "l2" else value
+        return value.then(torch.square) if self.reduce == "l2" else value
 
     def _without_taps(self, tensor: str) -> Elementwise:
         """Folded over a kernel's taps once: most of a network's elements, which several axes have in common."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -132,3 +132,13 @@ def chosen(timesteps: str | Timesteps) -> Timesteps:
 def strata(n: int, generator: torch.Generator) -> Tensor:
     """n numbers in [0, 1), one from each of n equal parts."""
     return (torch.arange(n) + torch.rand(n, generator=generator)).div(n).clamp(max=1 - 1e-6)
+
+
+def own_strata(generators: Sequence[torch.Generator], start: int, whole: int) -> Tensor:
+    """Numbers in [0, 1), each by a generator of its own, from consecutive ones of `whole` equal parts.
+
+    Args:
+        start: the first number's part.
+    """
+    drawn = torch.cat([torch.rand(1, generator=g) for g in generators])
+    return (start + torch.arange(len(drawn)) + drawn).div(whole).clamp(max=1 - 1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,7 +115,7 @@ def _foreign(importance: Any) -> bool:
     return type(importance).__module__.partition(".")[0] != PACKAGE
 
 
-def _set_gradients(ctx: Context, gradients: dict[str, Tensor]) -> None:
+def _set_gradients(ctx: Context, gradients: Mapping[str, Tensor]) -> None:
     for name, p in ctx.parameters.items():
         p.grad = gradients[name].to(p.dtype, copy=True)
 

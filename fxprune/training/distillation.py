@@ -31,6 +31,7 @@ from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.masking.sites import module_runs
+from fxprune.scoring.autograd import softmax_axes
 
 KINDS = ("auto", "mse", "kl")
 Axes = tuple[tuple[int, Ints], ...]
@@ -45,7 +46,8 @@ class Distillation:
         features: weight of the features' term.
         layers: modules whose outputs are features; none: the outermost elements of `nn.ModuleList` and
             `nn.Sequential` that give one tensor.
-        kind: "mse", "kl" (over the last axis), or "auto": KL for what the model calls `logits`, else MSE.
+        kind: "mse", "kl" (over the last axis), or "auto": KL for what the model calls `logits`, and for outputs whose
+            log-softmax the loss takes (as cross entropy does), over that axis; else MSE.
         temperature: T.
     """
 
@@ -121,7 +123,7 @@ class Teacher:
                     f"the loss does not call the {type(student).__name__} itself, so that its outputs cannot be "
                     "compared with the dense model's; call model(...) in the loss, or pass distill=None"
                 )
-            return value + sum((self._term(call) for call in calls), torch.zeros_like(value))
+            return value + sum((self._term(call, value) for call in calls), torch.zeros_like(value))
         except InputsError as e:
             if self.required:
                 raise
@@ -129,30 +131,35 @@ class Teacher:
             warnings.warn(f"this run trains without the dense model's outputs: {e}", stacklevel=2)
             return value
 
-    def _term(self, call: _Call) -> Tensor:
+    def _term(self, call: _Call, value: Tensor) -> Tensor:
         with torch.no_grad(), self._watched(self.model) as seen:
             self.model(*call.args, **call.kwargs)
         (teacher,) = seen
-        total = self.options.output * self._outputs(call.out, teacher.out)
+        total = self.options.output * self._outputs(call.out, teacher.out, value)
         if self.sites:
             each = [self._feature(n, call.features[n], teacher.features[n]) for n in self.sites]
             total = total + self.options.features * torch.stack(each).mean()
         return total
 
-    def _outputs(self, student: Any, teacher: Any) -> Tensor:
+    def _outputs(self, student: Any, teacher: Any, value: Tensor) -> Tensor:
         kind, t = self.options.kind, self.options.temperature
         logits = getattr(student, "logits", None)
         if kind != "mse" and isinstance(logits, Tensor):
             return _divergence(logits, teacher.logits, t)
-        compare = (lambda a, b: _divergence(a, b, t)) if kind == "kl" else _error
         ours, theirs = pytree.tree_leaves(student), pytree.tree_leaves(teacher)
         if list(map(_shape, ours)) != list(map(_shape, theirs)):
             raise InputsError(
                 "the model's outputs in training are not of the structure and shapes of the dense model's in eval mode"
             )
-        terms = [compare(a, b) for a, b in zip(ours, theirs, strict=True) if _is_float(a)]
-        if not terms:
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if _is_float(a)]
+        if not pairs:
             raise InputsError("the model gives no floating-point tensor, so there is no output to learn from")
+        axes = (
+            softmax_axes(value, [a for a, _ in pairs])
+            if kind == "auto"
+            else [-1 if kind == "kl" else None] * len(pairs)
+        )
+        terms = [_error(*p) if axis is None else _divergence(*p, t, axis) for p, axis in zip(pairs, axes, strict=True)]
         return torch.stack(terms).sum()
 
     def _feature(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
@@ -197,8 +204,8 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _divergence(student: Tensor, teacher: Tensor, t: float) -> Tensor:
-    a, b = (F.log_softmax(z.float() / t, -1).flatten(0, -2) for z in (student, teacher))
+def _divergence(student: Tensor, teacher: Tensor, t: float, axis: int = -1) -> Tensor:
+    a, b = (F.log_softmax(z.float().movedim(axis, -1) / t, -1).flatten(0, -2) for z in (student, teacher))
     return F.kl_div(a, b, reduction="batchmean", log_target=True) * t * t
 
 

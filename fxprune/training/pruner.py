@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -31,7 +32,7 @@ from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.reporting.trajectories import draw
 from fxprune.scoring import distributed as ranks
-from fxprune.scoring.batches import fewer
+from fxprune.scoring.batches import empty, fewer
 from fxprune.scoring.identity import differences, told
 from fxprune.scoring.saliency import Normalization
 from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
@@ -177,11 +178,16 @@ class Pruner(Generic[M]):
 
         Raises:
             CriterionError: the criterion has no score for a group that it scored before.
-            InputsError: the criterion needs a batch, and none was given.
+            InputsError: the criterion needs a batch, and none was given, or an empty one; another process is gone.
         """
         if isinstance(batch, Tensor) and batch.dim() == 0:
             batch, loss = None, batch
         if batch is not None and not self.given:
+            if empty(batch):
+                raise InputsError(
+                    f"the batch given to step() is empty in process {ranks.rank()} of {ranks.number()}; every process "
+                    "needs a sample at least: use larger batches, or fewer processes"
+                )
             self.batches.append(batch)
         if not self.done:
             if self.flow.due:
@@ -223,7 +229,9 @@ class Pruner(Generic[M]):
                         _scale(named[s.tensor], s.axis, s.positions, 1 - own)
 
     def _scores(self) -> Mapping[str, np.ndarray[Any, Any]]:
-        with self.masks.straight_through():
+        # What each process trains on is its part of one batch; data that were given are whole in each.
+        parts = contextlib.nullcontext() if self.given else ranks.parts()
+        with self.masks.straight_through(), parts:
             scores = score(
                 self.graph,
                 self.net,

@@ -33,12 +33,14 @@ from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.reporting.trajectories import draw
 from fxprune.rewriting.rewrite import transplant
+from fxprune.scoring import distributed as ranks
+from fxprune.scoring.batches import batch_size
 from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.average import Average
 from fxprune.training.checkpoints import kept, saved_beside
 from fxprune.training.display import bar
 from fxprune.training.distillation import Teacher
-from fxprune.training.options import AUTO, Objective, Training, set_rate
+from fxprune.training.options import AUTO, Objective, Training, set_rate, suit
 from fxprune.training.pruner import Pruner
 from fxprune.training.scheduler import Scheduler
 from fxprune.training.serialization import to_plain
@@ -111,8 +113,10 @@ class Run:
     def result(self) -> Any:
         """Take all steps, or those that are left; give back what `prune` does."""
         try:
-            self._start()
+            with ranks.told():
+                self._start()
             with (
+                ranks.told(),
                 tracked(self.accelerator, self.training, self.name),
                 bar(self.shown, self.training.total, len(self.history)) as tell,
             ):
@@ -225,6 +229,8 @@ class Run:
     def _optimize(self, batches: list[Any]) -> float:
         """One step of the optimizer; the mean loss of all processes."""
         total = 0.0
+        if not len(self.history):
+            suit(self.training, self.optimizer, sum(map(batch_size, batches)) * self.accelerator.num_processes)
         for k, batch in enumerate(batches, 1):
             last = k == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
@@ -310,7 +316,14 @@ class Run:
             "history": None if self.pruner else self.history.state_dict(),
             "stream": self.stream.state_dict(),
             "rng": rng_state(),
+            # Running statistics are those of each process.
+            "buffers": dict(self.net.named_buffers()),
+            "averaged": {n: self.average.values[n] for n in self._averaged_buffers()} if self.average else {},
         }
+
+    def _averaged_buffers(self) -> list[str]:
+        assert self.average is not None
+        return [n for n, _ in self.net.named_buffers() if n in self.average.values]
 
     def _held(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The last checkpoint."""
@@ -319,9 +332,12 @@ class Run:
 
     def _resume(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
         self.net.load_state_dict(shared["model"])
+        for name, buffer in self.net.named_buffers():
+            buffer.copy_(own["buffers"][name])
         self.optimizer.load_state_dict(shared["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(shared["average"])
+            self.average.values.update({n: own["averaged"][n].to(self.average.values[n]) for n in own["averaged"]})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(shared["scaler"])
         if self.pruner is None:

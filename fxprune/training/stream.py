@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from fxprune.errors import InputsError
 from fxprune.scoring.batches import empty
+from fxprune.scoring.identity import length
 from fxprune.scoring.randomness import generators, rng_state, set_rng_state
 
 
@@ -42,6 +43,7 @@ class Stream:
         if several and isinstance(data, DataLoader):
             self.loader = accelerator.prepare_data_loader(data)
         elif several:
+            _require_enough(data, accelerator.num_processes)
             self.loader = _Share(data, accelerator.process_index, accelerator.num_processes)
         self.epoch = self.taken = 0
         self._iterator: Iterator[Any] | None = None
@@ -99,6 +101,15 @@ class Stream:
         set_rng_state(now)
         if passed < self.taken:
             raise InputsError(f"data had {self.taken} batches in this epoch and now has {passed}; resume with the same")
+
+
+def _require_enough(data: Iterable[Any], processes: int) -> None:
+    """Raise in every process alike, where one of them would have no batch."""
+    if (batches := length(data)) is not None and batches < processes:
+        raise InputsError(
+            f"data holds {batches} batches for {processes} processes, each of which takes whole batches; pass at least "
+            f"{processes} (smaller ones), or start fewer processes"
+        )
 
 
 class _Share:

@@ -26,6 +26,7 @@ from fxprune.errors import CriterionError, InputsError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import as_inputs
+from fxprune.scoring.elementwise import Elementwise
 from fxprune.scoring.score import Scores, score
 
 A, B = [3.0, -1.0, 0.5], [1.0, 2.0, -2.0]
@@ -168,9 +169,9 @@ def test_wanda_of_a_grouped_convolution() -> None:
         net[0].weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None, None])  # type: ignore[operator]
         net[1].weight.fill_(1.0)  # type: ignore[operator]
     graph = analyse(net, as_inputs(torch.ones(1, 1, 2, 2)))
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Elementwise] = {}
     score(graph, net, lambda ctx: seen.update(Wanda()(ctx)) or seen, data=[torch.ones(2, 1, 2, 2)])  # type: ignore[func-returns-value]
-    torch.testing.assert_close(seen["1.weight"].flatten(1), torch.tensor([[1.0, 2], [1, 2], [3, 4], [3, 4]]))
+    torch.testing.assert_close(seen["1.weight"].fold([]).flatten(1), torch.tensor([[1.0, 2], [1, 2], [3, 4], [3, 4]]))
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def header(folder: Path) -> dict[str, str]:
 def test_the_card_tells_what_went_and_what_was_measured(tmp_path: Path, sd1: Any) -> None:
     folder = fxprune.save_pipeline(sd1, tmp_path / "p", metrics={"loss": 0.125, "note": "a | b"})
     text, plan = (folder / "README.md").read_text(), fxprune.report(sd1).plan
-    assert header(folder) == {"library_name": "diffusers", "tags": ["fxprune", "structural-pruning"]}
+    assert header(folder) == {"library_name": "fxprune", "tags": ["fxprune", "structural-pruning", "diffusers"]}
     before, after = plan.costs["params"]
     assert f"| params | {before:,.0f} | {after:,.0f} | -40.0% |" in text
     for part in (
@@ -268,7 +268,14 @@ def test_a_name_on_the_hub_is_the_base_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["license: x", "---\nlicense: [a]\n---\n", "---\nlicense: x", "\xff", "---\nother: 1\n---\n", "---\n: : :\n---\n"],
+    [
+        "license: x",
+        "---\nlicense: {a: b}\n---\n",
+        "---\nlicense: x",
+        "\xff",
+        "---\nother: 1\n---\n",
+        "---\n: : :\n---\n",
+    ],
 )
 def test_a_base_card_of_nonsense_gives_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "base").mkdir()

@@ -12,7 +12,7 @@ from training_runs import IMAGES, loss, net, run
 
 import fxprune
 from fxprune import Distillation, Training
-from fxprune.training.options import relative_rate
+from fxprune.training.options import relative_rate, set_rate, suit
 
 
 def rates(training: Training) -> list[float]:
@@ -32,12 +32,12 @@ def test_a_constant_rate_is_two_arguments_away() -> None:
     assert set(rates(Training(20, warmup=0, anneal=False))) == {1.0}
 
 
-def test_the_rate_is_half_a_percent_of_the_weights_size() -> None:
+def test_the_rate_is_a_share_of_the_weights_size() -> None:
     model = net()
     wide = [p for p in model.parameters() if p.dim() > 1]
     size = torch.cat([p.detach().flatten() for p in wide]).square().mean().sqrt()
     (group,) = Training(1).made(model.parameters()).param_groups
-    assert group["lr"] == pytest.approx(0.005 * float(size), rel=1e-5)
+    assert group["lr"] == pytest.approx(0.003 * float(size), rel=1e-5)
     with torch.no_grad():
         for p in wide:
             p.mul_(3)
@@ -46,9 +46,38 @@ def test_the_rate_is_half_a_percent_of_the_weights_size() -> None:
     assert stated["lr"] == 1e-5
 
 
+@pytest.mark.parametrize(("samples", "times"), [(0, 1), (1, 1), (4, 2), (25, 5), (32, 32**0.5), (512, 32**0.5)])
+def test_a_found_rate_grows_with_the_root_of_the_samples(samples: int, times: float) -> None:
+    model, training = net(), Training(1)
+    optimizer = training.made(model.parameters())
+    one = optimizer.param_groups[0]["lr"]
+    suit(training, optimizer, samples)
+    set_rate(optimizer, 1.0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(times * one)
+    assert relative_rate(model.parameters(), samples) == pytest.approx(times * one, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "own", [Training(1, learning_rate=1e-3), Training(1, optimizer=lambda p: torch.optim.SGD(p, 1e-3))]
+)
+def test_a_rate_that_was_given_stays(own: Training) -> None:
+    optimizer = own.made(net().parameters())
+    suit(own, optimizer, 16)
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("scheduler", ["one_shot", "soft"])
+def test_a_run_counts_the_samples_of_a_step(scheduler: str, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("fxprune.training.run.suit", lambda training, optimizer, samples: seen.append(samples))
+    run(Training(20, accumulate=accumulate, distill=None), scheduler, data=[IMAGES[:6], IMAGES[6:12]])
+    assert seen == [6 * accumulate]
+
+
 def test_weights_that_are_all_zero_still_move() -> None:
     assert relative_rate([torch.zeros(4, 4)]) > 0
-    assert relative_rate([torch.full((3,), 0.5)]) == pytest.approx(0.0025)
+    assert relative_rate([torch.full((3,), 0.5)]) == pytest.approx(0.0015)
 
 
 @pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"distill": "features"}])

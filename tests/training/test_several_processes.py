@@ -17,7 +17,7 @@ import fxprune
 from fxprune.criteria.diff_pruning import DiffPruning
 from fxprune.graph.analysis import analyse
 from fxprune.scoring.score import score
-from fxprune.training.checkpoints import Checkpoints
+from fxprune.training.checkpoints import Checkpoints, saved_beside
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -94,6 +94,16 @@ def test_a_checkpoint_that_the_disk_refuses_is_an_error_of_ours(tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(fxprune.SaveError, match=r"the checkpoint .*step-00000003 cannot be written: \w+Error"):
         Checkpoints(tmp_path / "file", accelerator(1)).write(3, {"run": {}}, {})
+
+
+def test_weights_that_find_no_place_beside_are_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert torch.load(saved_beside({"x": torch.ones(2)}), weights_only=True)["x"].tolist() == [1, 1]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(fxprune.SaveError, match="FileNotFoundError"):
+        saved_beside({"x": torch.ones(2)})
 
 
 class Pickled:
