@@ -56,6 +56,7 @@ def prune(
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str | None = None,
+    legal_for: str | None = None,
     shape: str | Callable[..., Any] = "free",
     nearest: bool = False,
     granularity: str = "channel",
@@ -101,6 +102,7 @@ def prune(
         max_ratio: see `plan`.
         exact_norms: see `plan`.
         scope: see `plan`.
+        legal_for: see `plan`; layers where a norm, a head or what is held forbids such a width are in `Report.misfits`.
         shape: "free": every layer gets a width of its own. "stock": only what the class's own constructor can make, a
             plain instance that its library saves and loads (diffusers, transformers, timm, torchvision); in place of
             "stock" that constructor with what it was given, such as `functools.partial(MyNet, width=64)`.
@@ -136,7 +138,7 @@ def prune(
         16
     """
     keywords: dict[str, Any] = {"ratios": ratios, "ignore": ignore, "round_to": round_to, "min_width": min_width}
-    keywords |= {"max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
+    keywords |= {"max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope, "legal_for": legal_for}
     keywords |= {"shape": shape, "nearest": nearest}
     order = Order(
         gathered(Budget, budget, {"ratio": ratio, "of": of, "target": target}),

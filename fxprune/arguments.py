@@ -161,6 +161,7 @@ COMMON: Mapping[str, Kind] = {
     "shape": SHAPE,
     "nearest": FLAG,
     "scope": TEXT.or_none.raising(BudgetError),
+    "legal_for": TEXT.or_none.raising(BudgetError),
     "of": TEXT.raising(BudgetError),
     "attention": TEXT,
     "granularity": TEXT.raising(BudgetError),

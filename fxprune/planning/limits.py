@@ -36,6 +36,8 @@ class Limits:
         scope: "knapsack", "global", "local" or "isomorphic"; None: what suits the scores.  All of it: `fxprune.plan`.
         shape: "free", a width for every layer; "stock", what the class's own constructor can make; or that constructor
             with what it was given, a `functools.partial`.  See `fxprune.prune`.
+        legal_for: widths of linear layers that a quantiser takes afterwards: "int8", "int4-g32", "int4-g128", "fp8",
+            "nvfp4", "2:4" (see `fxprune.planning.legal`), where constraints let them.
         nearest: with a stock shape, take the nearest that there is, however far from the budget.
 
     Raises:
@@ -55,6 +57,7 @@ class Limits:
     scope: str | None = None
     shape: str | Callable[..., Any] = "free"
     nearest: bool = False
+    legal_for: str | None = None
 
     def __post_init__(self) -> None:
         require_fields(self)
@@ -64,6 +67,8 @@ class Limits:
             raise BudgetError(f"max_ratio={self.max_ratio} must be in (0, 1]")
         if self.min_width < 1:
             raise BudgetError(f"min_width={self.min_width} must be at least 1")
+        if self.legal_for is not None and self.shape != "free":
+            raise BudgetError(f"legal_for={self.legal_for!r} is for shape='free'; with a stock shape pass round_to=")
         if self.scope not in (None, *SCOPES):
             raise BudgetError(f"scope={self.scope!r} is unknown; choose {', '.join(SCOPES[:-1])} or {SCOPES[-1]}")
         for name, share in self.stated.items():

@@ -15,6 +15,7 @@ from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import require_cost
 from fxprune.planning.costs.polynomials import Floats
 from fxprune.planning.latency import Left, latency_of
+from fxprune.planning.legal import legal_graph, require_format
 from fxprune.planning.limits import NONE, Limits
 from fxprune.planning.names import require_shares
 from fxprune.planning.options import gathered
@@ -45,6 +46,7 @@ def plan(
     max_ratio: float | None = None,
     exact_norms: bool = False,
     scope: str | None = None,
+    legal_for: str | None = None,
     granularity: str = "channel",
     budget: Budget | None = None,
     limits: Limits | None = None,
@@ -74,6 +76,7 @@ def plan(
             "global" by score alone, "local" each group by itself, "isomorphic" groups of the same structure together,
             where every such class loses the same share. None: "knapsack" where the scores add up (`Scores.additive`;
             not for memory), else "global".
+        legal_for: widths that a quantiser takes afterwards, where constraints let them; see `fxprune.planning.legal`.
         granularity: "channel"; "block": residual branches go whole, none is narrowed; "both": blocks for at most half
             of the budget, channels for the rest.
         budget: `ratio`, `of` and `target` in one value, in their place.
@@ -88,7 +91,7 @@ def plan(
             (or `budget`) is given beside a keyword that it holds.
     """
     keywords: dict[str, Any] = {"ratios": ratios, "ignore": ignore, "round_to": round_to, "min_width": min_width}
-    keywords |= {"max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
+    keywords |= {"max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope, "legal_for": legal_for}
     asked, limits = (
         gathered(Budget, budget, {"ratio": ratio, "of": of, "target": target}),
         gathered(Limits, limits, keywords),
@@ -105,6 +108,8 @@ def planned(
     granularity: str = "channel",
 ) -> Plan:
     """`plan`, its arguments gathered."""
+    require_format(limits.legal_for)
+    graph = legal_graph(graph, limits.legal_for)
     of, costs = budget.of, CostModel(graph)
     if limits.shape != "free":
         raise BudgetError(

@@ -102,18 +102,19 @@ def clusters(graph: ChannelGraph) -> Iterator[tuple[list[int], list[NormGroups]]
         yield sorted(members), [n for g in sorted(members) for n in norms.get(g, [])]
 
 
-def _aligned(removals: Removals, sizes: Ints, width: int, anyway: bool) -> Removals:
-    """The same channels in fewer removals that leave the groups multiples of `width`.
+def _aligned(removals: Removals, sizes: Ints, widths: Ints, anyway: bool) -> Removals:
+    """The same channels in fewer removals that leave the groups multiples of their widths.
 
     Args:
         sizes: channels of every group, by index.
+        widths: the multiple that each of them keeps.
         anyway: whether they go as they were where none can; else nothing goes.
     """
-    if width == 1 or not len(removals):
-        return removals
     groups = np.unique(removals.group)
+    if not len(removals) or (widths[groups] == 1).all():
+        return removals
     gone = np.stack([np.concatenate([[0], np.cumsum(removals.group == g)])[removals.ends] for g in groups], axis=1)
-    fits = ((sizes[groups] - gone) % width == 0).all(axis=1)
+    fits = ((sizes[groups] - gone) % widths[groups] == 0).all(axis=1)
     fits[0] = True
     if fits.sum() < 2:
         return removals if anyway else removals.first(0)
@@ -155,7 +156,8 @@ def sequences(
         else:
             out += [_regrouped(graph, g, norms, values[g], bounds) for g in live]
     sizes = np.array([len(g) for g in graph.groups])
-    return [_aligned(seq, sizes, bounds.round_to, path is None) for seq in out if len(seq)]
+    widths = np.array([_quantum(graph, g, bounds) for g in range(len(sizes))], np.int64)
+    return [_aligned(seq, sizes, widths, path is None) for seq in out if len(seq)]
 
 
 def _times(graph: ChannelGraph, g: int, axis: Ints) -> int:

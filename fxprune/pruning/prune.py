@@ -140,7 +140,7 @@ def prune_once(model: M, order: Order) -> M:
             return compensated(graph, net, plan, scoring.criterion, **given)
 
     cut = realize(base, graph, plan_of, clock, order.verify, order.strict)
-    pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, scored))
+    pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, scored, limits.legal_for))
     return pruned
 
 

@@ -22,6 +22,7 @@ from fxprune.graph.packing import unpacked
 from fxprune.graph.trace import place_of
 from fxprune.graph.turns import in_turn
 from fxprune.planning.costs.stopwatch import take_turns
+from fxprune.planning.legal import misfits
 from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
 from fxprune.pruning.optimizers import warn_holders
@@ -342,7 +343,13 @@ def finished(
 
 
 def reported(
-    net: nn.Module, made: Realized, clock: Clock, inplace: bool, seed: int | None = None, scored: Sequence[Scores] = ()
+    net: nn.Module,
+    made: Realized,
+    clock: Clock,
+    inplace: bool,
+    seed: int | None = None,
+    scored: Sequence[Scores] = (),
+    legal_for: str | None = None,
 ) -> nn.Module:
     """The dense model, with its report; `scored` are the scores of every plan that was tried, the last one's last."""
     timing = None
@@ -369,6 +376,7 @@ def reported(
         stale=made.stale,
         scoring=tuple(dict.fromkeys(note for scores in scored for note in scores.notes)),
         anatomy=anatomy(made.graph, made.plan, scored[-1] if scored else None),
+        misfits=misfits(made.graph, made.plan, legal_for),
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small

@@ -86,6 +86,7 @@ class Report:
         history: figures of every step, where the model was trained while it was pruned; `picture` is where they were
             drawn.  Neither is saved with the model.
         reduced: means, maxima and the like that are taken over the channels that stay, and thus changed what they mean.
+        misfits: with `legal_for=`, the layers that the format does not take.
         stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
             reads them to look at.
         anatomy: layer by layer and group by group what went, for `to_html`.
@@ -111,6 +112,7 @@ class Report:
     reduced: tuple[str, ...] = ()
     stale: tuple[Stale, ...] = ()
     anatomy: Anatomy | None = field(default=None, repr=False, compare=False)
+    misfits: tuple[str, ...] = ()
     maker: str = ""
     steps: tuple[str, ...] = ()
 
@@ -173,6 +175,7 @@ class Report:
         lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []
         lines += [f"  over what stays: {r}" for r in self.reduced[:MOST]]
         lines += [f"  left as it was: {s}" for s in self.stale[:MOST]]
+        lines += [f"  not legal: {m}" for m in self.misfits[:MOST]]
         more = max(0, len(self.reduced) - MOST) + max(0, len(self.stale) - MOST)
         lines += [f"  ... and {more} more in .reduced and .stale"] if more else []
         lines += [f"  held back by {c.name}: {c.axes} axes, {c.share:.1%} of parameters" for c in self.held]

@@ -151,7 +151,9 @@ class Removal:
         if item not in self.found:
             own = [b for b in self.oracle.graph.blocks if b.tensors and all(inside(t, item) for t in b.tensors)]
             names = tuple(b.name for b in own)
-            self.found[item] = () if self.held & set(names) else names
+            left = None if self.held & set(names) else self._left(names)
+            whole = left is not None and not any(inside(t, item) for t in left.parameters)  # nobody else reads it
+            self.found[item] = names if whole else ()
         return self.found[item]
 
     def _left(self, blocks: Sequence[str]) -> ChannelGraph | None:
