@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format zoo bench bench-quality mutate compat docs build clean
+.PHONY: help setup demo test check format fuzz zoo bench bench-quality mutate compat docs build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,14 @@ check: setup ## Lint, formatting, strict types, order of imports, strict docs
 format: setup ## Repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# COUNT trials of each; OUT, a folder, keeps their outcomes, and what it holds is gone on with.
+COUNT ?= 200
+OUT ?=
+fuzz: export PYTHONPATH := tests
+fuzz: setup ## Random networks, folders, arguments and kills: what must never fail
+	@set -e; for campaign in networks folders arguments kills; do echo "== $$campaign"; \
+		$(BIN)/python -m fuzz $$campaign --count $(COUNT) $(if $(OUT),--out $(OUT)/$$campaign.jsonl) $(ARGS); done
 
 zoo: setup ## Prune every network of the zoo and report
 	$(BIN)/python benchmarks/zoo/run.py $(ARGS)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.arguments import TEXT, require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring.activations import PLACES, Place, channel_means
 from fxprune.scoring.context import Context
@@ -54,6 +55,7 @@ class Activation:
     partial: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        require_options(self, CriterionError, statistic=TEXT, at=TEXT)
         if self.statistic not in ("mean", "l2", "apoz"):
             raise CriterionError(f"Activation(statistic={self.statistic!r}): use 'mean', 'l2' or 'apoz'")
         if self.at not in PLACES:

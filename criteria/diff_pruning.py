@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fxprune.arguments import require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context
@@ -49,6 +50,7 @@ class DiffPruning:
     reduction: ClassVar[str] = "sum"
 
     def __post_init__(self) -> None:
+        require_options(self, CriterionError)
         if not 0 <= self.threshold < 1:
             raise CriterionError(f"DiffPruning(threshold={self.threshold}): a share in [0, 1), such as 0.05")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxprune.arguments import require_options
+from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
 from fxprune.scoring.elementwise import Elementwise
 
@@ -43,6 +45,9 @@ class Fisher:
     per_sample: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     reduction: ClassVar[str] = "sum"
+
+    def __post_init__(self) -> None:
+        require_options(self, CriterionError)
 
     def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
+from fxprune.arguments import TEXT, require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
 from fxprune.scoring.elementwise import Elementwise
@@ -93,6 +94,7 @@ class GradFlow:
     reduction: ClassVar[str] = "sum"
 
     def __post_init__(self) -> None:
+        require_options(self, CriterionError, method=TEXT, form=TEXT)
         if self.method not in METHODS:
             raise CriterionError(f"GradFlow(method={self.method!r}): use one of {', '.join(map(repr, METHODS))}")
         if not self.eps > 0:

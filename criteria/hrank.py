@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxprune.arguments import require_options
+from fxprune.errors import CriterionError
 from fxprune.scoring.activations import channel_means
 from fxprune.scoring.context import Context
 from fxprune.scoring.saliency import Floats
@@ -44,6 +46,9 @@ class HRank:
     needs: ClassVar[frozenset[str]] = frozenset({"data", "forward"})
     normalization: ClassVar[str] = "mean"
     partial: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_options(self, CriterionError)
 
     def __call__(self, ctx: Context) -> dict[str, Floats]:
         """Group name -> one score a channel."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fxprune.arguments import require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
 from fxprune.scoring.elementwise import Elementwise
@@ -43,6 +44,7 @@ class Magnitude:
     normalization: ClassVar[str] = "mean"
 
     def __post_init__(self) -> None:
+        require_options(self, CriterionError)
         if not self.p > 0:
             raise CriterionError(f"Magnitude(p={self.p}): p must be positive; use p=1 for L1 or p=2 for L2")
 

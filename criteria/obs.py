@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.arguments import require_options
 from fxprune.errors import CriterionError
 from fxprune.planning.plan import Plan
 from fxprune.scoring.context import Context
@@ -61,6 +62,7 @@ class Obs:
     partial: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        require_options(self, CriterionError)
         if not self.damping > 0:
             raise CriterionError(f"Obs(damping={self.damping}): must be positive, such as 0.01, or H has no inverse")
 

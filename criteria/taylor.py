@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxprune.arguments import require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
 from fxprune.scoring.elementwise import Elementwise
@@ -48,6 +49,7 @@ class Taylor:
     reduction: ClassVar[str] = "sum"
 
     def __post_init__(self) -> None:
+        require_options(self, CriterionError)
         if self.signed and self.per_sample:
             raise CriterionError("Taylor(signed=True, per_sample=True): a square has no sign; choose one of them")
 

@@ -2,6 +2,7 @@
 
     @takes(graph=ChannelGraph)            the arguments of a function: of these kinds, and others of those in `COMMON`
     require_fields(self, after=COUNT)     the fields of a dataclass, in its `__post_init__`
+    require_options(self, CriterionError) the same for options of plugins, by what the class says that they are
 
 A class stands for its instances.  Ranges that hang on other values are checked where these are known.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -99,7 +101,8 @@ def _all(values: Any, fits: Callable[[Any], bool]) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, (str, type)) or callable(value) or isinstance(value, Iterable)
+    """Text is iterable, a class can be called."""
+    return callable(value) or (isinstance(value, Iterable) and not isinstance(value, (Tensor, np.ndarray)))
 
 
 def _are_shares(value: Any) -> bool:
@@ -114,6 +117,12 @@ FROM_ZERO = whole("a whole number of at least 0", 0)
 POSITIVE = number("a number above 0", 0, open_low=True)
 NOT_NEGATIVE = number("a number of at least 0", 0)
 NUMBER = number("a finite number")
+PLAIN = {  # fields of dataclasses, as they are annotated
+    "float": Kind("a number", lambda v: _is(v, Real) and not math.isnan(v)),
+    "int": INTEGER,
+    "bool": FLAG,
+    "str": TEXT,
+}
 SHARE = Kind("a number in [0, 1), such as 0.4", lambda v: _is(v, Real), BudgetError)
 PATH = Kind("a path: text that is not empty, or a pathlib.Path", _is_path, SaveError)
 FUNCTION = Kind("something that can be called", callable)
@@ -136,6 +145,7 @@ SHAPE = Kind(
 )
 
 _PLAIN = (type(None), str, bytes, Real, list, dict, tuple, set, type, Tensor)
+MOST = 10**6  # tensors of a model
 MODEL = Kind("an nn.Module, or a pipeline around one", lambda v: not isinstance(v, _PLAIN))
 
 COMMON: Mapping[str, Kind] = {
@@ -146,6 +156,7 @@ COMMON: Mapping[str, Kind] = {
     "min_width": INTEGER.raising(BudgetError),
     "ratios": SHARES.or_none.raising(BudgetError),
     "ignore": NAMES,
+    "round_to": one_of(int, str, np.integer, told='a whole number, or "auto"').raising(BudgetError),
     "exact_norms": FLAG,
     "shape": SHAPE,
     "nearest": FLAG,
@@ -170,6 +181,8 @@ COMMON: Mapping[str, Kind] = {
     "progress": FLAG,
     "higher_is_better": FLAG,
     "directory": PATH,
+    **dict.fromkeys(("subfolder", "revision", "variant"), TEXT.or_none.raising(SaveError)),
+    "token": one_of(str, bool, told="text, True or False").or_none.raising(SaveError),
     "path": PATH.raising(InputsError),
     "out": PATH.or_none.raising(InputsError),
     "metrics": MAPPING.or_none.raising(SaveError),
@@ -196,10 +209,12 @@ def takes(*, error: type[FxPruneError] | None = None, **kinds: AKind) -> Callabl
 
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            for argument, value in signature.bind(*args, **kwargs).arguments.items():
+            given = signature.bind(*args, **kwargs)
+            for argument, value in given.arguments.items():
                 if argument in table:
                     require(name, argument, value, table[argument], error)
-            return function(*args, **kwargs)
+                    given.arguments[argument] = _plain(value)
+            return function(*given.args, **given.kwargs)
 
         return called
 
@@ -215,7 +230,49 @@ def require_fields(made: Any, **kinds: AKind) -> None:
     for field in fields(made):
         kind = kinds[field.name] if field.name in kinds else COMMON.get(field.name)
         if kind is not None:
-            require(type(made).__name__, field.name, getattr(made, field.name), _kind(kind))
+            _require_field(made, field.name, _kind(kind))
+
+
+def require_options(made: Any, error: type[FxPruneError], **kinds: AKind) -> None:
+    """Check the fields of a criterion or a scheduler: those annotated as plain numbers, flags or text, and `kinds`.
+
+    Raises:
+        FxPruneError: one is of another kind; of the class `error`.
+    """
+    for field in fields(made):
+        kind = kinds.get(field.name, PLAIN.get(str(field.type)))
+        if kind is not None:
+            _require_field(made, field.name, _kind(kind), error)
+
+
+def _require_field(made: Any, name: str, kind: Kind, error: type[FxPruneError] | None = None) -> None:
+    value = getattr(made, name)
+    require(type(made).__name__, name, value, kind, error)
+    object.__setattr__(made, name, _plain(value))  # dataclasses here are frozen
+
+
+def _plain(value: Any) -> Any:
+    """A number as Python's own: numpy's and fractions go neither into JSON nor into torch."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (bool, int, float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def tensors(name: str, values: Iterable[Any]) -> list[Tensor]:
+    """Tensors in a list.
+
+    Raises:
+        InputsError: something else is among them, or they have no end.
+    """
+    out: list[Tensor] = []
+    for value in values:
+        if not isinstance(value, Tensor) or len(out) == MOST:
+            what = f"more than {MOST:,}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputsError(f"{name}= holds {what}; pass {TENSORS.told}")
+        out.append(value)
+    return out
 
 
 @contextmanager
@@ -228,7 +285,7 @@ def read_from(name: str, value: Any, what: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-        raise InputsError(f"{name}={_shown(value)} is not {what}: {type(e).__name__}: {e!s:.200}") from e
+        raise InputsError(f"{name}={shown(value)} is not {what}: {type(e).__name__}: {e!s:.200}") from e
 
 
 def require(where: str, name: str, value: Any, kind: Kind, error: type[FxPruneError] | None = None) -> None:
@@ -243,7 +300,7 @@ def require(where: str, name: str, value: Any, kind: Kind, error: type[FxPruneEr
         fits = False
     if not fits:
         what = f"{name} must be {kind.told}; this is of type {type(value).__name__}"
-        raise (error or kind.error)(f"{where}({name}={_shown(value)}): {what}")
+        raise (error or kind.error)(f"{where}({name}={shown(value)}): {what}")
 
 
 def _kind(kind: Kind | type) -> Kind:
@@ -255,7 +312,8 @@ def _kind(kind: Kind | type) -> Kind:
     return Kind(f"{article} {kind.__module__.partition('.')[0]}.{name}", lambda v: isinstance(v, kind), error)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for a message, short, on one line."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # noqa: BLE001 - see `require`

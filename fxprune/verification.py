@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from fxprune.arguments import MODULE, takes
-from fxprune.errors import VerifyError
+from fxprune.errors import InputsError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.copies import deep_copy
 from fxprune.graph.modes import larger
@@ -38,10 +38,15 @@ from fxprune.masking.masked_run import run_masked
 from fxprune.masking.settled import Settled
 from fxprune.masking.trials import in_float64, rounded_anew, zero_parameters, zeros_filled
 from fxprune.planning.plan import Plan, followed
+from fxprune.rewriting.rewrite import belongs
 
 EXACT = 1e-8  # how far two right computations may differ in float64
 NOISE, BEYOND = 16.0, 64.0  # multiples of the measured noise that are accepted; the same where float64 does not help
 _LAST_BITS = 16
+
+
+class NothingComparedError(VerifyError):
+    """The given model has no outputs to compare with: no plan is at fault, and none would do better."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class _Comparison:
     def _once(self) -> tuple[Check, tuple[int, int]]:
         reference, got = self.reference(self.traced.example), self.candidate(self.traced.example)
         if overflow(reference):
-            raise VerifyError(
+            raise NothingComparedError(
                 f"the {type(self.model).__name__} gives NaN or infinite numbers on the example inputs, so that nothing "
                 "can be proved: pass example_inputs= that it can compute with, or look for NaN in its weights"
             )
@@ -146,7 +151,7 @@ def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: P
         VerifyError: where the dense model does not run.
     """
     if meta := next((n for n, p in model.named_parameters() if p.is_meta), ""):
-        raise VerifyError(
+        raise NothingComparedError(
             f"nothing can be compared: {meta} of this {type(model).__name__} is on the meta device and has no values; "
             "load the weights first, or pass verify=False"
         )
@@ -173,7 +178,11 @@ def _masked_is_dense(
 
     def masked(inputs: Inputs) -> list[Any]:
         with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(model):
-            return run_masked(view, model, copied(inputs), keep, plan.norms, plan.blocks)
+            try:
+                return run_masked(view, model, copied(inputs), keep, plan.norms, plan.blocks)
+            except (RuntimeError, TypeError) as e:
+                _require_runs(model, traced, inputs, e)
+                raise
 
     def dense(inputs: Inputs) -> list[Any]:
         try:
@@ -185,6 +194,21 @@ def _masked_is_dense(
     zero = zero_parameters(model, rest, small, keep)
     fill = functools.partial(zeros_filled, zero, rest, model, small, keep) if zero else None
     return _Comparison(f"masked = dense{mode}", model, traced, masked, dense, (small,)).check(fill)
+
+
+def _require_runs(model: nn.Module, traced: Traced, inputs: Inputs, failed: Exception) -> None:
+    """Tell a model that does not run itself, though tensors without values pass through it, from a fault of the masks.
+
+    Raises:
+        InputsError: it does not run.
+    """
+    try:
+        counted(model, traced, inputs)
+    except Exception as e:
+        raise InputsError(
+            f"the {type(model).__name__} does not run on example_inputs: {type(e).__name__}: {e}; pass inputs of the "
+            "sizes, dtypes and device that it computes with"
+        ) from e
 
 
 def _trains_alike(model: nn.Module, small: nn.Module, graph: ChannelGraph) -> None:
@@ -284,9 +308,10 @@ def verify(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, 
         graph: of `model`, as `fxprune.trace` gives it; the steps that led from there to the plan's own graph are taken.
 
     Raises:
-        PlanError: the plan was made for another graph.
+        PlanError: the plan was made for another graph, or the graph is of another model.
         VerifyError: where one of them fails.
     """
+    belongs(model, graph)
     with in_turn:
         graph = followed(graph, plan)
         checks: tuple[Check, ...] = (check_permutation(model, graph, seed), check_dense(model, small, graph, plan))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fxprune.arguments import require_options
 from fxprune.errors import PluginError
 from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
 
@@ -28,6 +29,7 @@ class GroupLasso(Scheduler):
     until: float = 0.7
 
     def __post_init__(self) -> None:
+        require_options(self, PluginError)
         if not 0 < self.most < 1 or not 0 < self.until <= 1:
             raise PluginError(f"most={self.most} must be in (0, 1), until={self.until} in (0, 1]")
 

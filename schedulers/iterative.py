@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxprune.arguments import require_options
 from fxprune.errors import PluginError
 from fxprune.schedulers.shapes import shape
 from fxprune.training.scheduler import Floats, Flow, Problem, Scheduler, Values
@@ -30,6 +31,7 @@ class Iterative(Scheduler):
     until: float = 0.1
 
     def __post_init__(self) -> None:
+        require_options(self, PluginError)
         if self.rounds < 1 or not 0 < self.until <= 1:
             raise PluginError(f"rounds={self.rounds} must be at least 1, until={self.until} in (0, 1]")
         shape(self.shape)

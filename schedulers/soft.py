@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fxprune.arguments import Kind, require_options
 from fxprune.errors import PluginError
 from fxprune.schedulers.shapes import shape
 from fxprune.training.energy import Energy, State, step
 from fxprune.training.scheduler import KEPT, Floats, Flow, Problem, Scheduler, Values
 
 FEWEST = 20  # steps
+ENERGY = Kind(
+    "an fxprune.Energy, or an object with its methods",
+    lambda v: all(callable(getattr(v, name, None)) for name in ("value", "slope", "lipschitz")),
+)
 QUARTER = 0.25  # of the batches, for scores of whole groups
 
 
@@ -52,6 +57,7 @@ class Soft(Scheduler):
     coarse: bool = False
 
     def __post_init__(self) -> None:
+        require_options(self, PluginError, energy=ENERGY)
         if not 0 < self.until <= self.settle or not self.settle + self.pace <= 1 or not self.pace > 0:
             raise PluginError(
                 f"until={self.until}, settle={self.settle} and pace={self.pace} must satisfy 0 < until <= settle and "

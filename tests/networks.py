@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Callable
 
+import odd_blocks
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
@@ -218,10 +219,10 @@ class Position(nn.Module):
 
 IMAGE: dict[str, Callable[[int, random.Random], nn.Module]] = {
     k.__name__: k for k in (Conv, Residual, CatSkip, Batch, Depthwise, Grouped, Shuffle, Squeeze, Glu)
-}
+} | odd_blocks.IMAGE
 TOKEN: dict[str, Callable[[int, random.Random], nn.Module]] = {
     k.__name__: k for k in (Mlp, Attention, StreamAttention, Grouping, Rms, Position)
-}
+} | odd_blocks.TOKEN
 
 
 class Net(nn.Module):

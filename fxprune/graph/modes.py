@@ -174,7 +174,8 @@ def larger(inputs: Inputs) -> Inputs:
     batch = batch_of(inputs)
 
     def one_more(x: Any) -> Any:
-        return torch.cat([x, x[:1]]) if isinstance(x, torch.Tensor) and x.dim() and x.shape[0] == batch else x
+        dense = isinstance(x, torch.Tensor) and x.layout is torch.strided
+        return torch.cat([x, x[:1]]) if dense and x.dim() and x.shape[0] == batch else x
 
     more: Inputs = pytree.tree_map(one_more, inputs)
     return more

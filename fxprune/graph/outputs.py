@@ -68,7 +68,7 @@ class Outputs:
         if self.wanted is None:
             return opened
         if callable(self.wanted):
-            return _opened(self.wanted(out), self.released, set())
+            return _opened(_chosen(self.wanted, out), self.released, set())
         wanted = (self.wanted,) if isinstance(self.wanted, str) else tuple(self.wanted)
         return {name: _at(opened, name) for name in wanted}
 
@@ -78,6 +78,18 @@ class Outputs:
 
     def __str__(self) -> str:
         return f"{shortened(self.left)} released, {shortened(self.names) or 'nothing'} compared" if self.left else ""
+
+
+def _chosen(choose: Callable[[Any], Any], out: Any) -> Any:
+    """What a caller's function takes of the outputs.
+
+    Raises:
+        InputsError: it fails.
+    """
+    try:
+        return choose(out)
+    except Exception as e:
+        raise InputsError(f"outputs= fails on what the model returns: {type(e).__name__}: {e!s:.200}") from e
 
 
 def shortened(names: Sequence[str], most: int = 4) -> str:

@@ -147,7 +147,8 @@ def _worth(worth: Mapping[str, float], name: str) -> float:
     value = float(worth.get(name, np.nan))
     if not np.isfinite(value):
         raise CriterionError(
-            f"block {name!r} has no finite score; pass scores of fxprune.score(), by a criterion that scores tensors"
+            f"block {name!r} has no finite score: a whole block is judged by its tensors, and this criterion scores "
+            "channels alone; take another, such as magnitude or taylor, or granularity='channel'"
         )
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Limits:
         if self.scope not in (None, *SCOPES):
             raise BudgetError(f"scope={self.scope!r} is unknown; choose {', '.join(SCOPES[:-1])} or {SCOPES[-1]}")
         for name, share in self.stated.items():
-            if not 0 <= share < 1:
+            if not _is_share(share):
                 raise BudgetError(
                     f"ratios={{{name!r}: {share}}} is outside [0, 1): it is the share of channels to remove"
                 )
@@ -135,6 +136,10 @@ def stated_parts(
         if groups not in best or off.min() < best[groups][0] - 1e-9:
             best[groups] = float(off.min()), seq.first(int(off.argmin()))
     return [seq for _, seq in best.values() if len(seq)]
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) < 1
 
 
 def multiple(round_to: int | str) -> int:

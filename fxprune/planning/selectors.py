@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from fxprune.arguments import shown
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.explain import meant
@@ -28,14 +29,30 @@ def as_items(ignore: Any) -> tuple[Any, ...]:
     Raises:
         InputsError: where something is neither a name, a module type nor a callable.
     """
-    items = (ignore,) if isinstance(ignore, str) or callable(ignore) else tuple(ignore)
-    for item in items:
+    items: list[Any] = []
+    for item in (ignore,) if isinstance(ignore, str) or callable(ignore) else ignore:
         if not isinstance(item, str) and not callable(item):
             raise InputsError(
-                f"ignore= holds {item!r}; use names or globs of tensors or modules, module types such as nn.Conv2d, or "
-                "a callable (tensor name, module) -> bool"
+                f"ignore= holds {shown(item)}; use names or globs of tensors or modules, module types such as "
+                "nn.Conv2d, or a callable (tensor name, module) -> bool"
             )
-    return items
+        items.append(item)
+    return tuple(items)
+
+
+def _picks(rule: Any, name: str, module: nn.Module) -> bool:
+    """Whether a caller's rule picks a tensor.
+
+    Raises:
+        InputsError: it fails.
+    """
+    try:
+        return bool(rule(name, module))
+    except Exception as e:
+        raise InputsError(
+            f"ignore= holds {shown(rule)}, which fails on {name!r}: {type(e).__name__}: {e}; a rule takes (tensor "
+            "name, module that holds it) and returns True or False"
+        ) from e
 
 
 def named(model: nn.Module, ignore: Any) -> tuple[str | type, ...]:
@@ -45,7 +62,7 @@ def named(model: nn.Module, ignore: Any) -> tuple[str | type, ...]:
         if isinstance(item, (str, type)):
             out.append(item)
         else:
-            out += [name for name in tensor_names(model) if item(name, _holder(model, name))]
+            out += [name for name in tensor_names(model) if _picks(item, name, _holder(model, name))]
     return tuple(out)
 
 

@@ -33,7 +33,7 @@ from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transpl
 from fxprune.rewriting.scales import scale_folds
 from fxprune.rewriting.unread import Stale, unread
 from fxprune.scoring.score import Scores
-from fxprune.verification import Check, check_dense, check_training, same_batches
+from fxprune.verification import Check, NothingComparedError, check_dense, check_training, same_batches
 
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 TRIALS = 200  # rewrites at most while the groups at fault are looked for
@@ -96,6 +96,8 @@ def realize(
         except UnsolvedError as e:
             trouble = trouble or str(e)
             graph = graph.holding(e.equation)
+        except NothingComparedError:
+            raise
         except VerifyError as e:
             trouble = trouble or str(e)
             if not verify:

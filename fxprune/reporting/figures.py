@@ -68,7 +68,7 @@ def drawn(figure: Figure, path: str | os.PathLike[str], dpi: int) -> None:
     """
     with writing(path):
         try:
-            figure.savefig(path, dpi=dpi)
+            figure.savefig(path, dpi=dpi, format=Path(path).suffix.lower().lstrip(".") or "png")
         except ValueError as e:  # of a format that it does not know
             raise InputsError(f"{path} cannot be drawn: {e}; name a .png, .svg or .pdf file") from e
 

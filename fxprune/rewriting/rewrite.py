@@ -64,7 +64,7 @@ def rewrite(model: nn.Module, graph: ChannelGraph, plan: Plan, *, forward: str =
     """
     graph = followed(graph, plan)
     keep = plan.kept(graph)
-    _belongs(model, graph)
+    belongs(model, graph)
     whole, graph = graph, graph.without(plan.blocks)
     try:
         attributes = _solve(graph, plan, keep) if forward == "module" else {}
@@ -103,7 +103,12 @@ def transplant(model: nn.Module, small: nn.Module) -> nn.Module:
     return model
 
 
-def _belongs(model: nn.Module, graph: ChannelGraph) -> None:
+def belongs(model: nn.Module, graph: ChannelGraph) -> None:
+    """Check that a model has the tensors that a graph was made of.
+
+    Raises:
+        PlanError: it has not.
+    """
     named = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, shape in graph.shapes.items():
         have = tuple(named[name].shape) if name in named else None

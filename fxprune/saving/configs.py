@@ -20,6 +20,8 @@ FETCHED = re.compile(r"backbone|tokenizer|(use_|hub_)?kernels|\w*pretrained_mode
 SOURCES = ("_name_or_path", "name_or_path", "id2label", "label2id")  # told, and never fetched
 REFERENCE = re.compile(r"[\w.-]+/[\w.-]+([@:/].*)?|(hf[-_]hub|local-dir|timm|file|https?|s3|gs)\s*:.*", re.ASCII | re.S)
 LARGE = 2**24
+STEPS = 2**20  # the largest number for a part that has no weights, such as a schedule; those in use have a thousand
+TOKENS = "tokenizer"  # whose config holds 10**30 for "no limit", and makes nothing of it
 DEPTH = 64
 
 
@@ -41,6 +43,21 @@ def require_plain(config: Any, elements: int, where: str = "the config") -> None
         if isinstance(value, (int, float)) and not isinstance(value, bool) and most < abs(value) < float("inf"):
             raise _refused(where, path, value, "is larger than the folder's tensors explain")
     require_no_code(config, where)
+
+
+def require_small(config: Any, where: str) -> None:
+    """Check that the configuration of a part without weights names no code and asks for little.
+
+    Raises:
+        SaveError: it does not.
+    """
+    require_no_code(config, where)
+    for _, path, value in _leaves(config, ""):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and STEPS < abs(value) < float("inf"):
+            raise SaveError(
+                f"{where} has {path[:80]} = {value!r:.60}, which is larger than the settings of any part without "
+                "weights: correct it, if you trust this folder"
+            )
 
 
 def require_no_code(config: Any, where: str = "the config") -> None:

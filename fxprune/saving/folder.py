@@ -185,7 +185,14 @@ def _swap(path: Path, new: Path, old: Path) -> None:
 
 
 def standing(directory: Path) -> Path:
-    """The folder that stands at a path: after a kill between the two renames what was there before, else itself."""
-    path = directory.resolve()
-    left = [] if path.exists() else _left_by_kills(path, "old")
+    """The folder that stands at a path: after a kill between the two renames what was there before, else itself.
+
+    Raises:
+        SaveError: the system does not take such a path.
+    """
+    try:
+        path = directory.resolve()
+        left = [] if path.exists() else _left_by_kills(path, "old")
+    except OSError as e:
+        raise SaveError(f"directory={str(directory)[:100]!r} cannot be read: {e.strerror}; name another") from e
     return max(left, key=_last_written) if left else directory

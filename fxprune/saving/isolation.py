@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch.nn.modules import module as registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,6 +31,7 @@ REFUSED = frozenset(_REFUSED.split())
 NAMES, MODULES = 1000, 20  # names more than twice those listed; modules for every name
 ELEMENTS, TIMES = 2**26, 16  # elements that any model may compute, and how often those listed
 SECONDS, A_NAME, A_SECOND = 8.0, 0.02, 1e8  # of the thread's own time: for any model, for a name, elements in one
+FEW = 2**16  # elements, and numbers given to an op, that need no second look
 EMPTY = ("aten::empty", "aten::new_empty")  # takes no memory before it is written
 _thread = threading.local()
 
@@ -106,31 +108,48 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        sizes = _written(func, args, kwargs or {})
-        self.require(sizes <= self.elements, "computes more numbers")
+        foreseen = _foreseen(func, args, kwargs or {})
+        self.require(foreseen <= self.elements, "computes more numbers")
         out = func(*args, **(kwargs or {}))
-        self.elements -= max(sizes, _made(func, out))
+        self.elements -= max(foreseen, _made(func, out))
         self.require(self.elements >= 0, "computes more numbers")
         return out
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> int:
-    """Elements that a factory is asked for, before it takes the memory; 0 where the arguments do not tell."""
-    size = args[0] if args and isinstance(args[0], (list, tuple, torch.Size)) else kwargs.get("size")
-    device = kwargs.get("device")
-    real = device is None or torch.device(device).type != "meta"
-    if not real or not size or not all(isinstance(n, int) for n in size) or func._schema.name.startswith(EMPTY):
+def _foreseen(func: Any, args: Any, kwargs: Any) -> int:
+    """Elements that an op is to write, found out before it takes the memory; 0 where these can only be few, or where
+    the shapes of what it is given do not tell."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    numbers = [leaf for leaf in leaves if isinstance(leaf, (int, float)) and abs(leaf) > FEW]
+    largest = functools.reduce(lambda a, b: a * max(1, b.numel()), given, 1)
+    if not _writes(func) or func._schema.is_mutable or (given and largest <= FEW and not numbers):
         return 0
-    return functools.reduce(lambda a, b: a * b, size, 1)
+    if any(t.is_meta for t in given) or torch.device(kwargs.get("device") or "cpu").type == "meta":
+        return 0
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+    if any(a.name == "device" for a in func._schema.arguments):
+        kwargs = {**kwargs, "device": "meta"}
+    try:
+        return _elements(func(*args, **kwargs))
+    except Exception:  # noqa: BLE001 - shapes that hang on values, or are none: the op itself will tell
+        return 0
 
 
 def _made(func: Any, out: Any) -> int:
-    """Elements that an op has written: views are none."""
+    """Elements that an op has written."""
+    return _elements(out, but="meta") if _writes(func) else 0
+
+
+def _writes(func: Any) -> bool:
+    """Whether an op takes memory for its result: views do not, nor do tensors that nothing is written into."""
     views = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
-    if views or func._schema.name.startswith(EMPTY):
-        return 0
+    return not views and not func._schema.name.startswith(EMPTY)
+
+
+def _elements(out: Any, but: str = "") -> int:
     values = out if isinstance(out, (tuple, list)) else (out,)
-    return sum(v.numel() for v in values if isinstance(v, torch.Tensor) and v.device.type != "meta")
+    return sum(v.numel() for v in values if isinstance(v, torch.Tensor) and v.device.type != but)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from torch import nn
 from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
 from fxprune.graph.copies import deep_copy
+from fxprune.graph.turns import in_turn
 from fxprune.reporting.report import attach
 from fxprune.saving import checksums, hub, stock, weights
 from fxprune.saving.card import CARD, card, snippet
@@ -82,7 +83,7 @@ def save(
     if variant is not None and not isinstance(model, nn.Module):
         raise SaveError(f"a pipeline has no variant={variant!r}: save its pruned component, or name another folder")
     limit = weights.size_of(max_shard_size)
-    with replacing(directory) as folder:
+    with in_turn, replacing(directory) as folder:
         write(model, folder, metrics, limit, variant)
         if Path(directory).is_dir():
             carry_variants(Path(directory), folder, variant)
@@ -348,8 +349,9 @@ def _load_pipeline(saved: SavedPipeline, path: Path, variant: str | None = None)
     index = stock.read_index(path, saved.components)
     if missing := [name for name in saved.components if name not in index]:
         raise SaveError(f"{path / stock.INDEX} does not name the pruned component {missing[0]!r}")
-    given = {name: _load_model(read(path / name, variant), path / name, None, variant) for name in saved.components}
-    own = {f"{name}/{file}" for name in given for file in weights.files(path / name, variant)}
+    inner = {name: read(path / name, variant) for name in saved.components}
+    given = {name: _load_model(header, path / name, None, variant) for name, header in inner.items()}
+    own = {f"{name}/{file}" for name, header in inner.items() for file in header.checksums if file != HEADER}
     absent = {name: None for name, value in index.items() if value == [None, None]}
     pipeline = stock.read_pipeline(path, {**absent, **given}, saved.dtypes)
     checksums.require(path, {name: v for name, v in saved.checksums.items() if name not in own})  # those were
@@ -367,9 +369,20 @@ def _stock_of(
                 f"fxprune.load(DIR, model={saved.name}(...))"
             )
         return stock.build(saved, weights.size(path, variant))
-    net = deep_copy(model) if isinstance(model, nn.Module) else model()
+    with in_turn:  # while another thread traces the module, its tensors hold nothing
+        net = deep_copy(model) if isinstance(model, nn.Module) else _called(model)
     if not isinstance(net, nn.Module):
         raise SaveError(f"model= gave a {type(net).__name__}; pass a module, or a callable that returns one")
     if class_name(type(net)) != saved.name:
         raise SaveError(f"the folder holds a {saved.name}, model= is a {class_name(type(net))}")
     return net
+
+
+def _called(make: Callable[[], nn.Module]) -> Any:
+    try:
+        return make()
+    except Exception as e:
+        raise SaveError(
+            f"model= is called without arguments, and fails: {type(e).__name__}: {e}; pass a module, or a callable "
+            "that makes one"
+        ) from e

@@ -26,7 +26,7 @@ from fxprune.graph.copies import deep_copy
 from fxprune.graph.modules import comes_from
 from fxprune.rewriting.attributes import Change
 from fxprune.saving import weights
-from fxprune.saving.configs import require_no_code, require_plain
+from fxprune.saving.configs import TOKENS, require_no_code, require_plain, require_small
 from fxprune.saving.files import read_object, require_data
 from fxprune.saving.header import DTYPES, Saved, class_name, is_identifier
 from fxprune.saving.isolation import isolated, within
@@ -367,7 +367,8 @@ def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
         if path.name == CONFIG:
             require_plain(read_object(path), elements, str(path))
         elif path.name.endswith(CONFIG):  # of a scheduler, a tokenizer, ...
-            require_no_code(read_object(path), str(path))
+            check = require_no_code if path.name.startswith(TOKENS) else require_small
+            check(read_object(path), str(path))
     try:
         with isolated(), within(names, elements) if names else contextlib.nullcontext():
             loaded = cls.from_pretrained(str(directory), **options)

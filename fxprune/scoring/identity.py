@@ -43,13 +43,20 @@ _INIT = ("__init__", "__post_init__", "__new__")
 
 def told(value: Any) -> str:
     """A value as a text for people that is another one where the value is: itself, or a name and a fingerprint."""
-    shown = repr(value)
+    shown = _shown(value)
     if isinstance(value, (bool, int, float, str, type(None))) and len(shown) <= LONGEST:
         return shown
     named = value.func if isinstance(value, functools.partial) else value
     name = getattr(named, "__qualname__", None) or type(value).__qualname__
     plain = len(shown) <= LONGEST and " at 0x" not in shown and not isinstance(value, (Tensor, np.ndarray, type))
     return f"{shown if plain else name} {digest(value)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - any object may stand here
+        return object.__repr__(value)
 
 
 def digest(*values: Any) -> str:

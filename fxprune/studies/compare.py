@@ -102,7 +102,7 @@ def compare(
         >>> [(row.criterion, row.ratio) for row in made.rows]
         [('magnitude', 0.5), ('random', 0.5)]
     """
-    if not criteria or not ratios or not all(0 < r < 1 for r in ratios) or seeds < 1:
+    if not len(criteria) or not len(ratios) or not all(0 < r < 1 for r in ratios) or seeds < 1:
         raise InputsError(
             f"criteria={list(criteria)}, ratios={list(ratios)}, seeds={seeds}: pass at least one criterion, ratios in "
             "(0, 1), and a positive number of seeds"

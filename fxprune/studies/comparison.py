@@ -210,7 +210,10 @@ class Table:
         Raises:
             InputsError: the file is of another comparison.
         """
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        except UnicodeDecodeError as e:
+            raise InputsError(f"{file} is damaged: it holds no text ({e}); remove it, or name another folder") from e
         if lines:
             self._same(file, lines[0])
         whole = (cells for cells in csv.reader(x for x in lines[2:] if x.endswith("\n")) if len(cells) == len(NAMES))

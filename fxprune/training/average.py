@@ -34,18 +34,38 @@ class Average:
     @torch.no_grad()
     @takes(model=MODULE)
     def step(self, model: nn.Module) -> None:
-        """Take in the weights as they are now."""
+        """Take in the weights as they are now.
+
+        Raises:
+            InputsError: they are of another model than the averages.
+        """
+        now = self._same(model)
         self.taken += 1
-        now = _averaged(model)
         weight = 1 - min(self.decay, (1 + self.taken) / (10 + self.taken))
         torch._foreach_lerp_([self.values[n] for n in now], list(now.values()), weight)
 
     @torch.no_grad()
     @takes(model=MODULE)
     def copy_to(self, model: nn.Module) -> None:
-        """Give the averages to a model."""
-        for name, tensor in _averaged(model).items():
+        """Give the averages to a model.
+
+        Raises:
+            InputsError: they are of another one.
+        """
+        for name, tensor in self._same(model).items():
             tensor.copy_(self.values[name])
+
+    def _same(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of the model that is averaged."""
+        now = _averaged(model)
+        for name in sorted(now.keys() | self.values.keys()):
+            shapes = [tuple(held[name].shape) if name in held else "none" for held in (now, self.values)]
+            if shapes[0] != shapes[1]:
+                raise InputsError(
+                    f"model has {name!r} of shape {shapes[0]}, the averages of shape {shapes[1]}: they are of another "
+                    "model; after a hand-off go on with cut(carry)"
+                )
+        return now
 
     @takes(carry=Carry)
     def cut(self, carry: Carry) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import MAPPING, MODULE, TENSORS, takes
-from fxprune.errors import InputsError
+from fxprune.arguments import MAPPING, MODULE, TENSORS, takes, tensors
+from fxprune.errors import InputsError, PlanError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.plan import Plan
 from fxprune.rewriting.rewrite import rewrite
@@ -66,21 +66,34 @@ class Carry:
         Raises:
             InputsError: their number or a shape differs.
         """
-        named, given = list(self.model.named_parameters()), list(averaged)
+        named, given = list(self.model.named_parameters()), tensors("averaged", averaged)
         if [tuple(t.shape) for t in given] != [tuple(p.shape) for _, p in named]:
             raise InputsError("these are not tensors of the model's parameters, one each, in their order")
         return [self._cut(name, t) for (name, _), t in zip(named, given, strict=True)]
 
     @takes(averaged=MAPPING)
     def named(self, averaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by the name of a parameter or buffer of the model, cut."""
+        """Tensors by the name of a parameter or buffer of the model, cut.
+
+        Raises:
+            InputsError: a name or a shape is none of the model's.
+        """
+        held: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        for name, t in zip(averaged, tensors("averaged", averaged.values()), strict=True):
+            if name not in held or t.shape != held[name].shape:
+                raise InputsError(
+                    f"averaged has {name!r} of shape {tuple(t.shape)}, which this {type(self.model).__name__} has not"
+                )
         return {name: self._cut(name, t) for name, t in averaged.items()}
 
     @takes(averaged=MODULE)
     def module(self, averaged: nn.Module) -> nn.Module:
         """An averaged copy of the model, such as `AveragedModel.module`, pruned by the same plan."""
         forward = "graph" if "forward" in vars(self.small) else "module"
-        return rewrite(averaged, self.graph, self.plan, forward=forward).model
+        try:
+            return rewrite(averaged, self.graph, self.plan, forward=forward).model
+        except PlanError as e:
+            raise InputsError(f"averaged= is no copy of this {type(self.model).__name__}: {e}") from e
 
     def _pairs(self) -> Iterator[tuple[int, nn.Parameter]]:
         small = dict(self.small.named_parameters())

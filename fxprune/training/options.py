@@ -24,16 +24,20 @@ from torch import Tensor, nn
 
 from fxprune.arguments import (
     FLAG,
+    FROM_ZERO,
     FUNCTION,
     INTEGER,
     MAPPING,
     NUMBER,
     PATH,
     POSITIVE,
+    TENSORS,
     TEXT,
     AKind,
     number,
     require_fields,
+    takes,
+    tensors,
 )
 from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
@@ -136,6 +140,7 @@ class Training:
         """All steps."""
         return self.steps + self.after
 
+    @takes(step=FROM_ZERO)
     def rate(self, step: int) -> float:
         """Factor of the learning rate at a step (0, 1, ...).
 
@@ -146,12 +151,28 @@ class Training:
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
         return rise * ((1 + math.cos(math.pi * step / self.total)) / 2 if self.anneal else 1.0)
 
+    @takes(parameters=TENSORS)
     def made(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer; a rate that it finds is that of one sample a step, see `suit`."""
-        if self.optimizer is not None:
-            return self.optimizer(parameters)
-        parameters = list(parameters)
-        return torch.optim.AdamW(parameters, self.learning_rate or relative_rate(parameters))
+        """The optimizer; a rate that it finds is that of one sample a step, see `suit`.
+
+        Raises:
+            InputsError: there is nothing to train, or `optimizer` gives no optimizer.
+        """
+        weights: list[Any] = tensors("parameters", parameters)
+        if not weights:
+            raise InputsError("parameters=[] is empty: there is nothing to train")
+        if self.optimizer is None:
+            rate = self.learning_rate or relative_rate(weights)
+            if not math.isfinite(rate):
+                raise InputsError("parameters= hold numbers that are not finite, so that no learning rate fits them")
+            return torch.optim.AdamW(weights, rate)
+        made: Any = self.optimizer(weights)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise InputsError(
+                f"optimizer= gave a {type(made).__name__}; pass a callable that makes a torch.optim.Optimizer of the "
+                "parameters, such as lambda p: torch.optim.SGD(p, 0.1)"
+            )
+        return made
 
     @property
     def distillation(self) -> Distillation | None:

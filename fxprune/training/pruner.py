@@ -6,6 +6,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
-from fxprune.arguments import COUNT, MAPPING, MODULE, read_from, takes
+from fxprune.arguments import COUNT, MAPPING, MODULE, Kind, read_from, takes
 from fxprune.errors import CriterionError, InputsError, PluginError, SaveError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
@@ -44,6 +45,12 @@ from fxprune.training.scheduler import Flow, Problem, Scheduler, begun, schedule
 from fxprune.training.serialization import from_plain, to_plain
 
 M = TypeVar("M", bound=nn.Module)
+LOSS = Kind(
+    "a number, or a tensor that holds one, or None",
+    lambda v: (
+        v is None or (isinstance(v, Tensor) and v.numel() == 1) or (isinstance(v, Real) and not isinstance(v, bool))
+    ),
+)
 NAMES = ("ignore", "round_to", "min_width", "max_ratio", "exact_norms", "scope")  # of the limits that it keeps to
 
 
@@ -169,6 +176,7 @@ class Pruner(Generic[M]):
         """Whether the schedule is over and `finish` can be called."""
         return self.flow.done
 
+    @takes(loss=LOSS)
     def step(self, batch: Any = None, loss: Tensor | float | None = None) -> Told:
         """Call this after each `optimizer.step()`.
 

@@ -45,7 +45,7 @@ def accelerator_for(training: Training) -> Accelerator:
     own = {"mixed_precision": training.mixed_precision, "log_with": training.log_with, "project_dir": training.log_dir}
     try:
         made = Accelerator(**{k: v for k, v in own.items() if v is not None}, **training.accelerate)
-    except ValueError as e:
+    except (ValueError, TypeError) as e:
         raise InputsError(f"accelerate does not take these options: {e}") from e
     if (kind := made.distributed_type.value) in SHARDED:
         raise InputsError(

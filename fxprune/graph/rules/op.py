@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from fxprune.arguments import shown
 from fxprune.errors import PluginError
 from fxprune.graph.labels import Axis, Freeze, Ints, LabelSpace
 
@@ -198,7 +199,7 @@ def coupling(*names: str) -> Callable[[Rule], Rule]:
     """
     for name in names:
         if type(name) is not str or name.count("::") != 1:
-            raise PluginError(f'coupling() wants names like "mylib::my_op", got {name!r:.60}')
+            raise PluginError(f'coupling() wants names like "mylib::my_op", got {shown(name)}')
 
     def register(rule: Rule) -> Rule:
         for name in names:
