@@ -81,11 +81,12 @@ def anatomy(graph: ChannelGraph, plan: Plan, scores: Scores | None = None) -> An
 
 
 def _frozen(graph: ChannelGraph) -> Iterator[Held]:
-    """Axes of parameters that cannot go, kernels' positions left out, with the source line told from its package on."""
+    """Axes of parameters that cannot go, kernels' positions left out; of a source's path, its package or name alone."""
     for held in graph.frozen():
         if held.tensor in graph.parameters and held.cause != "spatial axis":
             file, _, rest = held.source.removeprefix('File "').partition('", line ')
-            yield replace(held, source=f"{file.rpartition('site-packages/')[2]}:{rest}" if rest else held.source)
+            own = file.rpartition("site-packages/" if "site-packages/" in file else "/")[2]
+            yield replace(held, source=f"{own}:{rest}" if rest else "")
 
 
 def _layers(graph: ChannelGraph, left: ChannelGraph, keep: Bools) -> Iterator[Layer]:
