@@ -141,7 +141,7 @@ CALLS = {name: call for name, call in CALLS.items() if inspect.signature(call[0]
 
 # Where a value of the right kind is refused, the message speaks of what it stands for.
 STANDS_FOR = {
-    **dict.fromkeys(("subfolder", "revision", "variant", "token"), ("use fxprune.load",)),
+    **dict.fromkeys(("subfolder", "revision", "variant", "token", "torch_dtype"), ("use fxprune.load", "no folder")),
     "text": ("not a plan", "not scores"), "name": ("group",), "of": ("count",), "averaged": ("tensors",),
     "directory": ("folder", "holds files"), "path": ("written", "no step"), "names": ("coupling", "block"),
     "training": ("steps",), "criteria": ("criterion",), "ignore": ("cannot be removed",), "criterion": ("criteria",),
