@@ -26,7 +26,7 @@ from fxprune.saving.save import PathLike, save
 from fxprune.saving.streamed import SHARD, opened
 from fxprune.scoring.identity import told
 from fxprune.scoring.mapped import Scratch, cut_to
-from fxprune.scoring.score import Criterion
+from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
 
 NOT_HERE = {"training": None, "steps": None, "scheduler": "one_shot", "inplace": False}
 NOT_YET = {"shape": "free", "nearest": False}
@@ -37,7 +37,7 @@ REPLAYED = ("example_inputs", "outputs", "verify", "strict")
 def prune_folder(
     source: PathLike,
     destination: PathLike,
-    criterion: str | type[Any] | Criterion = "magnitude",
+    criterion: str | type[Any] | Criterion = DEFAULT_CRITERION,
     ratio: float | None = None,
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
@@ -57,7 +57,7 @@ def prune_folder(
     Args:
         source: a diffusers model as `save_pretrained` writes it; with `model`, any folder of safetensors files.
         destination: a new or empty folder, or one that `save` wrote.
-        criterion: see `prune`.
+        criterion: see `prune`; "magnitude" and its kin read every weight once and run nothing.
         ratio: see `prune`.
         model: a module of the class in the folder, or a callable that makes one; its parameters may be on the meta
             device.
@@ -78,7 +78,8 @@ def prune_folder(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_file(net.state_dict(), f"{folder}/model.safetensors")
         ...     given = {"model": net, "example_inputs": torch.ones(1, 8), "progress": False}
-        ...     small = fxprune.load(fxprune.prune_folder(folder, f"{folder}-small", ratio=0.5, **given), model=net)
+        ...     made = fxprune.prune_folder(folder, f"{folder}-small", "magnitude", 0.5, **given)
+        ...     small = fxprune.load(made, model=net)
         >>> small[0].out_features
         16
     """

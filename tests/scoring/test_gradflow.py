@@ -176,7 +176,7 @@ def test_the_literal_form_keeps_its_sign() -> None:
 def test_options_out_of_range_are_refused() -> None:
     for options, message in (
         ({"horizon": -1.0}, r"horizon=-1.0\): pass a number"),
-        ({"horizon": math.nan}, r"horizon=nan\): pass a number"),
+        ({"horizon": math.nan}, r"horizon=nan\): horizon must be a number"),
         ({"form": "signed"}, r"form='signed'\): use one of 'weighed', 'literal'"),
         ({"form": "literal", "horizon": 3.0}, "that form has no horizon"),
     ):
