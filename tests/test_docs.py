@@ -1,8 +1,12 @@
-"""The Python in README and docs runs as it stands: page by page, with small stand-ins for the reader's own things."""
+"""The Python in README and docs runs as it stands: page by page, with small stand-ins for the reader's own things.
+
+Only `py` blocks do not run: they read weights that were trained for the reader's own model.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import clockwork
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import fxprune
@@ -81,7 +86,23 @@ def saved() -> dict[str, Any]:
     """A pruned UNet, the pipeline around it, and the averaged weights of its dense model."""
     given = diffusion()
     pipe = fxprune.prune(given["pipeline"], "magnitude", 0.3)
-    return {"small": pipe.unet, "pipeline": pipe, "ema": given["ema_model"]}
+    net, masked = Named(), Named()
+    torch.nn.utils.prune.ln_structured(masked.conv1, "weight", amount=0.25, n=1, dim=0)
+    more = {"model": net, "masked": masked, "example_inputs": torch.randn(2, 3, 8, 8)}
+    return {"small": pipe.unet, "pipeline": pipe, "ema": given["ema_model"], **more}
+
+
+class Named(nn.Module):
+    """Layers called as the page calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 24, 3, bias=False)
+        self.layer1 = nn.Sequential(nn.Sequential(OrderedDict(conv1=nn.Conv2d(24, 24, 3))))
+        self.fc = nn.Linear(24, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.layer1(self.conv1(x).relu()).relu().mean((2, 3)))
 
 
 GIVEN = {
