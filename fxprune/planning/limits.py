@@ -153,7 +153,7 @@ def multiple(round_to: int | str) -> int:
     if not isinstance(round_to, int) or round_to < 1:
         raise BudgetError(f'round_to={round_to!r} must be at least 1, or "auto"')
     if round_to >= 2**31:
-        raise BudgetError(f"round_to={round_to:.3g} is larger than any width; pass a small number, such as 8")
+        raise BudgetError("round_to is larger than any width; pass a small number, such as 8")
     return round_to
 
 
