@@ -8,7 +8,7 @@ One open table maps an op's name (`"aten::conv2d"`; overloads and in-place forms
         return op.labels("x")          # the output's axes carry the input's labels
 """
 
-from fxprune.graph.rules import (
+from fxprune.graph.rules import (  # noqa: F401 - each fills the table
     attention,
     constructors,
     conv,
@@ -24,16 +24,3 @@ from fxprune.graph.rules import (
 from fxprune.graph.rules.op import Labels, Op, Rule, coupling, rule_for
 
 __all__ = ["Labels", "Op", "Rule", "coupling", "rule_for"]
-_MODULES = (
-    attention,
-    constructors,
-    conv,
-    elementwise,
-    indexing,
-    linear,
-    norms,
-    pieces,
-    quantization,
-    reductions,
-    shapes,
-)
