@@ -16,7 +16,7 @@ import fxprune
 from fxprune.graph import kept
 from fxprune.graph import trace as tracing
 
-FLAG = {"activation": F.relu, "twice": False, "in_training": False}
+FLAG: dict[str, Any] = {"activation": F.relu, "twice": False, "in_training": False}
 
 
 class Net(nn.Module):
@@ -33,7 +33,8 @@ class Net(nn.Module):
         h = h.view(len(x), self.heads, 8 // self.heads).flatten(1)
         if FLAG["in_training"] and self.training:
             h = h + h.mean(1, keepdim=True)
-        return self.second(h + h if FLAG["twice"] else h + 1)
+        out: Tensor = self.second(h + h if FLAG["twice"] else h + 1)
+        return out
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_second_trace_is_the_first_one_on_the_new_inputs(exports: list[type]) 
 
 @pytest.mark.parametrize("heavy", [False, True], ids=["run", "run without values"])
 def test_both_ways_to_run_find_it(exports: list[type], heavy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "LIGHT", 0 if heavy else kept.LIGHT)
+    monkeypatch.setattr("fxprune.graph.kept.LIGHT", 0 if heavy else 1e18)
     net = Net().train()
     for _ in range(3):
         fxprune.trace(net, X)
@@ -90,7 +91,8 @@ def _number_written_out(monkeypatch: pytest.MonkeyPatch, net: Net) -> None:
 
     def forward(self: Net, x: Tensor) -> Tensor:
         h = (F.relu(self.first(x)) + self.table).view(len(x), 2, 4).flatten(1)
-        return self.second(h + 1)
+        out: Tensor = self.second(h + 1)
+        return out
 
     monkeypatch.setattr(Net, "forward", forward)
 
@@ -144,7 +146,8 @@ def test_what_reads_values_is_traced_each_time(exports: list[type]) -> None:
 
         def forward(self, x: Tensor, mask: Tensor) -> Tensor:
             h = self.layer(x)
-            return self.last(h if bool(mask.any()) else h.relu())
+            out: Tensor = self.last(h if bool(mask.any()) else h.relu())
+            return out
 
     net, mask = Reads(), torch.tensor([True, False, True])
     assert fxprune.trace(net, (X, mask)).traced.noted
@@ -193,7 +196,7 @@ def _loss(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def test_studies_trace_once(exports: list[type]) -> None:
-    net, data = Small(), {"data": [X], "loss": _loss}
+    net, data = Small(), dict[str, Any](data=[X], loss=_loss)
     fxprune.compare(net, ["magnitude", "taylor", "random"], [0.3, 0.5], **data, **GIVEN)
     fxprune.sensitivity(net, "magnitude", shares=[0.25, 0.5], **data, **GIVEN)
     assert exports.count(Small) == 1
@@ -202,7 +205,7 @@ def test_studies_trace_once(exports: list[type]) -> None:
 def test_rounds_of_training_trace_once(exports: list[type]) -> None:
     from fxprune.schedulers.iterative import Iterative
 
-    rounds = {"scheduler": Iterative(rounds=4, until=1.0), "steps": 8, "data": [X] * 8, "loss": _loss}
+    rounds: dict[str, Any] = {"scheduler": Iterative(rounds=4, until=1.0), "steps": 8, "data": [X] * 8, "loss": _loss}
     made = fxprune.prune(Small(), "magnitude", 0.5, **rounds, **GIVEN)
     assert len(fxprune.report(made).plan.removed)
     assert exports.count(Small) == 1
