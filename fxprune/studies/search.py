@@ -136,7 +136,7 @@ def search(
         >>> found.best.cost("params") <= 0.5 * found.dense["params"]
         True
         >>> fxprune.apply(net, found.best, example_inputs=x)[0].out_features
-        4
+        3
     """
     keywords: dict[str, Any] = {"ignore": ignore, "round_to": round_to, "min_width": min_width}
     limits = gathered(Limits, limits, keywords | {"max_ratio": max_ratio, "exact_norms": exact_norms})
