@@ -271,7 +271,8 @@ def _attempt(
     return Realized(graph, plan, *_brought_along(net, graph, plan, done, checks), trouble)
 
 
-def _proofs(net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...]:
+def proofs(net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...]:
+    """Masked = dense, in train mode too where the model computes something else there."""
     return (check_dense(net, small, graph, plan), *check_training(net, small, graph, plan))
 
 
@@ -284,7 +285,7 @@ def _brought_along(
     told, stale = _described(net, done.model, stale)
     if changes and checks:
         try:
-            holds = all(c.ok for c in _proofs(net, done.model, graph, plan))
+            holds = all(c.ok for c in proofs(net, done.model, graph, plan))
         except VerifyError:
             holds = False
         if not holds:
@@ -307,7 +308,7 @@ def _dense(
 ) -> tuple[Rewritten, tuple[Check, ...]]:
     """The dense model and its proofs; scales that its Python computes from a width are those of the given model."""
     done = rewrite(net, graph, plan, forward=forward)
-    checks = _proofs(net, done.model, graph, plan) if verify else ()
+    checks = proofs(net, done.model, graph, plan) if verify else ()
     computed = graph.traced.recorder.numbers or graph.traced.recorder.lost
     if forward == "module" and (not all(c.ok for c in checks) if verify else computed):
         folds = scale_folds(graph, done.model, plan.kept(graph))
@@ -316,7 +317,7 @@ def _dense(
         for fold in folds or ():
             fold.apply(done.model)
         if folds and verify:
-            checks = _proofs(net, done.model, graph, plan)
+            checks = proofs(net, done.model, graph, plan)
     return done, checks
 
 
