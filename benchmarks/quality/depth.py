@@ -5,8 +5,9 @@
 
 The ViT (8 layers of 64, patches of 2) is trained on scikit-learn's digits first; the DiT is the emoji DiT of
 `checkpoints/`, whose images it draws itself where data.py has written none (then a loss can be compared within the
-table alone).  Rows: "by scores" is granularity="block"; "linear" adds replace="linear"; "taken out" are the blocks of the
-latter without the maps.  Latency is the fastest of several runs in turns.  Rows are appended to `--out` (JSON lines).
+table alone).  Rows: "by scores" is granularity="block"; "linear" adds replace="linear"; "taken out" are the blocks of
+the latter without the maps.  Latency is the fastest of several runs in turns.  Rows are appended to `--out` (JSON
+lines).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def trained(it: Subject, net: nn.Module, loss: Callable[..., Any], steps: int, s
     """A copy after so many steps of AdamW, the same images for everyone."""
     torch.manual_seed(0)
     net = deepcopy(net).train()
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
+    optimizer = torch.optim.AdamW(net.parameters(), 2e-4)
     feed = itertools.chain.from_iterable(itertools.repeat(it.loader(size)))
     for batch in itertools.islice(feed, steps):
         loss(net, batch).backward()

@@ -183,7 +183,7 @@ class _Finder:
             return None  # it starts elsewhere, or holds the stream itself
         if any(_writes(n) and n.args[0] not in region for n in region):
             return None
-        instead = self.whole.instead | _identities({node: stream})
+        instead = {**self.whole.instead, **_identities({node: stream})}
         after = Cut(instead, self.whole.live - region - instead.keys())
         modules = taken_out(self.traced, self.whole, after)
         tensors = gone(self.traced, after, modules)

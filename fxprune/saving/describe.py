@@ -92,8 +92,10 @@ def _skip(skip: Skip) -> SkipInfo:
 
 
 def _of_skip(change: Change, skips: Mapping[str, Skip]) -> bool:
-    """Whether a change is of the sizes that a `Skip` is saved with."""
-    return change.path in skips and change.name == "sizes"
+    """Whether a change is of the sizes that a `Skip` is saved with, or of a layer in it, whose tensors tell them."""
+    if change.path in skips:
+        return change.name == "sizes"
+    return change.path.endswith(".fitted") and change.path.removesuffix(".fitted") in skips
 
 
 def _info(name: str, tensor: torch.Tensor, parameter: bool) -> TensorInfo:

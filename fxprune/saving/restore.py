@@ -43,8 +43,7 @@ def fit(net: nn.Module, saved: Saved) -> None:
             raise SaveError(f"the stock module has no module {path!r:.80}, which was taken out of the saved one")
     stock = all_tensors(net)
     named = {name: t for name, t in stock.items() if not _taken_out(name, saved)}
-    of_maps = {f"{path}.fitted.{leaf}" for path, s in saved.skips.items() if s.block is not None for leaf in _LEAVES}
-    if unknown := sorted(((set(saved.tensors) | set(saved.tied)) - of_maps) ^ set(named)):
+    if unknown := sorted(((set(saved.tensors) | set(saved.tied)) - _of_maps(saved)) ^ set(named)):
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         have = "the stock module lacks" if unknown[0] not in named else "the folder lacks"
         raise SaveError(f"{have} {unknown[0]!r:.80}{more}: they are not of the same architecture ({saved.name})")
@@ -66,6 +65,12 @@ def fit(net: nn.Module, saved: Saved) -> None:
         _apply(modules, change)
     for path, skip in saved.skips.items():
         _put(net, path, skip, saved)
+
+
+def _of_maps(saved: Saved) -> set[str]:
+    """The tensors of the linear maps that stand for blocks."""
+    paths = (path for path, skip in saved.skips.items() if skip.block is not None)
+    return {f"{path}.fitted.{leaf}" for path in paths for leaf in _LEAVES}
 
 
 def _taken_out(name: str, saved: Saved) -> bool:
@@ -134,7 +139,7 @@ def _plan_fits(plan: Plan, saved: Saved, before: Mapping[str, tuple[int, ...]]) 
     for group in plan.sizes:
         lead = group.rpartition("#")[0] or group
         tensor, _, axis = lead.rpartition(":")
-        if tensor in before and _taken_out(tensor, saved):  # by a later plan
+        if (tensor in before and _taken_out(tensor, saved)) or tensor in _of_maps(saved):  # by a later plan
             continue
         shape = before.get(tensor, ())
         info = saved.tensors.get(saved.tied.get(tensor, tensor))
