@@ -58,6 +58,7 @@ class Obs:
 
     damping: float = 0.01
     needs: ClassVar[frozenset[str]] = frozenset({"data", "forward"})
+    moments: ClassVar[str] = "covariances"
     normalization: ClassVar[str] = "mean"
     partial: ClassVar[bool] = True
 

@@ -10,6 +10,8 @@ It may declare, as attributes:
     reduction, normalization   defaults for `score`'s arguments
     needs                      a set with "data" where it needs batches, "loss" where it needs the loss's gradients, and
                                "forward" where it only needs the model to run: then data without a loss are its inputs
+    moments                    "squares" or "covariances" of inputs, where it gathers them: what they take is foretold
+    derivatives                2 where it differentiates twice
     partial                    true where it may have nothing to say about some groups; these are pruned last
 """
 
@@ -33,6 +35,8 @@ from fxprune.graph.turns import in_turn
 from fxprune.notebook import shown
 from fxprune.scoring.batches import missing, named
 from fxprune.scoring.context import Context, Loss
+from fxprune.scoring.outlook import tell
+from fxprune.scoring.parts import SMALLER, out_of_memory
 from fxprune.scoring.preservation import attributes_kept, unchanged
 from fxprune.scoring.saliency import (
     NORMALIZATIONS,
@@ -224,12 +228,15 @@ def _called(call: Criterion, ctx: Context) -> Any:
         return held
     own = type(call).__module__.startswith("fxprune.criteria.")
     with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own):
+        tell(ctx, call)
         seed_torch(ctx.model, ctx.seed)
         try:
             ctx.memo[key] = call(ctx), ctx.notes
-        except (FxPruneError, torch.OutOfMemoryError):
+        except FxPruneError:
             raise
         except Exception as e:
+            if out_of_memory(e):
+                raise CriterionError(f"{ctx.who} ran out of memory on {ctx.device}: {e!s:.200}; {SMALLER}") from e
             if not ctx.package:
                 raise
             raise CriterionError(f"{ctx.who} failed: {type(e).__name__}: {e}; report it to {ctx.package}") from e
