@@ -31,6 +31,7 @@ from fxprune.arguments import MAPPING, MODULE, TEXT, require, takes
 from fxprune.errors import CriterionError, FxPruneError, InputsError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import comes_from, require_whole, seed_torch
+from fxprune.graph.offloading import at_rest
 from fxprune.graph.turns import in_turn
 from fxprune.notebook import shown
 from fxprune.scoring.batches import missing, named
@@ -203,7 +204,7 @@ def score(
     normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
-    with in_turn:
+    with in_turn, at_rest(model):
         _check_model(graph, model, bool(getattr(call, "weights", True)))
         memo: dict[Any, Any] = {} if reuse is None else reuse
         ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
