@@ -175,7 +175,7 @@ def check_training(
     """
     if graph.unseen:
         _trains_alike(model, small, graph)
-    given = numbers or [None] * len(graph.modes)
+    given: Sequence[Numbers | None] = numbers or [None] * len(graph.modes)
     return tuple(
         _masked_is_dense(model, small, graph, view, plan, " in train mode", found)
         for view, found in list(zip(graph.modes, given, strict=True))[1:]

@@ -121,8 +121,9 @@ def _numbers(a: fx.Node, b: fx.Node, before: Traced, after: Traced) -> Iterator[
     """The numbers that differ between two nodes that compute floats."""
     if op_name(a.target) not in _COMPUTES or not a.meta["val"].is_floating_point():
         return
-    for place, x in (*enumerate(a.args), *a.kwargs.items()):
-        y = b.args[place] if isinstance(place, int) else b.kwargs.get(place)  # type: ignore[index]
+    pairs: list[tuple[int | str, Any, Any]] = [(k, x, y) for k, (x, y) in enumerate(zip(a.args, b.args, strict=False))]
+    pairs += [(name, x, b.kwargs.get(name)) for name, x in a.kwargs.items()]
+    for place, x, y in pairs:
         old, new = _number(x, before), _number(y, after)
         if old is not None and new is not None and old != new:
             given = _constant(y, after) if isinstance(y, fx.Node) else y
