@@ -227,6 +227,11 @@ def settled(
     """
     graph = trace(net, example, attention=attention, outputs=outputs)
     require_known(graph, known)
+    return settled_on(graph, net, budget, limits)
+
+
+def settled_on(graph: ChannelGraph, net: nn.Module, budget: Budget, limits: Limits) -> Realized:
+    """`settled`, the model already traced."""
 
     def plan_of(graph: ChannelGraph) -> Plan:
         return planned(graph, score(graph, net, "magnitude"), budget, limits)
