@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fxprune.errors import CriterionError, FxPruneError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
-from fxprune.graph.modules import seed_torch
+from fxprune.graph.modules import seed_torch, sharded
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.backward import backward
 from fxprune.scoring.batches import batch_size, blind, describe, missing, named, run, take
@@ -25,6 +25,7 @@ from fxprune.scoring.hessian import Curvature, Method, curvature
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Call, Observer, Visit
 from fxprune.scoring.parts import Halving, out_of_memory, part_of
+from fxprune.scoring.sharded import refuse_samples, sharded_backward
 from fxprune.scoring.storage import Rows, Sums
 from fxprune.scoring.streaming import Batches, as_batches, number_of
 
@@ -205,6 +206,7 @@ class Context:
         Raises:
             InputsError: the loss has no gradient at all, or its backward pass fails.
         """
+        refuse_samples(self.who, self.model)
         self._require_graph(loss)
         if create_graph:
             tensors = tuple(self.parameters.values())
@@ -290,11 +292,16 @@ class Context:
 
     def _backward(self, loss: Tensor, visit: Callable[[str, Tensor], None]) -> None:
         self._require_graph(loss)
-        if not backward(loss, self.model, self.parameters, visit):
+        if sharded(self.model):
+            reached = sharded_backward(loss, self.parameters, visit)
+        else:
+            reached = backward(loss, self.model, self.parameters, visit)
+        if not reached:
             raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
 
     def mean_gradients(self, losses: Iterable[Tensor | None], square: bool = False) -> Sums:
         """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero."""
+        refuse_samples(self.who, self.model)
         sums = Sums(self.parameters)
 
         def add(name: str, gradient: Tensor) -> None:
@@ -399,6 +406,7 @@ class Context:
 
         Takes the dict that `of` returns apart, so that no more than one set of tensors beside the sum is in memory.
         """
+        refuse_samples(self.who, self.model)
         sums, count = Sums(self.parameters), 0
         for batch in self.track(title):
             count += 1

@@ -49,6 +49,7 @@ from fxprune.scoring.saliency import (
     channel_scores,
     normalized,
 )
+from fxprune.scoring.sharded import refuse_hidden, resharded
 from fxprune.scoring.tp_importance import TorchPruningImportance
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
@@ -205,7 +206,8 @@ def score(
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
     with in_turn, at_rest(model):
-        _check_model(graph, model, bool(getattr(call, "weights", True)))
+        refuse_hidden(named(name, package), model, needs_of(call), getattr(call, "derivatives", 1))
+        _check_model(graph, resharded(model), bool(getattr(call, "weights", True)))
         memo: dict[Any, Any] = {} if reuse is None else reuse
         ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
         returned = _called(call, ctx)
@@ -303,7 +305,7 @@ def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
 
 
 def _check_model(graph: ChannelGraph, model: nn.Module, values: bool) -> None:
-    require_whole(model)
+    require_whole(model, shards=True)
     held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, shape in graph.shapes.items():
         if name not in held or tuple(held[name].shape) != shape:
