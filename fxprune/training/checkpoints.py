@@ -127,8 +127,9 @@ def of_this_version(path: Path) -> Iterator[None]:
     except (FxPruneError, torch.OutOfMemoryError):
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
+        told = " ".join(str(e).split())[:200]
         raise SaveError(
-            f"{path} holds no state that this version of fxprune can go on from ({type(e).__name__}: {e!s:.200}): "
+            f"{path} holds no state that this version of fxprune can go on from ({type(e).__name__}: {told}): "
             "another version wrote it. Finish the run with that one, or start anew with another checkpoint_dir=; the "
             f"weights are torch.load({str(path / 'shared.pt')!r})['model']"
         ) from e

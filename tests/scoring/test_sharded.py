@@ -20,7 +20,7 @@ from fxprune.errors import InputsError
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of several processes found."""
     folder = tmp_path_factory.mktemp("sharded")
