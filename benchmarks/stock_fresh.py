@@ -2,9 +2,9 @@
 
     python benchmarks/stock_fresh.py FOLDER [NAME ...]
 
-Each model of `stock.py` loses 40 % of its parameters by magnitude and is saved by its library in FOLDER.  One new process,
-in which fxprune cannot be imported, loads them all by their libraries and compares weights (bit for bit) and outputs
-(the largest difference over the largest output).
+Each model of `stock.py` loses 40 % of its parameters by magnitude and is saved by its library in FOLDER.  One new
+process, in which fxprune cannot be imported, loads them all by their libraries and compares weights (bit for bit) and
+outputs (the largest difference over the largest output).
 """
 
 from __future__ import annotations
@@ -44,23 +44,24 @@ for folder in map(Path, sys.argv[1:]):
         net.load_state_dict(torch.load(folder / "weights.pt"), strict=True)
     else:
         name = held["class"].__name__
-        causal = held["by"] == "transformers" and name.endswith("ForCausalLM")
-        net = getattr(library, "AutoModelForCausalLM" if causal else name).from_pretrained(folder, local_files_only=True)
-        how = ("AutoModelForCausalLM" if causal else name) + ".from_pretrained"
+        loader = "AutoModelForCausalLM" if name.endswith("ForCausalLM") else name
+        net = getattr(library, loader).from_pretrained(folder, local_files_only=True)
+        how = f"{loader}.from_pretrained"
     state = net.state_dict()
     same = state.keys() == held["state"].keys() and all(torch.equal(state[k], t) for k, t in held["state"].items())
     with torch.no_grad():
         out = net.eval()(*held["args"], **held["kwargs"])
-    out = next(x for x in (out.values() if hasattr(out, "values") else (out,)) if isinstance(x, torch.Tensor))
+    if not isinstance(out, torch.Tensor):
+        out = next(x for x in out.values() if isinstance(x, torch.Tensor))
     error = float((out - held["out"]).abs().max() / held["out"].abs().max())
-    print(f"| {held['label']} | {held['gone']} % | `{how}` | {'equal' if same else 'DIFFER'} | {error:.0e} |", flush=True)
+    told = "equal" if same else "DIFFER"
+    print(f"| {held['label']} | {held['gone']} % | `{how}` | {told} | {error:.0e} |", flush=True)
 """
 
 
 def first(out: Any) -> torch.Tensor:
     """The first tensor of what a model returns."""
-    found = next(x for x in (out.values() if hasattr(out, "values") else (out,)) if isinstance(x, torch.Tensor))
-    return found
+    return out if isinstance(out, torch.Tensor) else next(x for x in out.values() if isinstance(x, torch.Tensor))
 
 
 def saved(name: str, net: nn.Module, folder: Path) -> Path:
@@ -81,7 +82,9 @@ def saved(name: str, net: nn.Module, folder: Path) -> Path:
     elif library == "torchvision":
         folder.mkdir(exist_ok=True)
         torch.save(small.state_dict(), folder / WEIGHTS)
-        held["config"] = dict(find_adapter(small).constructor(small).config)
+        made = find_adapter(small).constructor(small)
+        assert made is not None
+        held["config"] = dict(made.config)
     else:
         small.save_pretrained(folder)
     torch.save(held, folder / HELD)
@@ -96,8 +99,12 @@ def main(folder: Path, names: list[str]) -> None:
         if name in NONE:
             continue
         torch.manual_seed(0)
+        net = CLASSES[name]().eval()
+        with torch.no_grad():  # some heads start at zero
+            for p in net.parameters():
+                p.add_(0.02 * torch.randn(p.shape))
         try:
-            done.append(saved(name, CLASSES[name]().eval(), folder))
+            done.append(saved(name, net, folder))
         except fxprune.FxPruneError as e:
             print(f"{name}: {e}", file=sys.stderr, flush=True)
     print("| class | gone | loaded by | weights | outputs |\n|---|---|---|---|---|", flush=True)

@@ -56,7 +56,8 @@ def magnitude(value: Tensor, layer: Layer, scaling: float | None) -> Tensor:
     whole = _merged(weight, layer, scaling)
     whole = whole if layer.outputs is None else whole[layer.outputs]
     rest = whole.index_select(1, layer.inputs).flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)
-    return kept * rest.nan_to_num(1.0).to(kept.device, kept.dtype).view(kept.shape)
+    made: Tensor = kept * rest.nan_to_num(1.0).to(kept.device, kept.dtype).view(kept.shape)
+    return made
 
 
 def _outputs_first(layer: Layer) -> Tensor:
