@@ -12,8 +12,8 @@ from torch import nn
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.arguments import MODULE, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
-from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.kept import analysed
 from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
 from fxprune.graph.outputs import Outputs, Wanted
 from fxprune.graph.packing import copied, packed
@@ -76,7 +76,7 @@ def trace(
     adapter = find_adapter(model)
     inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
     with in_turn, torch.inference_mode(False):
-        return analyse(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
+        return analysed(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
 
 
 @torch.inference_mode(False)
