@@ -139,7 +139,7 @@ def prune_once(model: M, order: Order) -> M:
         with clock("score"):
             return compensated(graph, net, plan, scoring.criterion, **given)
 
-    cut = realize(base, graph, plan_of, clock, order.verify, order.strict)
+    cut = realize(base, graph, plan_of, clock, order.verify, order.strict, limits.exact_norms)
     pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, scored, limits.legal_for))
     return pruned
 
@@ -227,11 +227,16 @@ def settled(
     """
     graph = trace(net, example, attention=attention, outputs=outputs)
     require_known(graph, known)
+    return settled_on(graph, net, budget, limits)
+
+
+def settled_on(graph: ChannelGraph, net: nn.Module, budget: Budget, limits: Limits) -> Realized:
+    """`settled`, the model already traced."""
 
     def plan_of(graph: ChannelGraph) -> Plan:
         return planned(graph, score(graph, net, "magnitude"), budget, limits)
 
-    return realize(lambda *_: net, graph, plan_of, Clock(), verify=True, strict=False)
+    return realize(lambda *_: net, graph, plan_of, Clock(), verify=True, strict=False, exact=limits.exact_norms)
 
 
 def seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
