@@ -215,9 +215,9 @@ def apply(
         graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
         if plan.config:
-            made, told = replayed(net, constructor_of(net, find_adapter(net), "stock"), graph, plan)
-            cut = transplant(net, made) if inplace else made
-            attach(cut, told)
+            made = replayed(net, constructor_of(net, find_adapter(net), "stock"), graph, plan)
+            cut = transplant(net, made.model) if inplace else made.model
+            attach(cut, made.report)
             stock: M = back(cut)
             return stock
         small: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
