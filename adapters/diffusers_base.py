@@ -23,7 +23,7 @@ from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs, comes_from
 from fxprune.saving.stock import config_of
 from fxprune.scoring.context import Loss
-from fxprune.scoring.timesteps import Timesteps, chosen
+from fxprune.scoring.timesteps import Process, Timesteps, chosen
 
 PARTS = ("unet", "transformer")
 # input of a denoiser -> what kind of model gives it, and as which output
@@ -108,6 +108,15 @@ class DiffusersAdapter(Adapter):
         other = copy.copy(self)
         other.timesteps = chosen(timesteps)
         return other
+
+    def process(self, given: Any) -> Process | None:
+        """That of the pipeline's scheduler, or the usual one of the family; None where the model has no such loss."""
+        try:
+            task = self.task(self.unwrap(given)[0])
+            known = isinstance(task, Denoiser) and not task.no_loss
+            return noising_of(getattr(given, "scheduler", None), task.noising) if known else None  # type: ignore[union-attr]
+        except InputsError:
+            return None
 
     def loss_of(self, given: Any, seed: int | None = 0) -> Loss:
         """Noise prediction (or reconstruction), see the task."""

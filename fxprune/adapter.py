@@ -17,7 +17,7 @@ from fxprune import registry
 from fxprune.errors import InputsError, PluginError, SaveError
 from fxprune.graph.modules import ExampleInputs
 from fxprune.scoring.context import Loss
-from fxprune.scoring.timesteps import Timesteps
+from fxprune.scoring.timesteps import Process, Timesteps
 
 Back: TypeAlias = Callable[[nn.Module], Any]
 LAST = "generic"
@@ -70,6 +70,10 @@ class Adapter(abc.ABC):
             InputsError: for models that know no times.
         """
         raise InputsError(f"timesteps={timesteps!r} is for diffusion models, which {type(self).__name__} does not know")
+
+    def process(self, given: Any) -> Process | None:
+        """The forward process of a diffusion model, for weights by time; None for others."""
+        return None
 
     def loss_of(self, given: Any, seed: int = 0) -> Loss | None:
         """A deterministic `loss(model, batch)` that fits `calibration` and the batches users have, or None."""
