@@ -19,6 +19,7 @@ from fxprune.adapters.denoising import ANYTIME, Denoiser
 from fxprune.adapters.encoding import Encoders
 from fxprune.adapters.noising import noising_of
 from fxprune.adapters.tensors import draw
+from fxprune.adapters.trajectories import trajectories
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs, comes_from
 from fxprune.saving.stock import config_of
@@ -145,6 +146,13 @@ class DiffusersAdapter(Adapter):
             )
         noising = noising_of(getattr(given, "scheduler", None), task.noising)
         return task.calibration(model, noising, n, seed, progress, self.timesteps)
+
+    def trajectories(self, given: Any, steps: int, n: int, seed: int = 0) -> tuple[list[Any], Loss] | None:
+        """Of the sampler that fits the pipeline's noise schedule; none for an autoencoder."""
+        model, task = self._task_in(given)
+        if isinstance(task, Autoencoder):
+            return None
+        return trajectories(task, model, noising_of(getattr(given, "scheduler", None), task.noising), steps, n, seed)
 
     def _task_in(self, given: Any) -> tuple[nn.Module, Denoiser | Autoencoder]:
         """The model, and its task with what the encoders of a pipeline around it can do."""

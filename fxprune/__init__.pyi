@@ -6,6 +6,9 @@ from .api import (
 from .api import (
     prune as prune,
 )
+from .api import (
+    trajectory_loss as trajectory_loss,
+)
 from .errors import (
     BudgetError as BudgetError,
 )
@@ -160,5 +163,6 @@ __all__ = [
     "score",
     "sensitivity",
     "trace",
+    "trajectory_loss",
     "verify",
 ]

@@ -87,6 +87,10 @@ class Adapter(abc.ABC):
         """Batches for `loss_of`, `n` samples in all, made without data from the model itself; None if impossible."""
         return None
 
+    def trajectories(self, given: Any, steps: int, n: int, seed: int = 0) -> tuple[list[Any], Loss] | None:
+        """Batches and a loss on what `steps` of a sampler end at, `n` samples in all; None for what samples nothing."""
+        return None
+
     def released(self, model: nn.Module) -> tuple[str | type, ...]:
         """Names or classes of outputs that only the model itself reads again, such as a cache: they hold no width."""
         return ()
