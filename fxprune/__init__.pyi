@@ -92,6 +92,10 @@ from .scoring.score import (
 from .scoring.timesteps import Timesteps as Timesteps
 from .studies.compare import compare as compare
 from .studies.comparison import Comparison as Comparison
+from .studies.family import Family as Family
+from .studies.family import family as family
+from .studies.search import search as search
+from .studies.search_table import Search as Search
 from .studies.sensitivity import sensitivity as sensitivity
 from .studies.sensitivity_table import Sensitivity as Sensitivity
 from .training.average import Average as Average
@@ -124,6 +128,7 @@ __all__ = [
     "Distillation",
     "Draft",
     "Energy",
+    "Family",
     "Flow",
     "FxPruneError",
     "Group",
@@ -140,6 +145,7 @@ __all__ = [
     "SaveError",
     "Scheduler",
     "Scores",
+    "Search",
     "Sensitivity",
     "Slice",
     "Timesteps",
@@ -151,6 +157,7 @@ __all__ = [
     "carry_over",
     "compare",
     "coupling",
+    "family",
     "load",
     "load_pipeline",
     "plan",
@@ -161,6 +168,7 @@ __all__ = [
     "save",
     "save_pipeline",
     "score",
+    "search",
     "sensitivity",
     "trace",
     "trajectory_loss",
