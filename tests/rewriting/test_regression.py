@@ -160,7 +160,7 @@ def _ends(group: fxprune.Group) -> set[str]:
 
 
 def test_another_criterion_may_choose() -> None:
-    net, graph, data = made()
+    net, _, data = made()
     chosen = Obs(select="taylor")
     assert chosen.needs == {"data", "forward", "loss"}
     options: dict[str, Any] = {"example_inputs": data[0][:2], "data": data, "progress": False}
