@@ -249,7 +249,8 @@ class Recorder:
         """What is known of a tensor without an origin."""
         if self.strange is not None:
             self.strange.append(tensor)
-        shape = tuple(int(s) if isinstance(s, int) else None for s in tensor.shape)  # None: it depends on data
+        sizes: tuple[Any, ...] = tuple(tensor.shape)
+        shape = tuple(None if isinstance(s, torch.SymInt) else int(s) for s in sizes)  # None: it depends on data
         return "unknown", shape, tensor.dtype
 
     def copied(self, number: int, given: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
