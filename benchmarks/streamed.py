@@ -83,7 +83,7 @@ def measure(criterion: str, source: Path) -> dict[str, Any]:
 
     import fxprune
 
-    given: dict[str, Any] = {"data": [inputs()]} if criterion == "wanda" else {}
+    given: dict[str, Any] = {"data": [inputs()], "loss": _loss} if criterion == "wanda" else {}
     before, start = _peak(), time.perf_counter()
     target = source.with_name(f"{source.name}-{criterion}")
     fxprune.prune_folder(source, target, criterion, 0.4, example_inputs=inputs(), progress=False, **given)
@@ -96,6 +96,10 @@ def measure(criterion: str, source: Path) -> dict[str, Any]:
     return {"seconds": seconds, "before": before, "peak": peak, "bytes": size, "checks": checks} | {
         "threads": torch.get_num_threads()
     }
+
+
+def _loss(net: Any, batch: dict[str, Any]) -> Any:
+    return net(**batch)[0].float().square().mean()
 
 
 def _peak() -> float:

@@ -32,6 +32,7 @@ from fxprune.scoring.streaming import Batches, as_batches, number_of
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Tensors: TypeAlias = dict[str, Tensor]
 T = TypeVar("T")
+G = TypeVar("G", bound=Mapping[str, Tensor])
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +247,7 @@ class Context:
 
         def make() -> Sums:
             sums = Sums(self.parameters)
-            return sums.settle(self.add_batches(sums))
+            return self.telling(sums.settle(self.add_batches(sums)))
 
         return self.once("gradients", make)
 
@@ -266,6 +267,19 @@ class Context:
     def halving(self) -> Halving:
         """What takes a batch in parts where memory runs out."""
         return Halving(self.who, self.memo.setdefault("parts", {}), self.note)
+
+    def telling(self, gradient: G) -> G:
+        """A gradient that is not zero for all parameters.
+
+        Raises:
+            InputsError: it is.
+        """
+        if not any(bool(g.any()) for g in gradient.values()):
+            raise InputsError(
+                f"{self.who}: the gradient of the loss is zero for all parameters, which tells nothing about any "
+                "channel; check data= and loss=, or use criterion='magnitude'"
+            )
+        return gradient
 
     def add_batches(self, onto: Sums, factor: float = 1.0) -> int:
         """Add the gradients of every batch's loss, in its weight, to sums; how many batches there were.
@@ -300,7 +314,11 @@ class Context:
             raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
 
     def mean_gradients(self, losses: Iterable[Tensor | None], square: bool = False) -> Sums:
-        """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero."""
+        """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero.
+
+        Raises:
+            InputsError: it is zero for all parameters.
+        """
         refuse_samples(self.who, self.model)
         sums = Sums(self.parameters)
 
@@ -312,7 +330,7 @@ class Context:
             count += 1
             if loss is not None:
                 self._backward(loss, add)
-        return sums.settle(count)
+        return self.telling(sums.settle(count))
 
     def curvature(self, method: Method = "auto", eps: float = 1e-4) -> Curvature:
         """The gradient g of the mean loss, H g with its Hessian H, and how that was computed."""
