@@ -34,7 +34,7 @@ from fxprune.graph.provenance import Recorder, TracedInt
 from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import Recorded, bypassed, traced_attributes
 from fxprune.graph.trace import Traced, work_of
-from fxprune.graph.untouched import same_buffers, untouched
+from fxprune.graph.untouched import same_buffers, same_parameters, untouched
 
 MODELS, EACH = 8, 2  # how many modules, the last used ones, have traces kept, and how many each
 _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device)
@@ -160,6 +160,7 @@ def _same_calls(model: nn.Module, traced: Traced, inputs: Inputs, first: int, li
             (training if traced.in_training else evaluating)(model),
             untouched(model),
             same_buffers(model),
+            same_parameters(model),
             same_draws(),
             torch.no_grad(),
             _as_exported(),

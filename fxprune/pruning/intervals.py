@@ -211,7 +211,7 @@ class Activations:
         with torch.no_grad():
             for inputs in self.inputs:
                 with same_draws():
-                    run = MaskedRun(self.graph, self.net, mask, norms, dict.fromkeys(gone, 0.0), lines, nodes)
+                    run = MaskedRun(self.graph, self.net, mask, norms, dict.fromkeys(gone, 0.0), None, lines, nodes)
                     outputs.append([o for o in run(copied(inputs)) if isinstance(o, Tensor) and o.is_floating_point()])
                 seen.append(run.seen)
         return seen, outputs
