@@ -80,6 +80,22 @@ class Plan:
         return self.costs[of][1]
 
     @property
+    def speedup(self) -> float | None:
+        """How many times as fast the result should be: by its latency where that was asked for, else at most, by its
+        multiply-accumulates; None where neither is counted."""
+        before, after = self.costs.get("latency") or self.costs.get("macs") or (0.0, 0.0)
+        return before / after if before and after else None
+
+    @property
+    def speed(self) -> str:
+        """The same in words, with where it comes from; "" where nothing is known."""
+        if self.speedup is None:
+            return ""
+        if "latency" in self.costs:
+            return f"speed: {self.speedup:.2f}x, by measured times"
+        return f"speed: at most about {self.speedup:.2f}x, by its multiply-accumulates (not timed)"
+
+    @property
     def norm_groups(self) -> dict[str, int]:
         """Node of a group norm -> its new number of groups."""
         return {node: change.after for node, change in self.norms.items()}
@@ -250,6 +266,7 @@ class Plan:
             f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
         ]
         lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.costs.items()]
+        lines += [f"  {self.speed}"] if self.speed else []
         if self.uncounted:
             lines.append(f"  not counted in macs: {', '.join(self.uncounted)}")
         lines += [f"  {entry} = {new:g} (was {old:g})" for entry, (old, new) in self.config.items()]
