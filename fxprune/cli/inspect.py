@@ -58,7 +58,10 @@ def _print_saved(saved: Header, directory: Path) -> None:
     elif saved.plan is None:
         out.print("not pruned")
     else:
-        print_plan(in_all((*saved.earlier, saved.plan)))
+        whole = in_all((*saved.earlier, saved.plan))
+        print_plan(whole)
+        if whole.speed:
+            out.print(whole.speed, highlight=False, soft_wrap=True)
 
 
 def _print_graph(graph: ChannelGraph, most: int | None) -> None:

@@ -217,7 +217,7 @@ def _print_pruned(small: Any) -> None:
     print_plan(made.total)
     for check in made.checks:
         out.print(safe(str(check)), highlight=False)
-    if made.timing:
-        out.print(str(made.timing), highlight=False)
+    if made.speed:
+        out.print(made.speed, highlight=False, soft_wrap=True)
     if made.forward != "module":
         out.print(f"forward: {made.forward} ({safe(made.reason)})", highlight=False)

@@ -1,9 +1,11 @@
 """`of="latency"` keeps its word: planned anew until the finished network is as fast as was asked.
 
 What a table of measured ops predicts is a sum; a network also spends time between its ops.  So the finished network is
-timed beside the dense one, and where their ratio misses the asked one, so much of the table's time is asked for next:
+timed beside the dense one, and where their ratio misses the asked one, another share x of the table's time is to be
+left, y by the clock:
 
-    left' = left · asked / measured      (of what is left of the time)
+    x' = x · asked / y                                           after the first try
+    x' = x + (asked − y) · (x − x_before) / (y − y_before)        after the others, the secant
 """
 
 from __future__ import annotations
@@ -24,9 +26,7 @@ TRIES = 4  # finished networks that are timed until one is as fast as was asked
 LEAST = 1e-3  # of the time, that is left at least
 
 
-def met(
-    net: nn.Module, first: Realized, budget: Budget, again: Callable[[ChannelGraph, Budget], Realized]
-) -> Realized:
+def met(net: nn.Module, first: Realized, budget: Budget, again: Callable[[ChannelGraph, Budget], Realized]) -> Realized:
     """The cut whose finished network comes nearest to the time that a budget of latency asks for, with its timing.
 
     Args:
@@ -35,7 +35,7 @@ def met(
         again: another one, by a budget of the table's time.
     """
     best: tuple[Realized, Timing] | None = None
-    cut = first
+    cut, seen = first, []
     for tries in range(1, TRIES + 1):
         timing = timed(net, cut.done.model, cut.graph, cut.plan)
         if timing is None:
@@ -45,13 +45,19 @@ def met(
         best = best[0], replace(best[1], tries=tries)
         if abs(timing.off) <= NEAR or tries == TRIES:
             break
-        missed = (1 - _asked(budget, timing)) / (1 - timing.share)
-        left = min(max((1 - cut.plan.achieved) * missed, LEAST), 1.0)
+        seen.append((1 - cut.plan.achieved, 1 - timing.share))
         try:
-            cut = again(first.graph, Budget(1 - left, budget.of))
+            cut = again(first.graph, Budget(1 - _left(seen[-2:], 1 - _asked(budget, timing)), budget.of))
         except (BudgetError, RewriteError, VerifyError):  # no further: the nearest so far is told as it is
             break
     return first if best is None else _told(*best)
+
+
+def _left(seen: list[tuple[float, float]], asked: float) -> float:
+    """What should be left of the table's time, after (left by the table, left by the clock) of the last tries."""
+    (x, y), (x0, y0) = seen[-1], seen[0]
+    slope = (x - x0) / (y - y0) if (x - x0) * (y - y0) > 0 else x / y
+    return min(max(x + (asked - y) * slope, LEAST), 1.0)
 
 
 def _asked(budget: Budget, timing: Timing) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import evaluating, same_draws
+from fxprune.graph.modules import Inputs, evaluating, same_draws
 from fxprune.graph.packing import called, copied
 from fxprune.graph.trace import place_of
 from fxprune.graph.untouched import same_buffers
@@ -24,15 +25,19 @@ HEAVIER = 2e13  # the same on any other device
 
 
 def seconds_of(models: Sequence[nn.Module], graph: ChannelGraph, rounds: int) -> list[float]:
-    """The fastest forward of each on the example inputs, in eval mode, the models taking turns; they stay as they are."""
+    """The fastest forward of each on the example inputs, in eval mode, taking turns; the models stay as they are."""
     inputs, device = graph.traced.example, place_of(graph.traced)[0]
     with ExitStack() as scopes:
         for model in models:
             scopes.enter_context(evaluating(model))
             scopes.enter_context(same_buffers(model))
         scopes.enter_context(same_draws())
-        turns = take_turns([lambda model=m: called(model, copied(inputs)) for m in models], device, rounds)
+        turns = take_turns([partial(_forward, m, inputs) for m in models], device, rounds)
     return [min(seconds) for seconds in turns]
+
+
+def _forward(model: nn.Module, inputs: Inputs) -> object:
+    return called(model, copied(inputs))  # copies, since a forward may change what it is given
 
 
 def timed(net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> Timing | None:

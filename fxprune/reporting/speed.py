@@ -65,7 +65,9 @@ class Timing:
         times = f"{self.tries} networks timed" if self.tries > 1 else "one network timed"
         predicted = "" if self.predicted is None else f", {self.predicted:.1%} predicted"
         met = f"within {NEAR:.0%}" if abs(self.off) <= NEAR else f"{abs(self.off):.1%} too {self._which}"
-        return f"{line}; asked {1 / (1 - self.asked):.2f}x: {met} ({times}; {self.share:.1%} of the time went{predicted})"
+        return (
+            f"{line}; asked {1 / (1 - self.asked):.2f}x: {met} ({times}; {self.share:.1%} of the time went{predicted})"
+        )
 
     @property
     def _which(self) -> str:
