@@ -40,7 +40,7 @@ def test_guide_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     if "path/to/stable-diffusion" in source:
         case = PIPELINES["sd1"]
         case.around(model(case.net)).save_pretrained("path/to/stable-diffusion")
-    exec(compile(source, f"{name}.md", "exec"), {"__name__": "guide"})
+    exec(compile(source, f"{name}.md", "exec"), {})
 
 
 def test_every_guide_is_in_the_site_and_no_block_is_left_out_by_its_name() -> None:
