@@ -89,6 +89,10 @@ from .scoring.score import (
 from .scoring.timesteps import Timesteps as Timesteps
 from .studies.compare import compare as compare
 from .studies.comparison import Comparison as Comparison
+from .studies.family import Family as Family
+from .studies.family import family as family
+from .studies.search import search as search
+from .studies.search_table import Search as Search
 from .studies.sensitivity import sensitivity as sensitivity
 from .studies.sensitivity_table import Sensitivity as Sensitivity
 from .training.average import Average as Average
@@ -121,6 +125,7 @@ __all__ = [
     "Distillation",
     "Draft",
     "Energy",
+    "Family",
     "Flow",
     "FxPruneError",
     "Group",
@@ -137,6 +142,7 @@ __all__ = [
     "SaveError",
     "Scheduler",
     "Scores",
+    "Search",
     "Sensitivity",
     "Slice",
     "Timesteps",
@@ -148,6 +154,7 @@ __all__ = [
     "carry_over",
     "compare",
     "coupling",
+    "family",
     "load",
     "load_pipeline",
     "plan",
@@ -158,6 +165,7 @@ __all__ = [
     "save",
     "save_pipeline",
     "score",
+    "search",
     "sensitivity",
     "trace",
     "verify",
