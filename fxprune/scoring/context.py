@@ -29,6 +29,7 @@ from fxprune.scoring.streaming import Batches, as_batches, number_of
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Tensors: TypeAlias = dict[str, Tensor]
 T = TypeVar("T")
+G = TypeVar("G", bound=Mapping[str, Tensor])
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,9 +255,26 @@ class Context:
         return (self.loss(batch) * self.weight(batch) for batch in self.track(title))
 
     def mean_gradients(self, losses: Iterable[Tensor | None], square: bool = False) -> Sums:
-        """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero."""
+        """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero.
+
+        Raises:
+            InputsError: it is zero for all parameters.
+        """
         sums = Sums(self.parameters)
-        return sums.settle(self.add_gradients(losses, sums, square=square))
+        return self.telling(sums.settle(self.add_gradients(losses, sums, square=square)))
+
+    def telling(self, gradient: G) -> G:
+        """A gradient that is not zero for all parameters.
+
+        Raises:
+            InputsError: it is.
+        """
+        if not any(bool(g.any()) for g in gradient.values()):
+            raise InputsError(
+                f"{self.who}: the gradient of the loss is zero for all parameters, which tells nothing about any "
+                "channel; check data= and loss=, or use criterion='magnitude'"
+            )
+        return gradient
 
     def add_gradients(
         self, losses: Iterable[Tensor | None], onto: Sums, factor: float = 1.0, square: bool = False

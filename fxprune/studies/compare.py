@@ -14,7 +14,7 @@ that hold an error.  Rows of other weights, data, losses or options are refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,6 +179,21 @@ class _Runs:
         return 0 if self.training is None else self.training.total
 
 
+def _trainer() -> Callable[[nn.Module, Scheduler, Training, Order], nn.Module]:
+    """What trains.
+
+    Raises:
+        InputsError: accelerate is not installed.
+    """
+    try:  # accelerate is optional
+        from fxprune.training.run import trained
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] != "accelerate":
+            raise
+        raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
+    return trained
+
+
 def _runs(schedulers: Sequence[str | Scheduler], steps: int | None, training: Training | None, data: Any) -> _Runs:
     """What was asked, checked.
 
@@ -194,6 +209,7 @@ def _runs(schedulers: Sequence[str | Scheduler], steps: int | None, training: Tr
         return _Runs({"": ""})
     if data is None:
         raise InputsError("steps= trains a model: pass data=, batches to train on, and held_out= to measure on")
+    _trainer()
     made = [scheduler_of(s) for s in schedulers or ("one_shot",)]
     names = [s if isinstance(s, str) else type(s).__name__ for s in schedulers or ("one_shot",)]
     if len(set(names)) < len(names):
@@ -261,8 +277,7 @@ class _Trial:
         self, runs: _Runs, scheduler: str, label: str, ratios: Sequence[float], order: Order
     ) -> Iterator[Compared]:
         """One row a ratio, each a run of its own."""
-        from fxprune.training.run import trained  # needs accelerate
-
+        trained = _trainer()
         assert runs.training is not None
         for ratio in ratios:
             row = Compared(label, ratio, order.seed, scheduler=scheduler, steps=runs.steps)
