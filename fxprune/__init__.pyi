@@ -87,6 +87,9 @@ from .scoring.score import (
     score as score,
 )
 from .scoring.timesteps import Timesteps as Timesteps
+from .sources.data import Data as Data
+from .sources.data import open_data as open_data
+from .sources.models import open_model as open_model
 from .studies.compare import compare as compare
 from .studies.comparison import Comparison as Comparison
 from .studies.sensitivity import sensitivity as sensitivity
@@ -118,6 +121,7 @@ __all__ = [
     "ChannelGraph",
     "Comparison",
     "CriterionError",
+    "Data",
     "Distillation",
     "Draft",
     "Energy",
@@ -150,6 +154,8 @@ __all__ = [
     "coupling",
     "load",
     "load_pipeline",
+    "open_data",
+    "open_model",
     "plan",
     "prune",
     "prune_folder",
