@@ -6,7 +6,7 @@ import abc
 import copy
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -147,7 +147,8 @@ class DiffusersAdapter(Adapter):
         model, task = self._task_in(given)
         if isinstance(task, Autoencoder):
             return loader(Pictures(images_in(files.path), _of_three(model, task.image), {}), files), None
-        images, beside = images_in(files.path), {}
+        images = images_in(files.path)
+        beside: dict[str, Sequence[Any]] = {}
         needed = task.conditions(1, torch.Generator().manual_seed(0)).keys() - task.made_up
         if task.prompted is not None:
             beside["prompt"] = captions_of(files.path, images)

@@ -52,17 +52,17 @@ def told() -> Iterator[dict[str, Any]]:
     An error of ours is one paragraph, not a traceback.
     """
     answer: dict[str, Any] = {}
+    failed: FxPruneError | None = None
     with _messages_on_stderr(everything=AS_JSON.get()):
         try:
             yield answer
         except FxPruneError as e:
             err.print(f"[bold red]{type(e).__name__}:[/] [red]{safe(str(e))}[/]", soft_wrap=True)
-            answer = {"error": type(e).__name__, "message": str(e)}
-            raise typer.Exit(1) from e
-        finally:
-            shown = answer if AS_JSON.get() and (answer or sys.exc_info()[0] is None) else None
-    if shown is not None:
-        _print_json(shown)
+            failed, answer = e, {"error": type(e).__name__, "message": str(e)}
+    if AS_JSON.get():
+        typer.echo(json.dumps(_plain(answer), indent=1))
+    if failed is not None:
+        raise typer.Exit(1) from failed
 
 
 @contextmanager
@@ -79,10 +79,6 @@ def _messages_on_stderr(everything: bool) -> Iterator[None]:
         warnings.showwarning = shown
         vars(bars).clear()
         vars(bars).update(before)
-
-
-def _print_json(answer: Any) -> None:
-    typer.echo(json.dumps(_plain(answer), indent=1))
 
 
 def _plain(value: Any) -> Any:

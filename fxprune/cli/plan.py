@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -79,7 +79,7 @@ def plan(
             scope=scope,
             legal_for=legal_for,
             granularity=granularity,
-            normalize=normalize,
+            normalize=cast(Any, normalize),
             timesteps=timesteps,
             samples=samples,
             max_batches=max_batches,

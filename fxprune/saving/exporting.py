@@ -108,7 +108,7 @@ def _error(got: list[Tensor], wanted: list[Tensor]) -> float:
 
 def _named(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor]:
     bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, value in bound.items():
         leaves = [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
         found |= {name if len(leaves) == 1 else f"{name}[{i}]": t for i, t in enumerate(leaves)}
