@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from plugins import install_by_hand
+
+import fxprune
+
+PLUGIN = Path(__file__).parents[1] / "examples" / "plugin"
+ENTRY = re.compile(r'^variance = "(.*)"$', re.MULTILINE)
+CNN = "timm:test_resnet"  # for timm:resnet18, which would take its time
 
 WORDS = ["[UNK]", "[MASK]", "[PAD]", "a", "cat", "dog", "sat", "on", "the", "mat"]
 TEXT = "the cat sat on the mat a dog sat on the cat\n" * 20
@@ -90,3 +99,27 @@ def text(file: Path) -> Path:
     """A text of the tokenizer's words."""
     file.write_text(TEXT)
     return file
+
+
+def world(folder: Path) -> None:
+    """What README and docs/cli.md speak of, under the paths that they call it by."""
+    from diffusion_nets import PIPELINES, model
+
+    case = PIPELINES["sd1"]
+    case.around(model(case.net)).save_pretrained(folder / "path/to/stable-diffusion")
+    ddpm(folder / "path/to/a/ddpm")
+    llama(folder / "path/to/llama")
+    pictures(folder / "path/to/images", 2)
+    text(folder / "path/to/text.txt")
+    net = fxprune.open_model(CNN, weights="random", arguments={"num_classes": 2})
+    torch.save(net.state_dict(), folder / "path/to/mine.pth")
+
+
+def plugin(folder: Path) -> Path:
+    """The example plugin, as an installation leaves it behind."""
+    folder.mkdir()
+    shutil.copy(PLUGIN / "fxprune_example.py", folder)
+    entry = ENTRY.search((PLUGIN / "pyproject.toml").read_text(encoding="utf-8"))
+    assert entry
+    install_by_hand(folder, "fxprune-example-plugin", f"[fxprune.criteria]\nvariance = {entry[1]}\n")
+    return folder
