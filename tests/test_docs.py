@@ -136,9 +136,8 @@ def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     if page == "README.md":
         monkeypatch.syspath_prepend(small_folders.plugin(tmp_path / "plugin"))
         small_folders.world(tmp_path)
-    else:
-        pipeline("ddpm").save_pretrained("path/to/a/ddpm")
-        pipeline("sd1").save_pretrained("path/to/stable-diffusion")
+    pipeline("ddpm").save_pretrained("path/to/a/ddpm")
+    pipeline("sd1").save_pretrained("path/to/stable-diffusion")
     code = blocks(page)
     for real, small in SMALLER.items():
         code = code.replace(real, small)

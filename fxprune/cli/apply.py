@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fxprune.cli import options as o
-from fxprune.cli.console import say, told
+from fxprune.cli.console import say_where, told
 from fxprune.cli.folder import opened, saved_somewhere, writable
 from fxprune.cli.prune import shown
 from fxprune.errors import PlanError
@@ -41,7 +41,7 @@ def apply(
         small = apply_(opened(model, weights, argument, device), made, verify=verify, strict=strict)
         answer |= shown(small) | {"out": str(output)}
         saved_somewhere(small, output)
-        say(f"saved in {output}")
+        say_where(f"saved in {output}")
 
 
 def _read(file: Path) -> Plan:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fxprune.cli import options as o
-from fxprune.cli.console import err, print_table, safe, say, told
+from fxprune.cli.console import err, print_table, safe, say_where, told
 from fxprune.cli.folder import data_for, opened, require_data
 from fxprune.scoring.score import COMPARED
 from fxprune.studies.compare import compare as compare_
@@ -69,7 +69,7 @@ def compare(
         for error in dict.fromkeys(f"{row.criterion}: {row.error}" for row in made.rows if row.error):
             err.print(f"[red]{safe(error)}[/]", highlight=False, soft_wrap=True)
         answer |= {"model": made.model, "of": made.of, "rows": [asdict(row) for row in made.rows], "out": str(output)}
-        say(f"rows and picture in {output}")
+        say_where(f"rows and picture in {output}")
 
 
 def _dense(made: Comparison) -> str:

@@ -15,8 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
+from fxprune.cli.commands import COMMANDS
 from fxprune.cli.console import AS_JSON
 from fxprune.errors import printable
+from fxprune.graph.explain import meant
 
 OWN = ("config", "json", "help")
 
@@ -59,9 +61,6 @@ JSON = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout
 
 
 def _defaults(ctx: typer.Context, file: Path) -> dict[str, Any]:
-    from fxprune.cli.main import COMMANDS
-    from fxprune.graph.explain import meant
-
     known = {name: p.name for p in ctx.command.params for name in _names(p) if p.name not in OWN}
     held = _parsed(file)
     tables = {k: v for k, v in held.items() if k in COMMANDS and isinstance(v, Mapping)}

@@ -10,6 +10,7 @@ import contextvars
 import json
 import math
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,15 @@ def safe(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line of the result."""
+    """Lines of the result, broken between words where they are too long."""
+    for line in text.splitlines():
+        parts = textwrap.wrap(line, out.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for part in parts or [""]:
+            out.print(safe(part), highlight=False, soft_wrap=True)
+
+
+def say_where(text: str) -> None:
+    """A line with a path, which stays whole so that it can be copied."""
     out.print(safe(text), highlight=False, soft_wrap=True)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from fxprune.adapter import find_adapter
 from fxprune.cli import options as o
-from fxprune.cli.console import say, told
+from fxprune.cli.console import say, say_where, told
 from fxprune.cli.folder import opened
 from fxprune.reporting.figures import check_file
 from fxprune.saving.exporting import export as export_
@@ -37,4 +37,4 @@ def export(
             say(f"input {name}: {shape}")
         say("not compared: onnxruntime is not installed" if made.error is None else
             f"it computes what the model computes: relative error {made.error:.1e}")  # fmt: skip
-        say(f"{made.format} in {file}")
+        say_where(f"{made.format} in {file}")

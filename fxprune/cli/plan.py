@@ -10,7 +10,7 @@ import typer
 from fxprune import api
 from fxprune.adapter import find_adapter
 from fxprune.cli import options as o
-from fxprune.cli.console import plan_data, print_plan, say, told
+from fxprune.cli.console import plan_data, print_plan, say_where, told
 from fxprune.cli.folder import data_for, opened
 from fxprune.errors import InputsError
 from fxprune.reporting.figures import check_file, writing
@@ -92,4 +92,4 @@ def plan(
             file.write_text(made.to_json(), encoding="utf-8")
         print_plan(made)
         answer |= plan_data(made) | {"out": str(file)}
-        say(f"plan in {file}")
+        say_where(f"plan in {file}")

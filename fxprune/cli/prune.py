@@ -10,7 +10,7 @@ import typer
 from fxprune import api
 from fxprune.adapter import find_adapter
 from fxprune.cli import options as o
-from fxprune.cli.console import plan_data, print_plan, say, told
+from fxprune.cli.console import plan_data, print_plan, say, say_where, told
 from fxprune.cli.folder import Given, data_for, opened, saved_somewhere, writable
 from fxprune.errors import InputsError
 from fxprune.folders import prune_folder
@@ -115,7 +115,7 @@ def prune(
             _refuse_streamed({"--steps": steps, "--data": data, "--device": device != "cpu", "--weights": weights})
             prune_folder(model, output, criterion, ratio, scheduler=scheduler, **cut)
             answer |= {"out": str(output)}
-            say(f"saved in {output}")
+            say_where(f"saved in {output}")
             return
         dense = opened(model, weights, argument, device)
         if steps is not None and data is None:
@@ -137,7 +137,7 @@ def prune(
         )
         answer |= shown(small) | {"out": str(output)}
         saved_somewhere(small, output, stock=shape != "free")
-        say(f"saved in {output}")
+        say_where(f"saved in {output}")
 
 
 def _data_of(model: Any, given: Given, steps: int | None) -> dict[str, Any]:

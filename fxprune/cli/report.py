@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.cli.console import plan_data, say, told
+from fxprune.cli.console import plan_data, say_where, told
 from fxprune.errors import PlanError
 from fxprune.reporting.figures import check_file, writing
 from fxprune.reporting.page import page
@@ -34,7 +34,7 @@ def report(
         with writing(file):
             file.write_text(text, encoding="utf-8")
         answer |= {"out": str(file), "models": {name: plan_data(part.total) for name, part in parts.items()}}
-        say(f"report in {file}")
+        say_where(f"report in {file}")
 
 
 def _parts(directory: Path) -> Iterator[tuple[str, Report]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fxprune.cli import options as o
-from fxprune.cli.console import say, told
+from fxprune.cli.console import say, say_where, told
 from fxprune.cli.folder import opened
 from fxprune.reporting.figures import check_picture
 from fxprune.sources.samples import continued, drawn, reads_text, save_grid
@@ -48,4 +48,4 @@ def sample(
         images = drawn(made, number, steps, prompts=prompt or (), labels=label or (), seed=seed, progress=not quiet)
         save_grid(images, file)
         answer |= {"out": str(file), "images": len(images)}
-        say(f"{len(images)} images in {file}")
+        say_where(f"{len(images)} images in {file}")
