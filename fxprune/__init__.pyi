@@ -92,6 +92,10 @@ from .sources.data import open_data as open_data
 from .sources.models import open_model as open_model
 from .studies.compare import compare as compare
 from .studies.comparison import Comparison as Comparison
+from .studies.family import Family as Family
+from .studies.family import family as family
+from .studies.search import search as search
+from .studies.search_table import Search as Search
 from .studies.sensitivity import sensitivity as sensitivity
 from .studies.sensitivity_table import Sensitivity as Sensitivity
 from .training.average import Average as Average
@@ -125,6 +129,7 @@ __all__ = [
     "Distillation",
     "Draft",
     "Energy",
+    "Family",
     "Flow",
     "FxPruneError",
     "Group",
@@ -141,6 +146,7 @@ __all__ = [
     "SaveError",
     "Scheduler",
     "Scores",
+    "Search",
     "Sensitivity",
     "Slice",
     "Timesteps",
@@ -152,6 +158,7 @@ __all__ = [
     "carry_over",
     "compare",
     "coupling",
+    "family",
     "load",
     "load_pipeline",
     "open_data",
@@ -164,6 +171,7 @@ __all__ = [
     "save",
     "save_pipeline",
     "score",
+    "search",
     "sensitivity",
     "trace",
     "verify",

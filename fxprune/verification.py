@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,13 +32,14 @@ from fxprune.graph.outputs import Outputs
 from fxprune.graph.packing import copied
 from fxprune.graph.trace import Traced
 from fxprune.graph.turns import in_turn
-from fxprune.graph.untouched import same_buffers
+from fxprune.graph.untouched import same_buffers, same_parameters
 from fxprune.masking.comparison import as_float64, counted, overflow, relative_error, silent, tolerance
-from fxprune.masking.masked_run import run_masked
+from fxprune.masking.masked_run import Numbers, run_masked
 from fxprune.masking.settled import Settled
 from fxprune.masking.trials import in_float64, rounded_anew, zero_parameters, zeros_filled
 from fxprune.planning.plan import Plan, followed
 from fxprune.rewriting.rewrite import belongs
+from fxprune.rewriting.scales import scales_of
 
 EXACT = 1e-8  # how far two right computations may differ in float64
 NOISE, BEYOND = 16.0, 64.0  # multiples of the measured noise that are accepted; the same where float64 does not help
@@ -144,8 +145,13 @@ class _Comparison:
         return relative_error(got, reference) if all(doubles) else None
 
 
-def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> Check:
+def check_dense(
+    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, numbers: Sequence[Numbers] | None = None
+) -> Check:
     """Compare the dense model with the masked original on the example inputs.
+
+    Args:
+        numbers: for each mode, those that follow the plan (see `ChannelGraph.following`); None: they are found.
 
     Raises:
         VerifyError: where the dense model does not run.
@@ -155,10 +161,12 @@ def check_dense(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: P
             f"nothing can be compared: {meta} of this {type(model).__name__} is on the meta device and has no values; "
             "load the weights first, or pass verify=False"
         )
-    return _masked_is_dense(model, small, graph, graph, plan, "")
+    return _masked_is_dense(model, small, graph, graph, plan, "", None if numbers is None else numbers[0])
 
 
-def check_training(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...]:
+def check_training(
+    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, numbers: Sequence[Numbers] | None = None
+) -> tuple[Check, ...]:
     """The same in train mode, where the model computes something else there: dropout drops nothing, and draws give one
     constant, in both.  Where train mode was not traced, the dense model has to run wherever the original does.
 
@@ -167,19 +175,31 @@ def check_training(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan
     """
     if graph.unseen:
         _trains_alike(model, small, graph)
-    return tuple(_masked_is_dense(model, small, graph, view, plan, " in train mode") for view in graph.modes[1:])
+    given: Sequence[Numbers | None] = numbers or [None] * len(graph.modes)
+    return tuple(
+        _masked_is_dense(model, small, graph, view, plan, " in train mode", found)
+        for view, found in list(zip(graph.modes, given, strict=True))[1:]
+    )
 
 
 def _masked_is_dense(
-    model: nn.Module, small: nn.Module, graph: ChannelGraph, view: ChannelGraph, plan: Plan, mode: str
+    model: nn.Module,
+    small: nn.Module,
+    graph: ChannelGraph,
+    view: ChannelGraph,
+    plan: Plan,
+    mode: str,
+    numbers: Numbers | None,
 ) -> Check:
     """`view` is the graph in the mode that is compared."""
     traced, keep = view.traced, plan.kept(graph)
+    if numbers is None and graph.follows and (found := scales_of(graph, view, small, keep)) is not None:
+        numbers = found.followed
 
     def masked(inputs: Inputs) -> list[Any]:
-        with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(model):
+        with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(model), same_parameters(model):
             try:
-                return run_masked(view, model, copied(inputs), keep, plan.norms, plan.blocks)
+                return run_masked(view, model, copied(inputs), keep, plan.norms, plan.blocks, numbers)
             except (RuntimeError, TypeError) as e:
                 _require_runs(model, traced, inputs, e)
                 raise

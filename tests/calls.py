@@ -33,6 +33,10 @@ def loss(model: nn.Module, batch: Any) -> Any:
     return model(batch).pow(2).mean()
 
 
+def squared(model: nn.Module) -> float:
+    return float(model(X).pow(2).mean())
+
+
 def pruner() -> fxprune.Pruner[nn.Module]:
     return fxprune.Pruner(net(), "soft", "magnitude", 0.4, steps=40, example_inputs=X, loss=loss)
 
@@ -59,6 +63,8 @@ SENSITIVITY = fxprune.sensitivity(
     NET, shares=(0.5,), example_inputs=X, data=[X], loss=loss, progress=False
 )  # of two groups at one share
 MEASURED: dict[str, Any] = {"example_inputs": X, "data": [X], "loss": loss, "progress": False}
+SCORED: dict[str, Any] = {"criterion": "magnitude", "example_inputs": X, "progress": False}
+SEARCH = fxprune.search(NET, squared, {"params": 0.5}, trials=1, **SCORED)
 CHEAP: dict[str, Any] = {"criterion": "magnitude", "ratio": 0.4, "example_inputs": X, "progress": False}
 
 # what is called, with arguments that are right
@@ -80,6 +86,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         fxprune.sensitivity,
         {"model": NET, "shares": (0.5,), "example_inputs": X, "data": [X], "loss": loss, "progress": False},
     ),
+    "search": (fxprune.search, {"model": NET, "metric": squared, "budgets": {"params": 0.5}, "trials": 1, **SCORED}),
+    "family": (fxprune.family, {"model": NET, "ratios": [0.5], **SCORED}),
+    "Search.to_csv": (SEARCH.to_csv, {}),
+    "Search.plot": (SEARCH.plot, {"path": "s.png"}),
     "save": (fxprune.save, {"model": SMALL, "directory": "m"}),
     "load": (fxprune.load, {"directory": "saved", "model": NET}),
     "load_pipeline": (fxprune.load_pipeline, {"directory": "saved"}),

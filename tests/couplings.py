@@ -653,6 +653,37 @@ class Similar(nn.Module):
         return self.o(F.relu(self.c(out)))
 
 
+@case(image())
+class InSpace(nn.Module):
+    """Ops that hang on order and places along spatial axes only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        borders = torch.linspace(-1, 1, 5)
+        places = torch.bucketize(y, borders) + torch.searchsorted(borders, y.contiguous())
+        y = y + torch.rot90(y, 1, (2, 3)) + y.tril() + torch.diag_embed(y.diagonal(dim1=2, dim2=3))
+        y = y + torch.take_along_dim(y, y.argsort(-1), -1) + places.to(y.dtype)
+        return self.out(y - torch.quantile(y, 0.5, -1, keepdim=True) - torch.trapezoid(y, dim=-1)[..., None])
+
+
+@case(lambda: torch.randn(2, 3, 32))
+class Spectrogram(nn.Module):
+    """A short-time Fourier transform of every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Conv1d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        spectrum = torch.stft(y.flatten(0, 1), 8, 4, window=torch.hann_window(8), return_complex=True).abs()
+        return self.out(spectrum.unflatten(0, (x.shape[0], -1)))
+
+
 def made(name: str) -> tuple[nn.Module, Inputs]:
     """A network of the table, in eval mode, and its inputs."""
     torch.manual_seed(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import time
@@ -49,8 +48,6 @@ def test_arguments(tmp_path: Path) -> None:
 TIMES = [("save", 8), ("run", 1), ("compare", 1), ("interrupt", 1), ("full disk", 1)]
 
 
-# On request: in some processes the count of events before a kill does not end, and why is not known yet.
-@pytest.mark.skipif("FXPRUNE_KILLS" not in os.environ, reason="on request: FXPRUNE_KILLS=1")
 @pytest.mark.parametrize(("kind", "times"), TIMES)
 def test_kills(kind: str, times: int, tmp_path: Path) -> None:
     for number in range(times):

@@ -34,7 +34,7 @@ from fxprune.graph.rules.op import Facts, Labels, op_name
 from fxprune.graph.trace import Traced, mode_of
 from fxprune.notebook import shown
 
-COARSER, UNCOUPLED, KEEP = "coarser", "uncoupled", "keep"
+COARSER, UNCOUPLED, FOLLOWING, KEEP = "coarser", "uncoupled", "following", "keep"
 FAILS = "fails the proof"
 
 
@@ -57,7 +57,7 @@ class ChannelGraph:
         training: the trace in train mode, where the model computes something else there; it shares labels and facts.
         unseen: why the train mode could not be looked at, if it could not.
         unread: parameters that no trace has read; they stay whole.
-        revisions: how `holding`, `keeping`, `coarser` and `uncoupled` made this graph from the traced one.
+        revisions: how `holding`, `keeping`, `coarser`, `uncoupled` and `following` made this graph from the traced one.
     """
 
     traced: Traced
@@ -257,6 +257,18 @@ class ChannelGraph:
         """The same graph without what the module's own Python needs: its plans fit the rewritten graph alone."""
         return self._resolved_anew(self.bare.copy(), len(self.bare.freezes), self.fine, UNCOUPLED)
 
+    def following(self) -> ChannelGraph:
+        """The same graph, where numbers that the module's Python makes from a width, and that no weight can undo, are
+        those of what stays: as the mean of a norm is, they are part of what a mask changes."""
+        out = replace(self, revisions=(*self.revisions, FOLLOWING))
+        out.__dict__["blocks"] = self.blocks
+        return out
+
+    @property
+    def follows(self) -> bool:
+        """Whether `following` made this graph."""
+        return FOLLOWING in self.revisions
+
     @takes(revisions=SEVERAL)
     def revised(self, revisions: Iterable[str]) -> ChannelGraph:
         """The graph that the same steps lead to from here: `revisions` of another trace.
@@ -273,7 +285,7 @@ class ChannelGraph:
                 held = [] if keep else [known[i] for i in numbers]
             except (ValueError, IndexError) as e:
                 raise PlanError(f"{step!r} is no step from this graph of a {self.model_class}") from e
-            named = {COARSER: graph.coarser, UNCOUPLED: graph.uncoupled}
+            named = {COARSER: graph.coarser, UNCOUPLED: graph.uncoupled, FOLLOWING: graph.following}
             if keep:
                 graph = graph.keeping(names, FAILS)
             else:

@@ -23,7 +23,7 @@ from fxprune.graph.modules import Inputs, evaluating, same_draws, training
 from fxprune.graph.packing import called, copied, unpacked
 from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import open_functional
-from fxprune.graph.untouched import same_buffers, untouched
+from fxprune.graph.untouched import same_buffers, same_parameters, untouched
 
 _OWN = ("torch.", "fxprune.graph.")
 Call: TypeAlias = "tuple[Any, ...]"
@@ -128,7 +128,15 @@ def _calls(
     for run in runs:
         calls = _Calls(batch_of(inputs))
         try:
-            with mode(model), untouched(model), same_buffers(model), same_draws(), _plain_paths(), calls:
+            with (
+                mode(model),
+                untouched(model),
+                same_buffers(model),
+                same_parameters(model),
+                same_draws(),
+                _plain_paths(),
+                calls,
+            ):
                 out = run(model, copied(inputs))
         except Exception:
             if run is runs[-1] and raises:

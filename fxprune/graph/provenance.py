@@ -222,6 +222,12 @@ class Recorder:
     went into a computation as a number (a temperature, say), and those that `int()` lost sight of.
 
     The origin of a tensor is `("param", name)`, `("input", k)` or `("call", (number, output index, shape))`.
+
+    Attributes:
+        digest: of all calls with their arguments, in order: equal where two runs made the same ones.
+        strange: tensors of no known origin that calls were given; None: these are not held.
+        copies: numbers of the calls of `contiguous` that gave another tensor.
+        like: what is recorded again: such a call gives another tensor here where it did there.
     """
 
     calls: dict[int, Call] = field(default_factory=dict)
@@ -230,6 +236,36 @@ class Recorder:
     lost: list[Expr] = field(default_factory=list)
     count: int = 0
     active: bool = False
+    digest: int = 0
+    strange: list[torch.Tensor] | None = None
+    copies: set[int] = field(default_factory=set)
+    like: Recorder | None = None
+
+    def note(self, *call: Any) -> None:
+        """Take a call into the digest."""
+        self.digest = hash((self.digest, *call))
+
+    def unknown(self, tensor: torch.Tensor) -> tuple[Any, ...]:
+        """What is known of a tensor without an origin."""
+        if self.strange is not None:
+            self.strange.append(tensor)
+        return "unknown", tuple(map(int, tensor.shape)), tensor.dtype
+
+    def copied(self, number: int, given: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """What `contiguous` gives: strides of tensors without values may be others than a kernel makes."""
+        new = out is not given if self.like is None else number in self.like.copies
+        if new:
+            self.copies.add(number)
+        if new and out is given:
+            return out.detach()
+        if not new and out is not given and hasattr(given, "_fxprune_origin"):
+            out._fxprune_origin = given._fxprune_origin  # type: ignore[attr-defined]
+        return out
+
+    def same(self, other: Recorder) -> bool:
+        """Whether two runs made the same calls, with integers of the same origins."""
+        mine = self.digest, self.equalities, self.numbers, self.lost
+        return mine == (other.digest, other.equalities, other.numbers, other.lost)
 
     def equal(self, a: Expr, b: Expr) -> None:
         if self.active and a != b:

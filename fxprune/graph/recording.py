@@ -76,6 +76,7 @@ class RecordingMode(TorchFunctionMode):
         number = self.recorder.count
         self.recorder.count += 1
         flat = pytree.tree_leaves((args, kwargs), is_leaf=lambda x: isinstance(x, (torch.Size, slice)))
+        self.recorder.note(name, *kwargs, *map(self._sign, flat))
         if any(isinstance(x, (int, torch.Size, slice)) for x in flat):
             if name.strip("_") in _ARITHMETIC:
                 for x in flat:
@@ -85,11 +86,25 @@ class RecordingMode(TorchFunctionMode):
             args, kwargs = plain(args), plain(kwargs)
         with fx_traceback.annotate({MARK: number}):
             out = func(*args, **kwargs)
+        if name == "contiguous":
+            out = self.recorder.copied(number, args[0], out)
         for k, x in enumerate(out if isinstance(out, (tuple, list)) else [out]):
             if isinstance(x, torch.Tensor) and _origin(x) is None:
                 with contextlib.suppress(Exception):
                     x._fxprune_origin = ("call", (number, k, tuple(map(int, x.shape))))  # type: ignore[attr-defined]
         return out
+
+    def _sign(self, x: Any) -> Any:
+        """What tells an argument from another, alike for tensors with values and without."""
+        if isinstance(x, torch.Tensor):
+            return _origin(x) or self.recorder.unknown(x)
+        if isinstance(x, (slice, torch.Size)):
+            parts = (x.start, x.stop, x.step) if isinstance(x, slice) else x
+            return type(x).__name__, *map(self._sign, parts)
+        if isinstance(x, TracedInt):
+            return "traced", x.expr
+        plain_ones = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
+        return type(x).__name__, repr(x) if isinstance(x, plain_ones) else ""
 
     def _sizes(self, x: torch.Tensor, sizes: torch.Size) -> torch.Size:
         origin = _origin(x)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
@@ -76,3 +77,50 @@ def same_buffers(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for b, before in was:
                 (b if b.shape == before.shape else b.resize_(before.shape)).copy_(before)
+
+
+class _Writes(TorchFunctionMode):
+    """Within, parameters are copied before something is written into them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.of = {p.untyped_storage().data_ptr(): p for p in model.parameters() if _has_values(p)}
+        self.was: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        into = kwargs.get("out", args[0] if args and _writes(getattr(func, "__name__", "")) else None)
+        if isinstance(into, Tensor) and _has_values(into):
+            parameter = self.of.get(into.untyped_storage().data_ptr())
+            if parameter is not None and id(parameter) not in self.was:
+                self.was[id(parameter)] = (parameter, parameter.detach().clone())
+        return func(*args, **kwargs)
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of that name changes its first argument."""
+    name = name.partition(".")[0]
+    if name.startswith("__"):
+        return name == "__setitem__" or name in {f"__i{op}__" for op in ("add", "sub", "mul", "truediv", "pow")}
+    return name.endswith("_")
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
+
+
+@contextlib.contextmanager
+def same_parameters(model: nn.Module) -> Iterator[None]:
+    """Afterwards every parameter has the values it had: some models write into their weights when they train (EDM2
+    normalises them).  Only what is written is copied.
+    """
+    writes = _Writes(model)
+    try:
+        with writes:
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in writes.was.values():
+                parameter.copy_(before)

@@ -15,7 +15,7 @@ from fxprune.graph.modules import Inputs, evaluating, same_draws, training
 from fxprune.graph.packing import called, copied
 from fxprune.graph.regions import autocast_of
 from fxprune.graph.trace import Traced
-from fxprune.graph.untouched import same_buffers, untouched
+from fxprune.graph.untouched import same_buffers, same_parameters, untouched
 from fxprune.masking.settled import Settled
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -95,5 +95,5 @@ def mode_scope(model: nn.Module, traced: Traced) -> Iterator[None]:
         with evaluating(model), same_buffers(model):
             yield
         return
-    with training(model), untouched(model), same_buffers(model), Settled():
+    with training(model), untouched(model), same_buffers(model), same_parameters(model), Settled():
         yield

@@ -24,7 +24,7 @@ from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import require_whole
 from fxprune.graph.packing import copied
-from fxprune.graph.untouched import same_buffers
+from fxprune.graph.untouched import same_buffers, same_parameters
 from fxprune.masking.comparison import counted, relative_error, tolerance
 from fxprune.masking.interception import KEY, HeldSites, MaskedAxis, MaskedCall, Site, Switch, masked_class
 from fxprune.masking.masked_run import run_masked
@@ -159,7 +159,11 @@ class LiveMasks:
     def _follows(self, view: ChannelGraph, keep: npt.NDArray[Any]) -> bool:
         """Whether the masks do here what they do on one of the graphs."""
         traced = view.traced
-        with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(self.model):
+        with (
+            Settled() if traced.in_training else contextlib.nullcontext(),
+            same_buffers(self.model),
+            same_parameters(self.model),
+        ):
             want = run_masked(view, self.model, copied(traced.example), keep)
         self.set(keep)
         try:

@@ -37,6 +37,7 @@ from fxprune.masking.statistics import (
 )
 from fxprune.planning.norms import NormChange
 
+Numbers: TypeAlias = "Mapping[str, Mapping[int | str, Any]]"
 Statistic: TypeAlias = "Callable[[MaskedRun, fx.Node, tuple[Any, ...], dict[str, Any]], Any]"
 
 
@@ -49,6 +50,7 @@ class MaskedRun:
         mask: one number in [0, 1] a component; None runs the graph as it is.
         norms: new numbers of groups of group norms, as in a plan.
         blocks: block name -> what its contribution is multiplied by (a number, or a tensor of one); 0 takes it out.
+        numbers: node -> numbers among its arguments, by position or name, that the mask changes.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class MaskedRun:
         mask: Tensor | None = None,
         norms: Mapping[str, NormChange] | None = None,
         blocks: Mapping[str, float | Tensor] | None = None,
+        numbers: Numbers | None = None,
     ) -> None:
-        self.graph, self.mask, self.norms = graph, mask, dict(norms or {})
+        self.graph, self.mask, self.norms, self.numbers = graph, mask, dict(norms or {}), numbers or {}
         self.added = {(b.node, b.branch): blocks[b.name] for b in graph.blocks if b.name in blocks} if blocks else {}
         self.state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         self._masks: dict[int, Tensor] = {}
@@ -125,10 +128,20 @@ class MaskedRun:
             return x * self.added[node.name, n.name] if (node.name, n.name) in self.added else x
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        if node.name in self.numbers:
+            args, kwargs = _with_numbers(args, kwargs, self.numbers[node.name])
         if self.mask is not None and self.graph.facts.statistics.get(node.name):
             out = _STATISTICS[op_name(node.target)](self, node, *in_full(node, args, kwargs))
             return out if autocast_of(node) is None else _typed(out, node.meta["val"])
         return computed(node, args, kwargs)
+
+
+def _with_numbers(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], numbers: Mapping[int | str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with some numbers replaced."""
+    named = {**kwargs, **{k: v for k, v in numbers.items() if isinstance(k, str)}}
+    return tuple(numbers.get(k, a) for k, a in enumerate(args)), named
 
 
 def _typed(value: Any, like: Any) -> Any:
@@ -280,8 +293,9 @@ def run_masked(
     keep: Any = None,
     norms: Mapping[str, NormChange] | None = None,
     blocks: Sequence[str] = (),
+    numbers: Numbers | None = None,
 ) -> list[Any]:
     """Flat outputs of the traced model, with the channels outside `keep` (by component) and some blocks masked."""
     mask = None if keep is None else torch.as_tensor(np.asarray(keep), dtype=torch.float32)
     with torch.no_grad(), same_draws():
-        return MaskedRun(graph, model, mask, norms, dict.fromkeys(blocks, 0.0))(inputs)
+        return MaskedRun(graph, model, mask, norms, dict.fromkeys(blocks, 0.0), numbers)(inputs)

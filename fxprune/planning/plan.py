@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.arguments import COUNT, INDICES, MAPPING, MODULE, NOT_NEGATIVE, TEXT, Kind, number, require, takes
 from fxprune.errors import BudgetError, PlanError, printable
-from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.channels import FOLLOWING, ChannelGraph
 from fxprune.graph.explain import meant
 from fxprune.graph.labels import Ints
 from fxprune.notebook import shown
@@ -409,7 +409,7 @@ def followed(graph: ChannelGraph, plan: Plan) -> ChannelGraph:
         PlanError: it was made for another one.
     """
     if plan.fingerprint == graph.fingerprint or graph.revisions:
-        return graph
+        return graph.following() if FOLLOWING in plan.traced and not graph.follows else graph
     if graph.prefer and plan.traced[:1] != graph.prefer[:1]:
         raise PlanError(
             f"the plan was made with attention={plan.traced[0]!r}, the graph with {graph.prefer[0]!r}; trace with "

@@ -91,7 +91,7 @@ def _families(costs: Costs, values: Mapping[str, Floats], limits: Limits, of: st
     every = {norm.node for norm in graph.facts.norm_groups}
 
     def attempt(cap: float, regroup: Collection[str] = (), path: Path | None = None) -> Met:
-        stated, free, order = _ordered(graph, values, limits, cap, regroup, path)
+        stated, free, order = ordered(graph, values, limits, cap, regroup, path)
         if asked is None:
             free, order = [], []
         return meet(costs, of, queue(free, order, len(graph.groups)), stated, ratio)
@@ -139,7 +139,7 @@ def _worth(graph: ChannelGraph, values: Mapping[str, Floats], cut: Cut) -> float
     return sum(float(values[graph.groups[g].name][cut.channel[cut.group == g]].sum()) for g in np.unique(cut.group))
 
 
-def _ordered(
+def ordered(
     graph: ChannelGraph,
     values: Mapping[str, Floats],
     limits: Limits,
@@ -216,6 +216,6 @@ def _unused(graph: ChannelGraph) -> int:
 
 def ranking(graph: ChannelGraph, values: Mapping[str, Floats], limits: Limits) -> Queue:
     """The order in which `plan` would take channels, norms kept exact; groups with a stated share come first."""
-    stated, free, order = _ordered(graph, checked(graph, values), limits, limits.caps[0])
+    stated, free, order = ordered(graph, checked(graph, values), limits, limits.caps[0])
     first = [np.full(len(seq), -np.inf) for seq in stated]
     return queue([*stated, *free], [*first, *order], len(graph.groups))

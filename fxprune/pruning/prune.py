@@ -12,8 +12,8 @@ from torch import nn
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.arguments import MODULE, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
-from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.kept import analysed
 from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
 from fxprune.graph.outputs import Outputs, Wanted
 from fxprune.graph.packing import copied, packed
@@ -76,7 +76,7 @@ def trace(
     adapter = find_adapter(model)
     inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
     with in_turn, torch.inference_mode(False):
-        return analyse(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
+        return analysed(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
 
 
 @torch.inference_mode(False)
@@ -139,7 +139,7 @@ def prune_once(model: M, order: Order) -> M:
         with clock("score"):
             return compensated(graph, net, plan, scoring.criterion, **given)
 
-    cut = realize(base, graph, plan_of, clock, order.verify, order.strict)
+    cut = realize(base, graph, plan_of, clock, order.verify, order.strict, limits.exact_norms)
     pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, scored, limits.legal_for))
     return pruned
 
@@ -227,11 +227,16 @@ def settled(
     """
     graph = trace(net, example, attention=attention, outputs=outputs)
     require_known(graph, known)
+    return settled_on(graph, net, budget, limits)
+
+
+def settled_on(graph: ChannelGraph, net: nn.Module, budget: Budget, limits: Limits) -> Realized:
+    """`settled`, the model already traced."""
 
     def plan_of(graph: ChannelGraph) -> Plan:
         return planned(graph, score(graph, net, "magnitude"), budget, limits)
 
-    return realize(lambda *_: net, graph, plan_of, Clock(), verify=True, strict=False)
+    return realize(lambda *_: net, graph, plan_of, Clock(), verify=True, strict=False, exact=limits.exact_norms)
 
 
 def seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:

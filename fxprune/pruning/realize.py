@@ -21,6 +21,7 @@ from fxprune.graph.modules import evaluating
 from fxprune.graph.packing import unpacked
 from fxprune.graph.trace import place_of
 from fxprune.graph.turns import in_turn
+from fxprune.masking.masked_run import Numbers
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.legal import misfits
 from fxprune.planning.norms import norm_changes
@@ -30,7 +31,7 @@ from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, reductions, report
 from fxprune.rewriting.attributes import Change, set_attribute, set_entry
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
-from fxprune.rewriting.scales import scale_folds
+from fxprune.rewriting.scales import Scales, scales_of
 from fxprune.rewriting.unread import Stale, unread
 from fxprune.scoring.score import Scores
 from fxprune.verification import Check, NothingComparedError, check_dense, check_training, same_batches
@@ -38,6 +39,18 @@ from fxprune.verification import Check, NothingComparedError, check_dense, check
 Base: TypeAlias = Callable[[Plan, ChannelGraph], nn.Module]
 TRIALS = 200  # rewrites at most while the groups at fault are looked for
 REPLANS = 64  # times that a plan is made anew because the module's Python could not follow it
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """A rewritten model with its proofs, the graph and plan that say so, and the numbers that follow a width."""
+
+    done: Rewritten
+    checks: tuple[Check, ...]
+    graph: ChannelGraph
+    plan: Plan
+    numbers: Sequence[Numbers] | None = None
+    follow: tuple[str, ...] = ()
 
 
 @dataclass
@@ -57,7 +70,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Realized:
-    """A rewritten model with the graph and plan it came from, and why its forward is the graph, if it is."""
+    """A rewritten model with the graph and plan it came from.
+
+    `reason` says why its forward is the graph, if it is; `follow` which numbers of its Python follow a width.
+    """
 
     graph: ChannelGraph
     plan: Plan
@@ -65,6 +81,7 @@ class Realized:
     checks: tuple[Check, ...]
     stale: tuple[Stale, ...] = ()
     reason: str = ""
+    follow: tuple[str, ...] = ()
 
 
 def realize(
@@ -74,10 +91,12 @@ def realize(
     clock: Clock,
     verify: bool,
     strict: bool,
+    exact: bool = False,
 ) -> Realized:
     """Plan and rewrite until the module's own Python follows; else let the graph be the forward (not with `strict`).
 
-    `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.
+    `base(plan, graph)` is the model to cut: the given one, or a copy whose weights make up for what goes.  With
+    `exact`, widths stay where numbers made from them could not keep their value.
     """
     try:
         plan = first = planned(graph)
@@ -92,7 +111,7 @@ def realize(
     for _ in range(REPLANS):
         net = base(plan, graph)
         try:
-            return _attempt(net, graph, plan, clock, verify, "module", trouble="")
+            return _attempt(net, graph, plan, clock, verify, "module", "", exact)
         except UnsolvedError as e:
             trouble = trouble or str(e)
             graph = graph.holding(e.equation)
@@ -110,7 +129,7 @@ def realize(
             else:
                 whole_heads = False
                 with clock("verify"):
-                    at_fault = faulty(net, graph, plan)
+                    at_fault = faulty(net, graph, plan, exact)
                 held = [eq for eq in literals if _touches(graph, eq, at_fault)]
                 literals = [eq for eq in literals if not any(eq is h for h in held)]
                 guilty += at_fault
@@ -158,7 +177,7 @@ def _unproved(failed: VerifyError, names: list[str], short: BudgetError | None) 
     return VerifyError(f"{failed}; at fault: {', '.join(names[:3])}{more}; {advice}")
 
 
-def faulty(net: nn.Module, graph: ChannelGraph, plan: Plan) -> list[str]:
+def faulty(net: nn.Module, graph: ChannelGraph, plan: Plan, exact: bool = False) -> list[str]:
     """The groups of a plan for which, each by itself, the module does not compute what it should: by halving the plan.
 
     Where each is right by itself and only together they are not, all of the smallest part that fails.
@@ -170,7 +189,7 @@ def faulty(net: nn.Module, graph: ChannelGraph, plan: Plan) -> list[str]:
         part = replace(plan, removed={n: plan.removed[n] for n in names})
         part = replace(part, norms=norm_changes(graph, part.kept(graph)))
         try:
-            return not all(c.ok for c in _dense(net, graph, part, "module", verify=True)[1])
+            return not all(c.ok for c in _dense(net, graph, part, "module", True, exact).checks)
         except (VerifyError, UnsolvedError):
             return True
 
@@ -247,7 +266,14 @@ def _beyond(
 
 
 def _attempt(
-    net: nn.Module, graph: ChannelGraph, plan: Plan, clock: Clock, verify: bool, forward: str, trouble: str
+    net: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    clock: Clock,
+    verify: bool,
+    forward: str,
+    trouble: str,
+    exact: bool = False,
 ) -> Realized:
     if forward == "graph" and not graph.traced.returned.whole:
         raise RewriteError(
@@ -257,34 +283,34 @@ def _attempt(
     if not verify and forward == "module" and any(eq.node for eq in _cut(graph, plan, graph.literals)):
         raise VerifyError(f"{type(net).__name__} holds plain numbers for sizes that change")
     with clock("rewrite"):
-        done, checks = _dense(net, graph, plan, forward, verify)
-    if not verify:
-        return Realized(graph, plan, *_brought_along(net, graph, plan, done, ()), trouble)
-    for check in checks:
+        made = _dense(net, graph, plan, forward, verify, exact)
+    graph, plan = made.graph, made.plan
+    for check in made.checks:
         if not check.ok:
             raise VerifyError(f"{check} for {type(net).__name__}; the given model is unchanged")
-    if forward == "graph" and not same_batches(net, done.model, graph):
+    if verify and forward == "graph" and not same_batches(net, made.done.model, graph):
         raise RewriteError(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Realized(graph, plan, *_brought_along(net, graph, plan, done, checks), trouble)
+    return Realized(graph, plan, *_brought_along(net, made), trouble, made.follow)
 
 
-def _proofs(net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...]:
-    return (check_dense(net, small, graph, plan), *check_training(net, small, graph, plan))
+def _proofs(
+    net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, numbers: Sequence[Numbers] | None = None
+) -> tuple[Check, ...]:
+    return (check_dense(net, small, graph, plan, numbers), *check_training(net, small, graph, plan, numbers))
 
 
-def _brought_along(
-    net: nn.Module, graph: ChannelGraph, plan: Plan, done: Rewritten, checks: tuple[Check, ...]
-) -> tuple[Rewritten, tuple[Check, ...], tuple[Stale, ...]]:
+def _brought_along(net: nn.Module, made: _Dense) -> tuple[Rewritten, tuple[Check, ...], tuple[Stale, ...]]:
     """The integers that no trace has read, brought along where they can only mean a width and the proof still holds."""
+    done, graph, plan = made.done, made.graph, made.plan
     follow, stale = unread(done.model, graph, plan.kept(graph), find_adapter(net).widths(net))
     changes = [c for attr, new in follow.items() for c in set_attribute(done.model, attr, new)]
     told, stale = _described(net, done.model, stale)
-    if changes and checks:
+    if changes and made.checks:
         try:
-            holds = all(c.ok for c in _proofs(net, done.model, graph, plan))
+            holds = all(c.ok for c in _proofs(net, done.model, graph, plan, made.numbers))
         except VerifyError:
             holds = False
         if not holds:
@@ -292,7 +318,7 @@ def _brought_along(
                 set_attribute(done.model, attr, attr.old)
             left = (Stale(a.path, str(a).removeprefix(f"{a.path}."), a.old, (new,)) for a, new in follow.items())
             changes, stale = [], [*left, *stale]
-    return replace(done, changes=(*done.changes, *changes, *told)), checks, tuple(stale)
+    return replace(done, changes=(*done.changes, *changes, *told)), made.checks, tuple(stale)
 
 
 def _described(net: nn.Module, small: nn.Module, stale: list[Stale]) -> tuple[list[Change], list[Stale]]:
@@ -302,22 +328,47 @@ def _described(net: nn.Module, small: nn.Module, stale: list[Stale]) -> tuple[li
     return changes, [s for s in stale if s.path or s.dotted not in told]
 
 
-def _dense(
-    net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify: bool
-) -> tuple[Rewritten, tuple[Check, ...]]:
-    """The dense model and its proofs; scales that its Python computes from a width are those of the given model."""
+def _dense(net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify: bool, exact: bool = False) -> _Dense:
+    """The dense model and its proofs.
+
+    Scales that its Python computes from a width are those of the given model, as far as weights can undo a change;
+    where none can, they follow the width (not if `exact`).
+    """
     done = rewrite(net, graph, plan, forward=forward)
+    if forward == "module" and graph.follows:
+        return _following(net, _Dense(done, (), graph, plan), verify)
     checks = _proofs(net, done.model, graph, plan) if verify else ()
     computed = graph.traced.recorder.numbers or graph.traced.recorder.lost
-    if forward == "module" and (not all(c.ok for c in checks) if verify else computed):
-        folds = scale_folds(graph, done.model, plan.kept(graph))
-        if folds is None and not verify:
+    if forward != "module" or (all(c.ok for c in checks) if verify else not computed):
+        return _Dense(done, checks, graph, plan)
+    found = scales_of(graph, graph, done.model, plan.kept(graph))
+    if found is None or (found.lost and exact):
+        if not verify:
             raise VerifyError(f"a scale that {type(net).__name__} computes from a width cannot be kept")
-        for fold in folds or ():
-            fold.apply(done.model)
-        if folds and verify:
-            checks = _proofs(net, done.model, graph, plan)
-    return done, checks
+        return _Dense(done, checks, graph, plan)
+    if found.lost:
+        graph = graph.following()
+        plan = replace(plan, traced=(plan.traced[0], *graph.revisions))
+        return _following(net, _Dense(done, checks, graph, plan), verify, found)
+    for fold in found.folds:
+        fold.apply(done.model)
+    if found.folds and verify:
+        checks = _proofs(net, done.model, graph, plan)
+    return _Dense(done, checks, graph, plan)
+
+
+def _following(net: nn.Module, made: _Dense, verify: bool, found: Scales | None = None) -> _Dense:
+    """With numbers that follow the widths, where no weight can undo what became of them."""
+    small, keep = made.done.model, made.plan.kept(made.graph)
+    found = found or scales_of(made.graph, made.graph, small, keep)
+    if found is None:
+        raise VerifyError(f"a scale that {type(net).__name__} computes from a width cannot be kept")
+    for fold in found.folds:
+        fold.apply(small)
+    others = [scales_of(made.graph, view, small, keep) for view in made.graph.modes[1:]] if verify else []
+    numbers = [{} if s is None else s.followed for s in (found, *others)]
+    checks = _proofs(net, small, made.graph, made.plan, numbers) if verify else ()
+    return replace(made, checks=checks, numbers=numbers, follow=tuple(dict.fromkeys(map(str, found.lost))))
 
 
 def finished(
@@ -372,7 +423,7 @@ def reported(
         unread=made.graph.unread,
         unseen=made.graph.unseen,
         outputs=str(made.graph.traced.returned),
-        reduced=reductions(made.graph, made.plan),
+        reduced=(*reductions(made.graph, made.plan), *made.follow),
         stale=made.stale,
         scoring=tuple(dict.fromkeys(note for scores in scored for note in scores.notes)),
         anatomy=anatomy(made.graph, made.plan, scored[-1] if scored else None),

@@ -115,10 +115,10 @@ def sensitivity(
             base = _measure(metric, net)
         if not np.isfinite(base):
             raise CriterionError(
-                f"the {_name(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
+                f"the {name_of(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
             )
         curves = [_curve(net, graph, seq, shares, metric, scores) for seq in _track(parts, progress)]
-    return Sensitivity(type(net).__name__, _name(metric), base, tuple(curves), higher_is_better)
+    return Sensitivity(type(net).__name__, name_of(metric), base, tuple(curves), higher_is_better)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class _MeanLoss:
         return sum(losses) / len(losses)
 
 
-def _name(metric: Metric) -> str:
+def name_of(metric: Metric) -> str:
     """What to call it: a lambda has no name worth telling."""
     if isinstance(metric, _MeanLoss):
         return "loss"

@@ -28,6 +28,8 @@ ENTRIES: tuple[Callable[..., Any], ...] = (
     fxprune.Pruner,
     fxprune.score,
     fxprune.sensitivity,
+    fxprune.search,
+    fxprune.family,
     cli_prune,
     cli_sensitivity,
     Scoring,

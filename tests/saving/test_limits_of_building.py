@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -56,3 +59,44 @@ def test_a_part_without_weights_asks_for_little() -> None:
     with pytest.raises(SaveError, match="names code"):
         require_small({"auto_map": "x--evil.E"}, "here")
     require_no_code({"model_max_length": 10**30}, "a tokenizer")
+
+
+def swallowing(seconds: float) -> bool:
+    """Work for so long; whether something was raised, and caught as a constructor might."""
+    start = time.thread_time()
+    try:
+        while time.thread_time() < start + seconds:
+            pass
+    except BaseException:  # noqa: BLE001
+        return True
+    return False
+
+
+def test_work_that_swallows_its_end_is_late_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.saving.isolation.SECONDS", 0.05)
+    ended: list[bool] = []
+    with pytest.raises(SaveError, match="takes longer than the folder explains"), within(1, 1):
+        ended.append(swallowing(60.0))
+    assert ended == [True], "at its limit, not after a minute"
+
+
+# In a process of its own: where it fails, nothing but the end of the process ends it.
+PROFILED = """
+import sys
+from fxprune.saving.isolation import within
+with within(10, 1000):
+    pass
+def work():
+    return 1
+seen = []
+sys.setprofile(lambda *args: seen.append(1))
+(lambda: work())()
+sys.setprofile(None)
+print(len(seen))
+"""
+
+
+def test_what_was_built_can_be_profiled_afterwards() -> None:
+    done = subprocess.run([sys.executable, "-c", PROFILED], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 4, "calls and returns"

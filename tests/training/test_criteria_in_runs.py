@@ -78,7 +78,7 @@ def test_every_refresh_scores_the_same_groups(
         return seen[-1]
 
     monkeypatch.setattr(module, "score", watched)
-    monkeypatch.setattr("fxprune.pruning.prune.analyse", lambda *_: graph)  # traced once
+    monkeypatch.setattr("fxprune.pruning.prune.analysed", lambda *_: graph)  # traced once
     pruner = fxprune.Pruner(
         net(), scheduler, criterion, 0.3, steps=20, loss=loss, data=BATCHES, example_inputs=BATCHES[0]
     )

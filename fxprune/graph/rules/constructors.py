@@ -15,7 +15,7 @@ def fill(op: Op) -> Labels:
 
 @aten(
     "arange linspace logspace eye tril_indices triu_indices meshgrid one_hot tensor histc bincount nonzero range "
-    "hann_window argsort bucketize searchsorted randperm randint"
+    "hann_window randperm randint"
 )
 def positions(op: Op) -> Any:
     """Values that say where they stand, or that come from positions."""
@@ -40,8 +40,12 @@ def nothing(op: Op) -> Any:
 
 
 @aten("tril triu")
-def triangle(op: Op) -> Any:
-    return op.freeze_all("keeps a triangle", cause="positions")
+def triangle(op: Op) -> Labels:
+    """The last two axes stay, the others pass."""
+    labels = op.labels("self")
+    for axis in labels[-2:]:
+        op.freeze(axis, "keeps a triangle", cause="positions")
+    return (*labels[:-2], None, None)
 
 
 @aten("rand randn rand_like randn_like normal uniform exponential bernoulli multinomial")

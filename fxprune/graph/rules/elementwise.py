@@ -77,6 +77,16 @@ def prelu(op: Op) -> Labels:
     return tuple(labels)
 
 
+@aten("bucketize searchsorted")
+def between_borders(op: Op) -> Labels:
+    """Each value's place among sorted borders, which stay; where each row has borders of its own, so do the rows."""
+    borders = op.tensor("boundaries") or op.tensor("sorted_sequence")
+    if borders is None or len(op.shape(borders)) != 1 or op.tensor("sorter") is not None:
+        return op.freeze_all("gives positions", cause="positions")  # type: ignore[no-any-return]
+    op.freeze(op.labels(borders)[0], "gives positions", cause="positions")
+    return () if op.tensor("self") is None else op.labels("self")
+
+
 @aten("glu")
 def glu(op: Op) -> Labels:
     """Halves of the axis `dim` meet: a * sigmoid(b)."""
@@ -90,7 +100,7 @@ def glu(op: Op) -> Labels:
 
 
 @aten(
-    "cumsum cumprod logcumsumexp cummax cummin flip roll diff sort msort "
+    "cumsum cumprod logcumsumexp cummax cummin flip roll rot90 diff sort msort argsort "
     "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 "
     "fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn fft_fftshift fft_ifftshift"
 )

@@ -143,6 +143,17 @@ def reduce(op: Op) -> Any:
     return [out] * len(op.out) if several else out
 
 
+@aten("quantile nanquantile trapezoid trapz")
+def by_order(op: Op) -> Labels:
+    """What hangs on the order or the places along `dim`: that axis stays, the others pass."""
+    labels, dim = op.labels(op.node.all_input_nodes[0]), op.arg("dim")
+    if dim is None or len(op.node.all_input_nodes) > 1:
+        return op.freeze_all("is reduced to one value", cause="reduction over channels")  # type: ignore[no-any-return]
+    d = int(dim) % max(1, len(labels))
+    op.freeze(labels[d], "is reduced to one value", cause="reduction over channels")
+    return _reduced(op, labels, [d])
+
+
 @aten(
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "

@@ -120,6 +120,27 @@ def movedim(op: Op) -> Labels:
     return tuple(op.labels("self")[k] for k in perm)
 
 
+@aten("diagonal")
+def diagonal(op: Op) -> Labels:
+    """Two axes become their diagonal, which comes last; the others pass."""
+    labels = op.labels("self")
+    pair = {int(op.arg(name)) % len(labels) for name in ("dim1", "dim2")}
+    for d in pair:
+        op.freeze(labels[d], "is read along a diagonal", cause="positions")
+    return (*(a for d, a in enumerate(labels) if d not in pair), None)
+
+
+@aten("diag_embed")
+def diag_embed(op: Op) -> Labels:
+    """The last axis becomes the diagonal of two; the others pass."""
+    *labels, last = op.labels("self")
+    op.freeze(last, "becomes a diagonal", cause="positions")
+    rank = len(op.out_shape)
+    pair = {int(op.arg(name)) % rank for name in ("dim1", "dim2")}
+    rest = iter(labels)
+    return tuple(None if d in pair else next(rest) for d in range(rank))
+
+
 @aten("expand expand_as broadcast_to")
 def expand(op: Op) -> Labels:
     """Size-one axes are repeated: new positions, all alike, that shrink with what they meet."""
@@ -178,6 +199,16 @@ def col2im(op: Op) -> Labels:
     channels, inner = op.space.split(labels[-2], (op.shape("self")[-2] // k, k), op.name)
     op.freeze(inner, "becomes space", cause="spatial axis")
     return (*labels[:-2], channels, None, None)
+
+
+@aten("stft")
+def stft(op: Op) -> Labels:
+    """(..., time) -> (..., frequency, frame), and 2 more where the parts of complex numbers are given apart."""
+    *rows, time = op.labels("self")
+    window = op.tensor("window")
+    for axis in (time, *(op.labels(window) if window is not None else ())):
+        op.freeze(axis, "is cut into windows", cause="spatial axis")
+    return (*rows, *(None for _ in op.out_shape[len(rows) :]))
 
 
 @aten("unfold")
