@@ -6,6 +6,9 @@ from .api import (
 from .api import (
     prune as prune,
 )
+from .api import (
+    trajectory_loss as trajectory_loss,
+)
 from .errors import (
     BudgetError as BudgetError,
 )
@@ -174,5 +177,6 @@ __all__ = [
     "search",
     "sensitivity",
     "trace",
+    "trajectory_loss",
     "verify",
 ]
