@@ -29,6 +29,7 @@ from fxprune.arguments import RATIOS, Kind, takes
 from fxprune.errors import CriterionError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
+from fxprune.graph.offloading import at_rest
 from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
@@ -53,10 +54,12 @@ from fxprune.training.scheduler import Scheduler, scheduler_of
 
 CRITERIA = Kind("a list of names or criteria", lambda v: isinstance(v, Sequence) and not isinstance(v, str))
 Todo: TypeAlias = tuple[str, int, str, list[float]]
+SCHEDULERS = Kind("a list of names or schedulers", lambda v: isinstance(v, (list, tuple)))
+TRAINING = Kind("an fxprune.Training, or None", lambda v: v is None or isinstance(v, Training))
 HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an adapter draws them
 
 
-@takes(criteria=CRITERIA, ratios=RATIOS)
+@takes(criteria=CRITERIA, ratios=RATIOS, schedulers=SCHEDULERS, training=TRAINING)
 def compare(
     model: Any,
     criteria: Sequence[str | Criterion] = COMPARED,
@@ -122,9 +125,9 @@ def compare(
         )
     labels = _labelled(criteria)
     runs = _runs(schedulers, steps, training, data)
-    with in_turn:
-        adapter = find_adapter(model)
-        net = adapter.unwrap(model)[0]
+    adapter = find_adapter(model)
+    net = adapter.unwrap(model)[0]
+    with in_turn, at_rest(net):
         batches, test = as_batches(data), as_batches(held_out)
         require_some(batches)
         require_some(test, "held_out")
