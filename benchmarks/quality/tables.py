@@ -62,7 +62,7 @@ def recipes(found: Rows) -> str:
 
 
 def recovery(found: Rows) -> str:
-    """A line for every recipe of each network: the loss, and how much of the default's gap to the dense loss is left."""
+    """A line for every recipe of each network: the loss, and how much of the default's gap to the dense one is left."""
     lines = ["| network | recipe | seeds | held-out loss | of the gap of the default |", "|---" * 5 + "|"]
     for task, ratio, steps, batch in dict.fromkeys((r["task"], r["ratio"], r["steps"], r["batch"]) for r in found):
         own = [r for r in found if (r["task"], r["ratio"], r["steps"], r["batch"]) == (task, ratio, steps, batch)]
