@@ -42,7 +42,7 @@ VISION: dict[str, Any] = {
     "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 12, "image_size": 32,
     "patch_size": 8,
 }  # fmt: skip
-PATCHED: dict[str, Any] = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 6}
+PATCHED: dict[str, Any] = {"sample_size": 8, "patch_size": 2, "in_channels": 4}
 DOWN, UP = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
 CROSS = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")}
 CROSS |= {"up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}
@@ -73,11 +73,15 @@ CLASSES: dict[str, Callable[[], nn.Module]] = {
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
     ),
     "DiTTransformer2DModel": lambda: diffusers.DiTTransformer2DModel(
-        **PATCHED, num_attention_heads=4, attention_head_dim=16, out_channels=8, num_embeds_ada_norm=10
+        **PATCHED, num_layers=10, num_attention_heads=4, attention_head_dim=16, out_channels=8, num_embeds_ada_norm=10
+    ),
+    "PixArtTransformer2DModel": lambda: diffusers.PixArtTransformer2DModel(
+        **PATCHED, num_layers=10, num_attention_heads=4, attention_head_dim=16, out_channels=8, cross_attention_dim=64,
+        caption_channels=32, interpolation_scale=1, use_additional_conditions=False,
     ),
     "SD3Transformer2DModel": lambda: diffusers.SD3Transformer2DModel(
-        **PATCHED, num_attention_heads=12, attention_head_dim=8, joint_attention_dim=32, caption_projection_dim=96,
-        pooled_projection_dim=48, out_channels=4, pos_embed_max_size=8,
+        **PATCHED, num_layers=6, num_attention_heads=12, attention_head_dim=8, joint_attention_dim=32,
+        caption_projection_dim=96, pooled_projection_dim=48, out_channels=4, pos_embed_max_size=8,
     ),
     "FluxTransformer2DModel": lambda: diffusers.FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=12,

@@ -1,7 +1,4 @@
-"""The Python in README and docs runs as it stands: page by page, with small stand-ins for the reader's own things.
-
-Only `py` blocks do not run: they read weights that were trained for the reader's own model.
-"""
+"""The Python in README and docs runs as it stands: page by page, with small stand-ins for the reader's own things."""
 
 from __future__ import annotations
 
@@ -15,12 +12,15 @@ import clockwork
 import pytest
 import torch
 import torch.nn.utils.prune
+from safetensors.torch import save_file
 from torch import nn
 
 import fxprune
 from fxprune.adapter import find_adapter
 
 pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+from diffusers import ControlNetModel
 from diffusion_nets import PIPELINES, model
 
 ROOT = Path(__file__).parent.parent
@@ -76,9 +76,14 @@ def classifier() -> dict[str, Any]:
 
 
 def text_to_image() -> dict[str, Any]:
-    """Batches and inputs of a Stable Diffusion."""
+    """Batches and inputs of a Stable Diffusion, and what was trained for it: a LoRA, a ControlNet."""
     pipe = pipeline("sd1")
     batches, loss = fxprune.calibration(pipe, samples=2)
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = pipe.unet.get_submodule(layer.removeprefix("unet.")).weight.shape[0]
+    lora = {f"{layer}.lora_A.weight": torch.ones(2, width), f"{layer}.lora_B.weight": torch.ones(width, 2)}
+    save_file(lora, "style.safetensors")
+    ControlNetModel.from_unet(pipe.unet).save_pretrained("path/to/a/controlnet")
     return {"batches": batches, "loss": loss, "inputs": dict(find_adapter(pipe.unet).example_inputs(pipe.unet))}
 
 

@@ -47,6 +47,7 @@ def plan(
     exact_norms: bool = False,
     scope: str | None = None,
     legal_for: str | None = None,
+    shape: str | Callable[..., Any] = "free",
     granularity: str = "channel",
     budget: Budget | None = None,
     limits: Limits | None = None,
@@ -77,6 +78,7 @@ def plan(
             where every such class loses the same share. None: "knapsack" where the scores add up (`Scores.additive`;
             not for memory), else "global".
         legal_for: widths that a quantiser takes afterwards, where constraints let them; see `fxprune.planning.legal`.
+        shape: "free" alone: a graph holds no constructor; `fxprune.prune(model, shape=...)` makes stock shapes.
         granularity: "channel"; "block": residual branches go whole, none is narrowed; "both": blocks for at most half
             of the budget, channels for the rest.
         budget: `ratio`, `of` and `target` in one value, in their place.
@@ -92,6 +94,7 @@ def plan(
     """
     keywords: dict[str, Any] = {"ratios": ratios, "ignore": ignore, "round_to": round_to, "min_width": min_width}
     keywords |= {"max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope, "legal_for": legal_for}
+    keywords["shape"] = shape
     asked, limits = (
         gathered(Budget, budget, {"ratio": ratio, "of": of, "target": target}),
         gathered(Limits, limits, keywords),
@@ -114,7 +117,7 @@ def planned(
     if limits.shape != "free":
         raise BudgetError(
             f"shape={limits.shape!r} asks the model's constructor, which a graph does not hold: call "
-            "fxprune.prune(model, shape=...), whose report has the plan"
+            "fxprune.prune(model, shape=...), whose report has the plan: fxprune.report(small).plan"
         )
     if limits.stated and granularity == "block":
         raise BudgetError('granularity="block" narrows nothing, so ratios= has no effect; use granularity="both"')

@@ -199,9 +199,9 @@ def apply(
         graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
         if plan.config:
-            made, told = replayed(net, constructor_of(net, find_adapter(net), "stock"), graph, plan)
-            small = transplant(net, made) if inplace else made
-            attach(small, told)
+            made = replayed(net, constructor_of(net, find_adapter(net), "stock"), graph, plan)
+            small = transplant(net, made.model) if inplace else made.model
+            attach(small, made.report)
             stock: M = back(small)
             return stock
         applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))

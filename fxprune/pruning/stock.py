@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -175,7 +175,16 @@ class _Cut:
         return found.nearest()
 
 
-def replayed(net: nn.Module, constructor: Constructor, graph: ChannelGraph, plan: Plan) -> tuple[nn.Module, Report]:
+@dataclass(frozen=True)
+class Replayed:
+    """What became of a plan: the model, its report, and the tensors that have moved up (their name before -> now)."""
+
+    model: nn.Module
+    report: Report
+    moved: Mapping[str, str]
+
+
+def replayed(net: nn.Module, constructor: Constructor, graph: ChannelGraph, plan: Plan) -> Replayed:
     """The class's own instance of a plan that was made for a stock shape.
 
     Raises:
@@ -201,7 +210,7 @@ def replayed(net: nn.Module, constructor: Constructor, graph: ChannelGraph, plan
     report = Report(
         plan, (), made.checks, held=causes(graph), outputs=str(graph.traced.returned), maker=constructor.name
     )
-    return made.model, report
+    return Replayed(made.model, report, {old: new for new, old in oracle.names.items()})
 
 
 def _require_able(order: Order, limits: Limits) -> None:

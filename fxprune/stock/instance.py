@@ -17,7 +17,7 @@ from fxprune.planning.costs.polynomials import Floats
 from fxprune.planning.plan import Plan, with_blocks
 from fxprune.planning.search import Cut
 from fxprune.rewriting.scales import scale_folds
-from fxprune.rewriting.slicing import cut_tensors, temperature_folds
+from fxprune.rewriting.slicing import FOLDED, cut_tensors, temperature_folds
 from fxprune.stock.channels import Gone, chosen
 from fxprune.stock.entries import Changes, edited, get, told
 from fxprune.stock.integers import require_integers
@@ -76,17 +76,26 @@ def instance(
     small = Renamed(made, oracle.names) if oracle.names else made
     for fold in temperature_folds(graph, keep):
         fold.apply(small)
+    _remember(made, small, oracle.names)
     checks = proofs(net, small, oracle.whole, plan)
     if not isinstance(checks, Refusal) and all(c.ok for c in checks):
         return Instance(made, plan, checks)
     folds = scale_folds(graph, small, keep)
     for fold in folds or ():
         fold.apply(small)
+    _remember(made, small, oracle.names)
     checks = proofs(net, small, oracle.whole, plan) if folds else checks
     if isinstance(checks, Refusal):
         return checks
     wrong = next((c for c in checks if not c.ok), None)
     return Instance(made, plan, checks) if wrong is None else Refusal(f"the shapes fit, but {wrong}", compared=True)
+
+
+def _remember(made: nn.Module, small: nn.Module, names: Mapping[str, str]) -> None:
+    """Note the factors that rows of weights hold, by the names that these have now."""
+    if made is not small and FOLDED in vars(small):
+        now = {old: new for new, old in names.items()}
+        vars(made)[FOLDED] = {now.get(name, name): rows for name, rows in vars(small)[FOLDED].items()}
 
 
 def proofs(net: nn.Module, made: nn.Module, graph: ChannelGraph, plan: Plan) -> tuple[Check, ...] | Refusal:

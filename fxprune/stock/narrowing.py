@@ -24,7 +24,7 @@ from fxprune.stock.instance import Asked, Instance, instance, lost
 from fxprune.stock.integers import read_integers
 from fxprune.stock.oracle import Oracle, Refusal, Snapshot, named_tensors
 from fxprune.stock.search import Search, State
-from fxprune.stock.ties import Ties, find_ties
+from fxprune.stock.ties import Tie, Ties, find_ties
 
 NEAR = 0.04  # how far from the asked share a result may be, unless `nearest` takes what there is
 MOST = 8  # entries whose refusal is told
@@ -98,7 +98,7 @@ class Narrowing:
         return type(self.net).__name__
 
     def _too_far(self, state: State, most: float, made: Instance | Refusal) -> BudgetError:
-        steps = "; ".join(map(str, self.ties.ties)) or "nothing"
+        steps = "; ".join(map(_told, self.ties.ties)) or "nothing"
         told = {**self.ties.refused, **self.oracle.constructor.refused}
         refused = "; ".join(f"{entry}: {why}" for entry, why in list(told.items())[:MOST])
         why = f" The nearest could not be proven ({made})." if isinstance(made, Refusal) and made.why else ""
@@ -109,6 +109,11 @@ class Narrowing:
             f"{state.share:.1%}, or shape='free'",
             reachable=most,
         )
+
+
+def _told(tie: Tie) -> str:
+    """What can shrink, and why in no smaller steps."""
+    return f"{tie} ({tie.coarse}, in smaller steps)" if tie.coarse else str(tie)
 
 
 def narrowing(net: nn.Module, oracle: Oracle, asked: Asked, limits: Limits, knapsack: bool) -> Narrowing:

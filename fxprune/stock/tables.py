@@ -36,8 +36,8 @@ def forced(graph: ChannelGraph, net: nn.Module, made: nn.Module) -> dict[int, In
             return Refusal(f"the constructor computes {name} anew, in another shape")
         kept = _columns(old, new[name], d := narrower[0])
         if kept is None:
-            widths = f"{old.shape[d]} to {new[name].shape[d]}"
-            return Refusal(f"the constructor computes {name} anew, and no columns of the old one make it ({widths})")
+            widths = f"{name}[{d}] becomes {new[name].shape[d]} of {old.shape[d]}"
+            return Refusal(f"{widths}, computed anew by the constructor: no columns of the old table make the new one")
         axis = graph.tensors[name][d]
         at = [] if axis is None else [graph.channel_of.get(int(c)) for c in graph.component[axis][kept]]
         for g in {place[0] for place in at if place is not None}:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.adapter import find_adapter
-from fxprune.arguments import MAPPING, Kind, takes
+from fxprune.arguments import MAPPING, Kind, number, takes
 from fxprune.errors import InputsError, PlanError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, as_inputs
@@ -21,14 +21,16 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.translation import translated
 from fxprune.pruning.prune import trace
 from fxprune.pruning.realize import finished
+from fxprune.pruning.stock import constructor_of, replayed
 from fxprune.training.lora import Cutter
 from fxprune.training.side_models import Reader, fitted
 
 TRAINED = Kind("a state dict or an nn.Module", lambda v: isinstance(v, (Mapping, nn.Module)))
+SCALING = number("a number").or_none
 WRAPPERS = ("", "base_model.model.")  # peft's around a model
 
 
-@takes(trained=TRAINED, feeds=MAPPING.or_none)
+@takes(trained=TRAINED, feeds=MAPPING.or_none, scaling=SCALING)
 @torch.inference_mode(False)
 def carry_over(
     plan: Plan,
@@ -39,11 +41,13 @@ def carry_over(
     inputs: ExampleInputs | None = None,
     feeds: Mapping[str, str] | None = None,
     outputs: Wanted | None = None,
+    scaling: float | None = None,
 ) -> Any:
     """What was trained for the unpruned model, cut by the plan for the pruned one, which the stock loaders then take.
 
-    - A state dict of LoRA factors, in the names of peft, diffusers or kohya, whole weights among them, or embeddings of
-      new words (textual inversion): a dict of the same names.
+    - A state dict of LoRA or DoRA factors, in the names of peft, diffusers or kohya, whole weights among them, or
+      embeddings of new words (textual inversion): a dict of the same names; where a stock shape has fewer layers, those
+      that moved up have their new numbers.
     - The model itself with more in it (layers of peft, projections of an IP-Adapter): the same, pruned and proven.
     - A model whose outputs the pruned one reads (a ControlNet, a T2I-Adapter): a copy that gives what fits.
 
@@ -56,6 +60,7 @@ def carry_over(
         feeds: input of `model` -> the output of `trained` that it takes ("": all that it returns); None: as the adapter
             of the family says.
         outputs: as for the plan; see `trace`.
+        scaling: what the factors of a DoRA are multiplied by (`lora_alpha / r`), where its state dict holds no alpha.
 
     Raises:
         PlanError: the plan is not of this model, or what was added couples channels that it tells apart.
@@ -77,8 +82,14 @@ def carry_over(
         graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
         if isinstance(trained, Mapping):
-            small = finished(net, graph, plan, verify=True, strict=False)
-            return Cutter(net, small, graph.without(plan.blocks), graph, plan.kept(graph)).cut(trained)
+            moved: Mapping[str, str] = {}
+            if plan.config:
+                made = replayed(net, constructor_of(net, adapter, "stock"), graph, plan)
+                small, moved = made.model, made.moved
+            else:
+                small = finished(net, graph, plan, verify=True, strict=False)
+            left, keep = graph.without(plan.blocks), plan.kept(graph)
+            return Cutter(net, small, left, graph, keep, moved, scaling).cut(trained)
         if (names := _names_in(trained, net)) is not None:
             return _extended(plan, graph, trained, names, example_inputs if inputs is None else inputs, outputs)
         given = as_inputs(adapter.example_inputs(net) if example_inputs is None else example_inputs)

@@ -121,7 +121,7 @@ class Pruner(Generic[M]):
         limits: Limits | None = None,
         **keywords: Any,
     ) -> None:
-        if unknown := [k for k in keywords if k not in NAMES]:
+        if unknown := [k for k in keywords if k not in (*NAMES, "shape")]:
             raise InputsError(f"Pruner() knows no {unknown[0]!r}; its limits are {', '.join(NAMES)}")
         limits = gathered(Limits, limits, keywords)
         if limits.ratios is not None:

@@ -6,18 +6,15 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-import transformers
 from diffusion_nets import model
+from lora_nets import IDS, Net, given, llama, merged, peft, result, with_lora
 from torch import Tensor, nn
 
 import fxprune
 from fxprune import InputsError, PlanError
 from fxprune.adapter import find_adapter
-from fxprune.graph.modules import as_inputs
 from fxprune.planning.translation import translated
 from fxprune.pruning.realize import finished
-
-peft = pytest.importorskip("peft")
 
 TARGETS = {
     "sd1": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "time_emb_proj"],
@@ -25,55 +22,6 @@ TARGETS = {
     "flux": ["to_q", "to_k", "proj_mlp", "add_q_proj", "proj_out"],
     "llama": ["q_proj", "v_proj", "down_proj", "up_proj", "embed_tokens"],
 }
-
-
-def llama() -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
-
-
-def given(net: nn.Module) -> dict[str, Any]:
-    args, kwargs = as_inputs(find_adapter(net).example_inputs(net))
-    assert not args
-    return kwargs
-
-
-@torch.no_grad()
-def result(net: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    out = net(**inputs)
-    found = out.logits if hasattr(out, "logits") else out[0]
-    assert isinstance(found, Tensor)
-    return found
-
-
-def with_lora(net: nn.Module, config: Any) -> nn.Module:
-    """A copy with LoRA layers in it, of random numbers."""
-    made = peft.inject_adapter_in_model(config, copy.deepcopy(net)).eval()
-    generator = torch.Generator().manual_seed(1)
-    for name, p in made.named_parameters():
-        if "lora_" in name:
-            nn.init.normal_(p, 0, 0.3, generator=generator)
-    return made  # type: ignore[no-any-return]
-
-
-def merged(net: nn.Module) -> nn.Module:
-    """The same without layers of peft: they are added to the weights."""
-    made = copy.deepcopy(net)
-    for path, module in list(made.named_modules()):
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            module.merge()
-            owner, _, leaf = path.rpartition(".")
-            setattr(made.get_submodule(owner), leaf, module.get_base_layer())
-    return made
 
 
 @pytest.mark.parametrize(("name", "attention"), [*((n, "heads") for n in TARGETS), ("dit", "head_dim")])
@@ -100,26 +48,6 @@ def test_a_carried_lora_is_the_lora_of_the_pruned_model(name: str, attention: st
 
 
 # ---- names and shapes --------------------------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    """A stream, a hidden width, words."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(10, 8)
-        self.block = nn.ModuleDict({"up": nn.Linear(8, 32), "down_proj": nn.Linear(32, 8)})
-        self.head = nn.Linear(8, 3)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.words
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.words(ids)
-        return self.head(x + self.block["down_proj"](self.block["up"](x).relu()))
-
-
-IDS = torch.arange(6)[None]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +114,6 @@ def test_whole_tensors_embeddings_and_new_words(pruned: tuple[Net, Any, Any]) ->
             {"block.up.lora_B.weight": torch.ones(16, 2)},
             "does not fit the layer's weight \\(32, 8\\): it was not trained",
         ),
-        ({"block.up.lora_magnitude_vector": torch.ones(32)}, "is of a DoRA.*merge it into the model"),
     ],
 )
 def test_what_does_not_fit_is_refused(pruned: tuple[Net, Any, Any], state: dict[str, Tensor], message: str) -> None:
