@@ -221,11 +221,12 @@ def _alone(
             elif node.op == "placeholder":
                 degree[node] = 0
             elif node in live:
-                value = readers.get(node)
-                taken = value is not None and degree.get(value) == 1 and _times_read(node, value) == 1
-                if node is first and not taken:
+                known, value = degree, readers.get(node)
+                if value is not None and degree.get(value) == 1 and _times_read(node, value) == 1:
+                    known = {**degree, value: 0}
+                elif node is first:
                     return False
-                degree[node] = _degree(node, {**degree, value: 0} if taken else degree)
+                degree[node] = _degree(node, known)
     except _Mixed:
         return False
     return all(degree.get(o, 0) == 0 for o in traced.outputs if isinstance(o, fx.Node))
