@@ -65,6 +65,7 @@ class Obs:
     together: int = 1
     select: Any = None
     needs: ClassVar[frozenset[str]] = frozenset({"data", "forward"})
+    moments: ClassVar[str] = "covariances"
     normalization: ClassVar[str] = "mean"
     partial: ClassVar[bool] = True
 

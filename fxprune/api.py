@@ -12,6 +12,7 @@ from fxprune.adapter import find_adapter
 from fxprune.arguments import COUNT, Kind, takes
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
+from fxprune.graph.offloading import at_rest, require_unmoved
 from fxprune.graph.outputs import Wanted
 from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
@@ -179,6 +180,7 @@ def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Traini
         raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
     if steps is not None and training is not None:
         raise InputsError(f"steps={steps} and training= both set the steps; pass training=Training(steps={steps}, ...)")
+    require_unmoved(find_adapter(model).unwrap(model)[0])
     with in_turn:
         made: M = trained(model, scheduler, training or Training(steps or 0), order)
     return made
@@ -210,7 +212,7 @@ def calibration(
         InputsError: where the family has no loss, or cannot make data.
     """
     adapter = seeing(find_adapter(model), timesteps)
-    with in_turn:
+    with in_turn, at_rest(adapter.unwrap(model)[0]):
         loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
     if loss is None or batches is None:
         raise InputsError(f"fxprune has no {'loss' if loss is None else 'data'} for {type(model).__name__}: bring both")

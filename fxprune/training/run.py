@@ -37,7 +37,7 @@ from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import batch_size
 from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.average import Average
-from fxprune.training.checkpoints import kept, saved_beside
+from fxprune.training.checkpoints import kept, of_this_version, saved_beside
 from fxprune.training.display import bar
 from fxprune.training.distillation import Teacher
 from fxprune.training.features import Projections
@@ -135,8 +135,12 @@ class Run:
 
     def _start(self) -> None:
         """Up to the first step, or to where a checkpoint was taken."""
-        held = self._held()
-        plans = tuple(map(Plan.from_json, held[0]["plans"])) if held else ()
+        path = self.checkpoints.latest() if self.checkpoints else None
+        held = self.checkpoints.read(path, self.name) if self.checkpoints and path else None
+        plans: tuple[Plan, ...] = ()
+        if held and path:
+            with of_this_version(path):
+                plans = tuple(map(Plan.from_json, held[0]["plans"]))
         if plans or self.scheduler.at_once:
             self._cut_first(plans)
         else:
@@ -147,8 +151,9 @@ class Run:
             self.projections.join(self.optimizer, own=self.training.optimizer is not None)
         self.average = Average(self.net, self.training.ema_decay) if self.training.ema_decay is not None else None
         self._prepare()
-        if held:
-            self._resume(*held)
+        if held and path:
+            with of_this_version(path):
+                self._resume(*held)
 
     def _mask(self) -> None:
         """Put the masks on."""
@@ -335,11 +340,6 @@ class Run:
     def _averaged_buffers(self) -> list[str]:
         assert self.average is not None
         return [n for n, _ in self.net.named_buffers() if n in self.average.values]
-
-    def _held(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The last checkpoint."""
-        path = self.checkpoints.latest() if self.checkpoints else None
-        return self.checkpoints.read(path, self.name) if self.checkpoints and path else None
 
     def _resume(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
         self.net.load_state_dict(shared["model"])
