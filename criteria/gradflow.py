@@ -91,6 +91,7 @@ class GradFlow:
     horizon: float = HORIZON
     form: Form = "weighed"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
+    derivatives: ClassVar[int] = 2
     reduction: ClassVar[str] = "sum"
 
     def __post_init__(self) -> None:
