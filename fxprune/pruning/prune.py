@@ -29,6 +29,7 @@ from fxprune.planning.planner import planned
 from fxprune.planning.selection import checked
 from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.intervals import Activations
+from fxprune.pruning.meeting import met
 from fxprune.pruning.optimizers import warn_holders
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
@@ -123,13 +124,18 @@ def _pruned_once(model: M, order: Order) -> M:
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
     scored: list[Scores] = []
+    known: list[tuple[ChannelGraph, Scores]] = []
 
     def scores_of(graph: ChannelGraph) -> Scores:
         if not graph.groups:
             checked(graph, {})
+        if (before := next((scores for g, scores in known if g is graph), None)) is not None:
+            scored.append(before)
+            return before
         with clock("score"):
             scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
         scored.append(scores)
+        known.append((graph, scores))
         if order.budget.of == "latency":
             with clock("measure"):
                 latency_of(graph, order.progress)
@@ -149,18 +155,24 @@ def _pruned_once(model: M, order: Order) -> M:
 
     lines = _replacement(adapter, model, net, graph, order) if order.replace is not None else None
 
-    def plan_of(graph: ChannelGraph) -> Plan:
-        by_scores = lines is None or order.granularity != "block"
-        scores: Scores | dict[str, Any] = scores_of(graph) if by_scores else {}
-        with clock("plan"):
-            chosen = None if lines is None else lines.choose
-            return planned(graph, scores, order.budget, limits, order.granularity, chosen)
-
     def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
         with clock("score"):
             return compensated(graph, net, plan, scoring.criterion, **given)
 
-    cut = realize(base, graph, plan_of, clock, order.verify, order.strict, limits.exact_norms)
+    def cut_to(graph: ChannelGraph, budget: Budget) -> Realized:
+        def plan_of(graph: ChannelGraph) -> Plan:
+            by_scores = lines is None or order.granularity != "block"
+            scores: Scores | dict[str, Any] = scores_of(graph) if by_scores else {}
+            with clock("plan"):
+                chosen = None if lines is None else lines.choose
+                return planned(graph, scores, budget, limits, order.granularity, chosen)
+
+        return realize(base, graph, plan_of, clock, order.verify, order.strict, limits.exact_norms)
+
+    cut = cut_to(graph, order.budget)
+    if order.budget.of == "latency" and order.verify:
+        with clock("confirm"):
+            cut = met(net, cut, order.budget, cut_to)
     notes: tuple[str, ...] = ()
     if lines is not None:
         with clock("fit"):
