@@ -101,7 +101,7 @@ class Denoiser:
         Where `timesteps` must measure the model, that is done once, on the first batch that comes without times.
         Without a seed, noise and times are drawn anew at each call, from numbers of torch's global generator.
         """
-        self._check()
+        self.check()
         held: list[Density] = []
 
         def density(model: nn.Module, samples: Batch) -> Density:
@@ -128,7 +128,7 @@ class Denoiser:
         timesteps: Timesteps = ANYTIME,
     ) -> list[Batch]:
         """n samples that the model draws itself in a few steps, with noise, times and conditions, in small batches."""
-        self._check()
+        self.check()
         generator = torch.Generator().manual_seed(seed)
         uniform = strata(n, generator)[torch.randperm(n, generator=generator)]  # early and late in each batch
         device = place(model)[0]
@@ -143,7 +143,7 @@ class Denoiser:
         conditions = (self.prompted or self.conditions)(n, generator)
         start = draw(model, (n, *self.image), generator)
         with torch.no_grad(), evaluating(model):
-            clean = noising.sample(lambda x, t: self._predict(model, x, t, conditions), start, STEPS, tick)
+            clean = noising.sample(lambda x, t: self.predict(model, x, t, conditions), start, STEPS, tick)
         return {"images": clean, "noise": draw(model, (n, *self.image), generator), "conditions": conditions}
 
     def _density(self, model: nn.Module, noising: Noising, samples: Batch, timesteps: Timesteps) -> Density:
@@ -159,7 +159,7 @@ class Denoiser:
     def _answers(self, model: nn.Module, noising: Noising, full: Batch) -> tuple[Tensor, Tensor]:
         """What the model predicts and what it should, in float32."""
         clean, noise, times = full["images"], full["noise"], full["timestep"]
-        predicted = self._predict(model, noising.noised(clean, noise, times), times, full["conditions"])
+        predicted = self.predict(model, noising.noised(clean, noise, times), times, full["conditions"])
         return predicted.float(), noising.target(clean, noise, times).float()
 
     def _errors(self, model: nn.Module, noising: Noising, full: Batch) -> Tensor:
@@ -245,7 +245,12 @@ class Denoiser:
         more = draw(model, (len(noisy), self.beside, *noisy.shape[2:]), generator)
         return torch.cat([noisy, more], 1)
 
-    def _predict(self, model: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+    def predict(self, model: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+        """The model's answer to noisy samples at times, of their shape.
+
+        Raises:
+            InputsError: it is of another shape.
+        """
         noisy_in = self._beside(model, noisy, torch.Generator().manual_seed(0))
         answer = model(**{self.entry: noisy_in, "timestep": times, **conditions})
         out: Tensor = answer[0] if isinstance(answer, tuple) else answer.sample
@@ -258,7 +263,8 @@ class Denoiser:
             )
         return out
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `InputsError` where the model has no noise-prediction loss."""
         if self.no_loss:
             raise InputsError(f"{self.no_loss}: pass data= and loss=")
 

@@ -19,11 +19,12 @@ from fxprune.adapters.denoising import ANYTIME, Denoiser
 from fxprune.adapters.encoding import Encoders
 from fxprune.adapters.noising import noising_of
 from fxprune.adapters.tensors import draw
+from fxprune.adapters.trajectories import trajectories
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs, comes_from
 from fxprune.saving.stock import config_of
 from fxprune.scoring.context import Loss
-from fxprune.scoring.timesteps import Timesteps, chosen
+from fxprune.scoring.timesteps import Process, Timesteps, chosen
 
 PARTS = ("unet", "transformer")
 # input of a denoiser -> what kind of model gives it, and as which output
@@ -109,6 +110,15 @@ class DiffusersAdapter(Adapter):
         other.timesteps = chosen(timesteps)
         return other
 
+    def process(self, given: Any) -> Process | None:
+        """That of the pipeline's scheduler, or the usual one of the family; None where the model has no such loss."""
+        try:
+            task = self.task(self.unwrap(given)[0])
+            known = isinstance(task, Denoiser) and not task.no_loss
+            return noising_of(getattr(given, "scheduler", None), task.noising) if known else None  # type: ignore[union-attr]
+        except InputsError:
+            return None
+
     def loss_of(self, given: Any, seed: int | None = 0) -> Loss:
         """Noise prediction (or reconstruction), see the task."""
         _, task = self._task_in(given)
@@ -136,6 +146,13 @@ class DiffusersAdapter(Adapter):
             )
         noising = noising_of(getattr(given, "scheduler", None), task.noising)
         return task.calibration(model, noising, n, seed, progress, self.timesteps)
+
+    def trajectories(self, given: Any, steps: int, n: int, seed: int = 0) -> tuple[list[Any], Loss] | None:
+        """Of the sampler that fits the pipeline's noise schedule; none for an autoencoder."""
+        model, task = self._task_in(given)
+        if isinstance(task, Autoencoder):
+            return None
+        return trajectories(task, model, noising_of(getattr(given, "scheduler", None), task.noising), steps, n, seed)
 
     def _task_in(self, given: Any) -> tuple[nn.Module, Denoiser | Autoencoder]:
         """The model, and its task with what the encoders of a pipeline around it can do."""

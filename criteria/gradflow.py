@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -65,9 +64,10 @@ class GradFlow:
 
     Needs data and a loss.  Shape: a saliency of each parameter's own shape; buffers are not trained and do not count.
     Unit: that of the loss (loss² per weight², that of ‖g‖², for an infinite horizon and the literal form).
-    Errors: InputsError without data or loss; CriterionError where the loss or a derivative is NaN or infinite, or the
-    gradient zero, for an unknown method or form, for "exact" where an op has no second derivative or a wrong one, for
-    finite differences of half-precision weights, and for "auto" where neither way fits into the memory that is free.
+    Errors: InputsError without data or loss, or where the gradient is zero; CriterionError where the loss or a
+    derivative is NaN or infinite, for an unknown method or form, for "exact" where an op has no second derivative or a
+    wrong one, for finite differences of half-precision weights, and for "auto" where neither way fits into the memory
+    that is free.
     Source: Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (GraSP), ICLR 2020;
     structured and iterated for diffusion models by Wan et al., arXiv 2501.09464 (the literal form); preserving: Lubana
     and Dick, A Gradient Flow Framework for Analyzing Network Pruning, ICLR 2021.  Their sum is this project's.
@@ -91,6 +91,7 @@ class GradFlow:
     horizon: float = HORIZON
     form: Form = "weighed"
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
+    derivatives: ClassVar[int] = 2
     reduction: ClassVar[str] = "sum"
 
     def __post_init__(self) -> None:
@@ -109,9 +110,9 @@ class GradFlow:
     def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
         if self.form == "weighed" and self.horizon == 0:
-            return ctx.beside(_not_zero(ctx, ctx.gradients()), _absolute)
+            return ctx.beside(ctx.gradients(), _absolute)
         found = ctx.curvature(self.method, self.eps)
-        _not_zero(ctx, found.gradient)
+        ctx.telling(found.gradient)
         ctx.note(str(found))
         if self.form == "literal":
             return ctx.beside(found.product, lambda p, h: p * h)
@@ -133,12 +134,3 @@ class GradFlow:
 def _absolute(p: Tensor, direction: Tensor) -> Tensor:
     """|θ d|."""
     return (p * direction).abs_()
-
-
-def _not_zero(ctx: Context, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    if not any(bool(g.any()) for g in gradient.values()):
-        raise CriterionError(
-            f"{ctx.who}: the gradient of the loss is zero for all parameters, which tells nothing about any channel; "
-            "check data= and loss=, or use criterion='magnitude'"
-        )
-    return gradient

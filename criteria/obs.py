@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fxprune.arguments import require_options
 from fxprune.errors import CriterionError
 from fxprune.planning.plan import Plan
+from fxprune.rewriting.regression import corrected
 from fxprune.scoring.context import Context
 from fxprune.scoring.moments import Inputs
+from fxprune.scoring.score import resolve
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,23 @@ class Obs:
     which is w_c² / [H⁻¹]_cc for each row where P is one column.  A convolution reads x at every place, all taps of its
     kernel with the same H: what a channel's place can be predicted from are the other channels there.
 
-    `compensate` applies the correction for all channels R of a plan at once, with K the columns that stay:
+    `compensate` corrects weights and biases, all taps of a convolution's kernel, layer by layer in the order in which
+    they run: each for the inputs that it loses and for what the layers before it, already pruned and corrected, still
+    get wrong (`fxprune.rewriting.regression`).  Moments are means over the data; those of a diffusion model hold times
+    as often as `timesteps=` says.  Text and image streams of one attention are readers of the same heads, and each is
+    corrected on its own.
 
-        W'_K = W_K + W_R H_RK H_KK⁻¹      (−W_R [H⁻¹]_RR⁻¹ [H⁻¹]_RK is the same)
-
-    so each reader does as well as a linear layer can from what is left of the *old* activations; layers are corrected
-    side by side, not one after the other.
+    Options: `damping`, relative; `together`, how many inputs of layers are looked at in one pass over the data (more is
+    quicker, and less exact: their readers do not see each other's corrections); `select`, another criterion that
+    chooses the channels, whose needs are then added: `Obs(select="gradflow")`.
 
     Needs data, and either a loss that runs the model or batches that are its inputs; forward passes only, and for each
-    reader I² numbers for I input channels.  Shape: one score a channel of each group that a weight reads, ≥ 0, in
-    squared units of the layers' output before the division; the other groups come last.
+    reader I² numbers for I input channels to score, (I · taps)² to correct.  More data than the columns of the widest
+    layer are worth having.  Shape: one score a channel of each group that a weight reads, ≥ 0, in squared units of the
+    layers' output before the division; the other groups come last.
     Errors: InputsError without data; CriterionError for damping ≤ 0, or where activations are NaN or infinite.
     Source: Hassibi and Stork, Optimal Brain Surgeon, NIPS 1992; Frantar and Alistarh, SparseGPT, ICML 2023; structured
-    Kurtić et al., ZipLM, NeurIPS 2023, and OBS-Diff, arXiv 2510.06751.
+    Kurtić et al., ZipLM, NeurIPS 2023, and OBS-Diff, ICLR 2026 (arXiv 2510.06751).
 
     >>> import torch
     >>> from fxprune.graph.analysis import analyse
@@ -57,7 +62,10 @@ class Obs:
     """
 
     damping: float = 0.01
+    together: int = 1
+    select: Any = None
     needs: ClassVar[frozenset[str]] = frozenset({"data", "forward"})
+    moments: ClassVar[str] = "covariances"
     normalization: ClassVar[str] = "mean"
     partial: ClassVar[bool] = True
 
@@ -65,10 +73,20 @@ class Obs:
         require_options(self, CriterionError)
         if not self.damping > 0:
             raise CriterionError(f"Obs(damping={self.damping}): must be positive, such as 0.01, or H has no inverse")
+        if self.together < 1:
+            raise CriterionError(f"Obs(together={self.together}): must be at least 1, layers corrected at a time")
+        if self.select is not None:
+            chosen = resolve(self.select)[0]
+            for name in ("reduction", "normalization", "partial"):
+                object.__setattr__(self, name, getattr(chosen, name, None))
+            object.__setattr__(self, "needs", self.needs | frozenset(getattr(chosen, "needs", ())))
 
     @torch.no_grad()
     def __call__(self, ctx: Context) -> dict[str, Tensor]:
-        """Group name -> one score a channel."""
+        """Group name -> one score a channel; or what `select` returns."""
+        if self.select is not None:
+            with torch.enable_grad():
+                return dict(resolve(self.select)[0](ctx))
         scores: dict[str, Tensor] = {}
         for reader in self._readers(ctx):
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(reader.moment))
@@ -83,21 +101,8 @@ class Obs:
 
     @torch.no_grad()
     def compensate(self, ctx: Context, plan: Plan) -> dict[str, Tensor]:
-        """New values of the readers that lose a part of their input, for the channels that stay."""
-        keep = plan.kept(ctx.graph)
-        new: dict[str, Tensor] = {}
-        for reader in self._readers(ctx):
-            stays = keep[ctx.components(reader.weight, reader.axis)]
-            if stays.all() or not stays.any() or not reader.alone:
-                continue
-            weight = ctx.tensors[reader.weight]
-            kept, gone = (torch.from_numpy(np.flatnonzero(x)).to(weight.device) for x in (stays, ~stays))
-            columns = _columns(weight, reader)
-            rows = reader.moment[:, kept]
-            correction = torch.linalg.solve(rows[:, :, kept], rows[:, :, gone]) @ columns[:, gone]
-            columns[:, kept] += correction
-            new[reader.weight] = _weight(columns, weight, reader)
-        return new
+        """New values of the layers that lose a part of their input, and of those after them."""
+        return corrected(ctx, plan, self.damping, self.together)
 
     def _readers(self, ctx: Context) -> Iterator[Inputs]:
         """Moments of every reader in double precision, damped; without those of transposed grouped convolutions."""
@@ -120,15 +125,6 @@ def _columns(weight: Tensor, reader: Inputs) -> Tensor:
     if reader.groups == 1:
         return wide.movedim(reader.axis, 0).flatten(1)[None].clone()
     return wide.reshape(reader.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(2).clone()
-
-
-def _weight(columns: Tensor, weight: Tensor, reader: Inputs) -> Tensor:
-    """The weight that these are the columns of."""
-    if reader.groups == 1:
-        rest = [n for d, n in enumerate(weight.shape) if d != reader.axis]
-        return columns[0].reshape(-1, *rest).movedim(0, reader.axis).to(weight.dtype)
-    taps = columns.reshape(*columns.shape[:2], -1, *weight.shape[2:])
-    return taps.transpose(1, 2).flatten(0, 1).to(weight.dtype)
 
 
 def _loss(columns: Tensor, inverse: Tensor, positions: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ class Taylor:
 
     Needs data and a loss.  Shape: a saliency of each parameter's own shape; buffers have no gradient and do not count.
     Unit: that of the loss, squared where per sample.  One backward pass a batch, or a sample.
-    Errors: InputsError without data or loss, or where batches cannot be taken apart; CriterionError where the loss or a
-    gradient is NaN or infinite, or for signed together with per_sample.
+    Errors: InputsError without data or loss, where batches cannot be taken apart, or where the gradient is zero;
+    CriterionError where the loss or a gradient is NaN or infinite, or for signed together with per_sample.
     Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, equation 8.
 
     >>> import torch

@@ -41,6 +41,7 @@ class Wanda:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"data", "forward"})
+    moments: ClassVar[str] = "squares"
     reduction: ClassVar[str] = "mean"
     normalization: ClassVar[str] = "mean"
     partial: ClassVar[bool] = True

@@ -6,6 +6,9 @@ from .api import (
 from .api import (
     prune as prune,
 )
+from .api import (
+    trajectory_loss as trajectory_loss,
+)
 from .errors import (
     BudgetError as BudgetError,
 )
@@ -168,5 +171,6 @@ __all__ = [
     "search",
     "sensitivity",
     "trace",
+    "trajectory_loss",
     "verify",
 ]

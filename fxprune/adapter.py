@@ -17,7 +17,7 @@ from fxprune import registry
 from fxprune.errors import InputsError, PluginError, SaveError
 from fxprune.graph.modules import ExampleInputs
 from fxprune.scoring.context import Loss
-from fxprune.scoring.timesteps import Timesteps
+from fxprune.scoring.timesteps import Process, Timesteps
 
 Back: TypeAlias = Callable[[nn.Module], Any]
 LAST = "generic"
@@ -71,6 +71,10 @@ class Adapter(abc.ABC):
         """
         raise InputsError(f"timesteps={timesteps!r} is for diffusion models, which {type(self).__name__} does not know")
 
+    def process(self, given: Any) -> Process | None:
+        """The forward process of a diffusion model, for weights by time; None for others."""
+        return None
+
     def loss_of(self, given: Any, seed: int = 0) -> Loss | None:
         """A deterministic `loss(model, batch)` that fits `calibration` and the batches users have, or None."""
         return None
@@ -81,6 +85,10 @@ class Adapter(abc.ABC):
 
     def calibration(self, given: Any, n: int = 8, seed: int = 0, progress: bool = False) -> list[Any] | None:
         """Batches for `loss_of`, `n` samples in all, made without data from the model itself; None if impossible."""
+        return None
+
+    def trajectories(self, given: Any, steps: int, n: int, seed: int = 0) -> tuple[list[Any], Loss] | None:
+        """Batches and a loss on what `steps` of a sampler end at, `n` samples in all; None for what samples nothing."""
         return None
 
     def released(self, model: nn.Module) -> tuple[str | type, ...]:

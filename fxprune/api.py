@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from fxprune.adapter import find_adapter
-from fxprune.arguments import Kind, takes
+from fxprune.arguments import COUNT, Kind, takes
 from fxprune.errors import InputsError
 from fxprune.graph.modules import ExampleInputs
+from fxprune.graph.offloading import at_rest, require_unmoved
 from fxprune.graph.outputs import Wanted
 from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
@@ -179,6 +180,7 @@ def _trained(model: M, scheduler: Scheduler, steps: int | None, training: Traini
         raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
     if steps is not None and training is not None:
         raise InputsError(f"steps={steps} and training= both set the steps; pass training=Training(steps={steps}, ...)")
+    require_unmoved(find_adapter(model).unwrap(model)[0])
     with in_turn:
         made: M = trained(model, scheduler, training or Training(steps or 0), order)
     return made
@@ -210,8 +212,39 @@ def calibration(
         InputsError: where the family has no loss, or cannot make data.
     """
     adapter = seeing(find_adapter(model), timesteps)
-    with in_turn:
+    with in_turn, at_rest(adapter.unwrap(model)[0]):
         loss, batches = adapter.loss_of(model, seed), adapter.calibration(model, samples, seed, progress)
     if loss is None or batches is None:
         raise InputsError(f"fxprune has no {'loss' if loss is None else 'data'} for {type(model).__name__}: bring both")
     return batches, loss
+
+
+@takes(steps=COUNT)
+def trajectory_loss(model: Any, steps: int = 4, samples: int = 4, *, seed: int = 0) -> tuple[list[Any], Loss]:
+    """Data and a loss on the final latent of a few-step sampler, for any criterion that reads gradients.
+
+    The mean squared error of what the sampler ends at, to targets drawn around where the dense model's ends: the
+    gradient then tells how far each weight moves the end of the trajectory. Every step of the sampler is a checkpoint:
+    memory is that of one step, and time that of `steps` forwards and backwards.
+
+    Args:
+        model: a diffusion model, or a pipeline around one (whose text encoders make the conditions).
+        steps: of the sampler: DDIM, or Euler for flow matching, without guidance.
+        samples: trajectories, in all batches together.
+        seed: for noise, conditions and targets.
+
+    Returns:
+        Batches, and `loss(model, batch) -> scalar`, a fixed function of the weights.
+
+    Raises:
+        InputsError: the model is no diffusion model whose sampler is known.
+
+    Example:
+        >>> data, loss = fxprune.trajectory_loss(pipeline, steps=4)  # doctest: +SKIP
+        >>> small = fxprune.prune(pipeline, "taylor", 0.3, data=data, loss=loss)  # doctest: +SKIP
+    """
+    with in_turn:
+        found = find_adapter(model).trajectories(model, steps, samples, seed)
+    if found is None:
+        raise InputsError(f"trajectory_loss() is for diffusion models, and this {type(model).__name__} is none")
+    return found

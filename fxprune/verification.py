@@ -28,6 +28,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.copies import deep_copy
 from fxprune.graph.modes import larger
 from fxprune.graph.modules import Inputs
+from fxprune.graph.offloading import at_rest
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.packing import copied
 from fxprune.graph.trace import Traced
@@ -332,7 +333,7 @@ def verify(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, 
         VerifyError: where one of them fails.
     """
     belongs(model, graph)
-    with in_turn:
+    with in_turn, at_rest(model), at_rest(small):
         graph = followed(graph, plan)
         checks: tuple[Check, ...] = (check_permutation(model, graph, seed), check_dense(model, small, graph, plan))
         checks += check_training(model, small, graph, plan)

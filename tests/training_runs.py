@@ -110,7 +110,6 @@ def two(folder: str) -> None:
     graph = fxprune.trace(net(), IMAGES[:2])
     calls = {
         "trace": lambda: fxprune.trace(sharded, IMAGES[:2]),
-        "score": lambda: fxprune.score(graph, sharded, "magnitude"),
         "masks": lambda: fxprune.masking.live.LiveMasks(sharded, graph),
         "prune": lambda: run(Training(30), model=sharded),
     }

@@ -47,6 +47,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     **{f"constant {rate}": {**CONSTANT, "learning_rate": float(rate)} for rate in ("1e-4", "2e-4")},
     **{f"{name}{how}": {**PEAKS[name], "distill": teacher} for name in PEAKS for how, teacher in TEACHERS.items()},
 }
+# What else the teacher tells, beside its outputs.
+TOLD: dict[str, dict[str, Any]] = {
+    "jacobian 0.01": {"jacobian": 0.01},
+    "jacobian 0.1": {"jacobian": 0.1},
+    "features 0.1": {"features": 0.1},
+    "projections 0.1": {"features": 0.1, "projections": True},
+    "outputs 4": {"output": 4.0},
+    "snr": {"timesteps": "snr"},
+}
+RECIPES |= {name: {"distill": Distillation(**options)} for name, options in TOLD.items()}
+RECIPES |= {"averages": {"ema_decay": 0.98}}
 # Without a teacher; the first two are how sweep.py trained before there was a default.
 PLAIN: dict[str, dict[str, Any]] = {
     f"cosine from {rate}": {"learning_rate": float(rate), "warmup": 20, "distill": None}

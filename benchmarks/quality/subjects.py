@@ -137,10 +137,15 @@ def _drawn(task: str, net: Any, scheduler: DDPMScheduler, n: int, seed: int) -> 
 
 def classifier(epochs: int = 8, size: int = 64, device: str = "cpu") -> Subject:
     """torchvision's ResNet-18 with the first layer for small images, trained on the digits on the CPU."""
-    split = data.load("digits").to(device)
     net: Any = resnet18(num_classes=10)
     net.conv1, net.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
-    held = data.CACHE / f"resnet18-{epochs}-0.0.pt"
+    return fitted(net, "resnet18", epochs, size, device)
+
+
+def fitted(net: nn.Module, name: str, epochs: int, size: int, device: str = "cpu") -> Subject:
+    """A network that names the digits, trained on the CPU the first time that it is asked for."""
+    split = data.load("digits").to(device)
+    held = data.CACHE / f"{name}-{epochs}-0.0.pt"
     if not held.exists():
         data.CACHE.mkdir(exist_ok=True)
         torch.manual_seed(0)

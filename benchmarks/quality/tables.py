@@ -61,6 +61,19 @@ def recipes(found: Rows) -> str:
     return "\n".join(lines)
 
 
+def training_free(found: Rows) -> str:
+    """A line for every network: dense, after the cut, after the correction; in brackets the rise (means over seeds)."""
+    lines = ["| network, share | dense | cut | corrected | seeds |", "|---" * 5 + "|"]
+    for task, ratio in dict.fromkeys((r["task"], r["ratio"]) for r in found):
+        own = [r for r in found if (r["task"], r["ratio"]) == (task, ratio)]
+        of = {name: [r for r in own if r["method"] == name] for name in ("dense", "cut", "obs")}
+        if all(of.values()):
+            cells = [f"{_mean(of[n], 'loss'):.4f} (+{_mean(of[n], 'rise'):.1%})" for n in ("cut", "obs")]
+            seeds = len({r["seed"] for r in of["obs"]})
+            lines.append(f"| {task}, {ratio:.0%} | {_figure(of['dense'][0])} | {' | '.join(cells)} | {seeds} |")
+    return "\n".join(lines)
+
+
 def schedules(found: Rows) -> str:
     """A line for every network, share, steps and batch, a column for every schedule: mean ± half range (seeds)."""
     runs = [r for r in found if r["method"] in METHODS]

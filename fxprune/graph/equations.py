@@ -49,7 +49,8 @@ def _sizes(values: Any) -> list[Any]:
 
 
 def _ints(values: list[Any]) -> bool:
-    return all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    """Whether all are sizes; one that depends on data says nothing itself, and the others do."""
+    return all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values)
 
 
 def call_equations(traced: Traced, env: dict[fx.Node, Any]) -> Iterator[list[Equation]]:
@@ -72,7 +73,8 @@ def _of_call(
 
     def aligned(sizes: list[Any], axes: tuple[Axis, ...], node: fx.Node) -> Iterator[Equation]:
         for value, axis in zip(sizes, axes, strict=True):
-            if isinstance(value, TracedInt) or (axis is not None and value > 1):
+            known = isinstance(value, int) and (axis is not None and value > 1)
+            if isinstance(value, TracedInt) or known:
                 yield Equation(expr_of(value), axis, int(value), node.name)
 
     if name in _SIZED:

@@ -18,11 +18,17 @@ ExampleInputs: TypeAlias = Any
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def require_whole(model: nn.Module) -> None:
+def sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` (FSDP2) has shared out the parameters over processes."""
+    return any(cls.__name__ == "FSDPModule" for m in model.modules() for cls in type(m).__mro__)
+
+
+def require_whole(model: nn.Module, shards: bool = False) -> None:
     """Raise `InputsError` where a model is not one of Python's own, with parameters that are all here.
 
     What stands around or in place of a module holds no Python that could follow; sharded parameters (FSDP's DTensors)
-    no process has whole; those made in inference mode nothing can trace or train.
+    no process has whole, which scoring alone can do without (`shards`); those made in inference mode nothing can trace
+    or train.
     """
     kind = type(model).__name__
     if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -41,7 +47,17 @@ def require_whole(model: nn.Module) -> None:
             f"{made} was made inside torch.inference_mode(), and can neither be traced nor trained: make or load this "
             f"{kind} outside of it, or pass copy.deepcopy(model) made outside"
         )
-    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise InputsError(
+            f"the parameters of this {kind} are shared out by DeepSpeed (ZeRO-3): prune the whole model before "
+            "deepspeed.initialize(), and hand it the small one"
+        )
+    if any(type(p).__name__ == "DTensor" for p in model.parameters()) and not sharded(model):
+        raise InputsError(
+            f"the parameters of this {kind} are split over devices (tensor parallel): prune the whole model, and "
+            "parallelize the small one"
+        )
+    if sharded(model) and not shards:
         raise InputsError(
             f"the parameters of this {kind} are sharded (FSDP): prune the whole model, before fully_shard() or from a "
             "full state dict, and shard the small one; for training on several devices use DDP"

@@ -249,7 +249,9 @@ class Recorder:
         """What is known of a tensor without an origin."""
         if self.strange is not None:
             self.strange.append(tensor)
-        return "unknown", tuple(map(int, tensor.shape)), tensor.dtype
+        sizes: tuple[Any, ...] = tuple(tensor.shape)
+        shape = tuple(None if isinstance(s, torch.SymInt) else int(s) for s in sizes)  # None: it depends on data
+        return "unknown", shape, tensor.dtype
 
     def copied(self, number: int, given: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """What `contiguous` gives: strides of tensors without values may be others than a kernel makes."""

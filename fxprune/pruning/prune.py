@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.kept import analysed
 from fxprune.graph.modules import ExampleInputs, as_inputs, require_whole
+from fxprune.graph.offloading import at_rest
 from fxprune.graph.outputs import Outputs, Wanted
 from fxprune.graph.packing import copied, packed
 from fxprune.graph.turns import in_turn
@@ -74,14 +75,28 @@ def trace(
         )
     require_whole(model)
     adapter = find_adapter(model)
-    inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
-    with in_turn, torch.inference_mode(False):
+    with in_turn, torch.inference_mode(False), at_rest(model):
+        inputs = as_inputs(adapter.example_inputs(model) if example_inputs is None else example_inputs)
         return analysed(model, copied(packed(inputs)), PREFER[attention], Outputs(outputs, adapter.released(model)))
 
 
-@torch.inference_mode(False)
+def moved_alike(model: M, work: Callable[[], M]) -> M:
+    """What `work` makes of a model or pipeline whose weights are at rest meanwhile; those of what comes back are moved
+    as the model's own (see `fxprune.graph.offloading`)."""
+    net = find_adapter(model).unwrap(model)[0]
+    with at_rest(net) as how:
+        made = work()
+    small = find_adapter(made).unwrap(made)[0]
+    return made if small is net else how.again(made, small)
+
+
 def prune_once(model: M, order: Order) -> M:
     """The smaller model (or pipeline) that an order asks for, without training."""
+    return moved_alike(model, lambda: _pruned_once(model, order))
+
+
+@torch.inference_mode(False)
+def _pruned_once(model: M, order: Order) -> M:
     scoring = order.scoring
     scoring = replace(scoring, data=as_batches(scoring.data, scoring.max_batches))
     order = replace(order, scoring=scoring)
@@ -153,10 +168,10 @@ def _prune_both(model: M, order: Order) -> M:
         net = find_adapter(model).unwrap(model)[0]
         ratio = order.budget.share(CostModel(trace(net, order.example_inputs, outputs=order.outputs)))
     assert ratio is not None
-    once = prune_once(model, replace(order, budget=Budget(1 - (1 - ratio) ** 0.5, of), attention="heads"))
+    once = _pruned_once(model, replace(order, budget=Budget(1 - (1 - ratio) ** 0.5, of), attention="heads"))
     rest = max(0.0, 1 - (1 - ratio) / (1 - report(once).plan.achieved))
     # blocks have gone already
-    return prune_once(once, replace(order, budget=Budget(rest, of), attention="head_dim", granularity="channel"))
+    return _pruned_once(once, replace(order, budget=Budget(rest, of), attention="head_dim", granularity="channel"))
 
 
 @takes()
@@ -194,18 +209,22 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
-    with in_turn:
+
+    def applied() -> M:
         net, back = find_adapter(model).unwrap(model)
         graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
         if plan.config:
             made = replayed(net, constructor_of(net, find_adapter(net), "stock"), graph, plan)
-            small = transplant(net, made.model) if inplace else made.model
-            attach(small, made.report)
-            stock: M = back(small)
+            cut = transplant(net, made.model) if inplace else made.model
+            attach(cut, made.report)
+            stock: M = back(cut)
             return stock
-        applied: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
-    return applied
+        small: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+        return small
+
+    with in_turn:
+        return moved_alike(model, applied)
 
 
 def settled(

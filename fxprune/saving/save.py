@@ -10,6 +10,7 @@ saved shape and value, and sets the changed integers.  Nothing of the folder is 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from torch import nn
 from fxprune.arguments import MODEL, Kind, takes
 from fxprune.errors import SaveError
 from fxprune.graph.copies import deep_copy
+from fxprune.graph.offloading import at_rest
 from fxprune.graph.turns import in_turn
 from fxprune.reporting.report import attach
 from fxprune.saving import checksums, hub, stock, weights
@@ -83,7 +85,8 @@ def save(
     if variant is not None and not isinstance(model, nn.Module):
         raise SaveError(f"a pipeline has no variant={variant!r}: save its pruned component, or name another folder")
     limit = weights.size_of(max_shard_size)
-    with in_turn, replacing(directory) as folder:
+    rest = at_rest(model) if isinstance(model, nn.Module) else contextlib.nullcontext()
+    with in_turn, rest, replacing(directory) as folder:
         write(model, folder, metrics, limit, variant)
         if Path(directory).is_dir():
             carry_variants(Path(directory), folder, variant)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from fxprune.errors import FxPruneError, InputsError
 from fxprune.scoring.autograd import autograd_functions
+from fxprune.scoring.parts import out_of_memory
 
 Visit = Callable[[str, Tensor], None]
 
@@ -48,9 +49,11 @@ def backward(loss: Tensor, model: nn.Module, parameters: Mapping[str, nn.Paramet
         else:
             with _handed_on(parameters, seen):
                 loss.backward(inputs=list(parameters.values()))  # type: ignore[no-untyped-call]
-    except (FxPruneError, torch.OutOfMemoryError):
+    except FxPruneError:
         raise
     except Exception as e:
+        if out_of_memory(e):
+            raise
         raise InputsError(
             f"the backward pass of loss(model, batch) failed: {type(e).__name__}: {e}; check that "
             "loss(model, batch).backward() runs, once for each call of the loss"

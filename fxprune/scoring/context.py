@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from fxprune.errors import CriterionError, FxPruneError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
-from fxprune.graph.modules import seed_torch
+from fxprune.graph.modules import seed_torch, sharded
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.backward import backward
 from fxprune.scoring.batches import batch_size, blind, describe, missing, named, run, take
@@ -23,12 +24,15 @@ from fxprune.scoring.elementwise import Elementwise, Part
 from fxprune.scoring.hessian import Curvature, Method, curvature
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Call, Observer, Visit
+from fxprune.scoring.parts import Halving, out_of_memory, part_of
+from fxprune.scoring.sharded import refuse_samples, sharded_backward
 from fxprune.scoring.storage import Rows, Sums
 from fxprune.scoring.streaming import Batches, as_batches, number_of
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Tensors: TypeAlias = dict[str, Tensor]
 T = TypeVar("T")
+G = TypeVar("G", bound=Mapping[str, Tensor])
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +136,8 @@ class Context:
         """
         if self.loss_function is None:
             raise InputsError(missing(self.who, data=self.data is None, loss=True))
-        place = self._place(batch) if number is None else None
+        part = part_of(batch)
+        place = part.place if part is not None else self._place(batch) if number is None else None
         number = self._seeded(batch, number)
         with torch.enable_grad(), ranks.placed(place):
             value = self._call(self.loss_function, batch, number)
@@ -173,16 +178,19 @@ class Context:
 
     def _seeded(self, batch: Any, number: int | None = None) -> int:
         if number is None:
-            number = number_of(self.batches, batch)
+            part = part_of(batch)
+            number = part.number if part is not None else number_of(self.batches, batch)
         seed_torch(self.model, self.seed + number)
         return number
 
     def _call(self, function: Loss, batch: Any, number: int) -> Any:
         try:
             return function(self.model, batch)
-        except (FxPruneError, torch.OutOfMemoryError):
+        except FxPruneError:
             raise
         except Exception as e:
+            if out_of_memory(e):
+                raise
             called = "model(batch)" if function is run else "loss(model, batch)"
             raise InputsError(
                 f"{called} failed on batch {number} ({describe(batch)}): {type(e).__name__}: {e}; "
@@ -199,6 +207,7 @@ class Context:
         Raises:
             InputsError: the loss has no gradient at all, or its backward pass fails.
         """
+        refuse_samples(self.who, self.model)
         self._require_graph(loss)
         if create_graph:
             tensors = tuple(self.parameters.values())
@@ -235,7 +244,12 @@ class Context:
 
         A mapping that reads a large model's from where they lie (`fxprune.scoring.storage`): take one after the other.
         """
-        return self.once("gradients", lambda: self.mean_gradients(self.losses("gradients")))
+
+        def make() -> Sums:
+            sums = Sums(self.parameters)
+            return self.telling(sums.settle(self.add_batches(sums)))
+
+        return self.once("gradients", make)
 
     def squared_gradients(self, per_sample: bool = True) -> Mapping[str, Tensor]:
         """E[g²], the mean over samples (or over batches) of the squares of their own gradients.
@@ -249,36 +263,74 @@ class Context:
 
         return self.once(("squared gradients", per_sample), make)
 
-    def losses(self, title: str) -> Iterator[Tensor]:
-        """The loss of every batch, in its weight, behind a progress bar."""
-        return (self.loss(batch) * self.weight(batch) for batch in self.track(title))
+    @functools.cached_property
+    def halving(self) -> Halving:
+        """What takes a batch in parts where memory runs out."""
+        return Halving(self.who, self.memo.setdefault("parts", {}), self.note)
 
-    def mean_gradients(self, losses: Iterable[Tensor | None], square: bool = False) -> Sums:
-        """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero."""
-        sums = Sums(self.parameters)
-        return sums.settle(self.add_gradients(losses, sums, square=square))
+    def telling(self, gradient: G) -> G:
+        """A gradient that is not zero for all parameters.
 
-    def add_gradients(
-        self, losses: Iterable[Tensor | None], onto: Sums, factor: float = 1.0, square: bool = False
-    ) -> int:
-        """Add every loss's gradients to sums, each gradient the moment it exists; how many losses there were.
+        Raises:
+            InputsError: it is.
+        """
+        if not any(bool(g.any()) for g in gradient.values()):
+            raise InputsError(
+                f"{self.who}: the gradient of the loss is zero for all parameters, which tells nothing about any "
+                "channel; check data= and loss=, or use criterion='magnitude'"
+            )
+        return gradient
+
+    def add_batches(self, onto: Sums, factor: float = 1.0) -> int:
+        """Add the gradients of every batch's loss, in its weight, to sums; how many batches there were.
 
         Raises:
             InputsError: a loss has no gradient at all, or its backward pass fails.
+            CriterionError: memory does not suffice for a single sample.
         """
+        count = 0
+        for batch in self.track("gradients"):
+            count += 1
+            weight = self.weight(batch)
+
+            def act(part: Any, share: float, done: set[str], weight: float = weight) -> None:
+                def add(name: str, gradient: Tensor) -> None:
+                    if name not in done:
+                        onto.add(name, gradient, factor * share)
+                        done.add(name)
+
+                self._backward(self.loss(part) * weight, add)
+
+            self.halving(batch, number_of(self.batches, batch), act)
+        return count
+
+    def _backward(self, loss: Tensor, visit: Callable[[str, Tensor], None]) -> None:
+        self._require_graph(loss)
+        if sharded(self.model):
+            reached = sharded_backward(loss, self.parameters, visit)
+        else:
+            reached = backward(loss, self.model, self.parameters, visit)
+        if not reached:
+            raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
+
+    def mean_gradients(self, losses: Iterable[Tensor | None], square: bool = False) -> Sums:
+        """The mean over losses, of all processes, of their gradients or the squares of these; None counts as zero.
+
+        Raises:
+            InputsError: it is zero for all parameters.
+        """
+        refuse_samples(self.who, self.model)
+        sums = Sums(self.parameters)
 
         def add(name: str, gradient: Tensor) -> None:
-            onto.add(name, _squared(gradient) if square else gradient, factor)
+            sums.add(name, _squared(gradient) if square else gradient)
 
         count = 0
         for loss in losses:
             count += 1
-            if loss is None:
-                continue
-            self._require_graph(loss)
-            if not backward(loss, self.model, self.parameters, add):
-                raise InputsError(blind(self.who, "its gradient reaches none of the parameters"))
-        return count
+            if loss is not None:
+                self._backward(loss, add)
+        return self.telling(sums.settle(count))
 
     def curvature(self, method: Method = "auto", eps: float = 1e-4) -> Curvature:
         """The gradient g of the mean loss, H g with its Hessian H, and how that was computed."""
@@ -341,15 +393,29 @@ class Context:
                 failed.append(e)
                 raise
 
-        for batch in self.track(title):
-            number = self._seeded(batch)
+        def act(part: Any, share: float, done: set[int]) -> None:
+            number, at = self._seeded(part), itertools.count()
+            whole = part_of(part)
+
+            def fresh(call: Call) -> None:
+                if (k := next(at)) not in done:  # an observed part's calls come in the whole batch's order
+                    visited(call)
+                    done.add(k)
+
             try:
-                with torch.no_grad(), Observer(self.tensors, visited):
-                    self._call(self.loss_function or run, batch, number)
+                with (
+                    torch.no_grad(),
+                    Observer(self.tensors, fresh),
+                    ranks.placed(None if whole is None else whole.place),
+                ):
+                    self._call(self.loss_function or run, part, number)
             except InputsError:
                 if failed:  # not the loss's fault
-                    raise failed[0] from None
+                    raise failed.pop() from None
                 raise
+
+        for batch in self.track(title):
+            self.halving(batch, number_of(self.batches, batch), act)
         if not calls and self.loss_function is not None and self.tensors:
             raise InputsError(blind(self.who, "it uses none of its weights"))
 
@@ -358,6 +424,7 @@ class Context:
 
         Takes the dict that `of` returns apart, so that no more than one set of tensors beside the sum is in memory.
         """
+        refuse_samples(self.who, self.model)
         sums, count = Sums(self.parameters), 0
         for batch in self.track(title):
             count += 1

@@ -89,7 +89,7 @@ def way_that_fits(ctx: Rehearsable, free: Free | None = None) -> str:
         CriterionError: neither way fits.
     """
     has = (free or free_memory)(ctx.device)
-    sparing = ctx.device.type == "cpu" and _kept_elsewhere(ctx) and not halves(ctx.parameters)
+    sparing = ctx.device.type == "cpu" and kept_elsewhere(ctx) and not halves(ctx.parameters)
     if has is None or (bounded(ctx).exact <= has and not sparing):
         return ""
     needs = rehearsed(ctx) or bounded(ctx)
@@ -113,16 +113,15 @@ def halves(parameters: Mapping[str, nn.Parameter]) -> str:
 
 def bounded(ctx: Rehearsable) -> Needs:
     """What either way takes at most, from the graph's activations on its example, scaled to the largest batch."""
-    example = pytree.tree_leaves(ctx.graph.traced.example)
-    scale = max(1.0, max(_largest(b) for b in _first(ctx)) / max(1, _largest(example)))
-    activations, scores = (n * scale for n in _activations(ctx.graph))
-    one = PASS * (activations + scores)
-    return _needs(ctx, DOUBLE * (activations + SCORES * scores) + 2 * _bytes(ctx), one)
+    scale = max(1.0, max(largest(b) for b in judged(ctx)) / max(1, largest(ctx.graph.traced.example)))
+    made, scores = (n * scale for n in activations(ctx.graph))
+    one = PASS * (made + scores)
+    return _needs(ctx, DOUBLE * (made + SCORES * scores) + 2 * gradient_bytes(ctx), one)
 
 
 def rehearsed(ctx: Rehearsable) -> Needs | None:
     """What either way takes, from running both without storage; None where the loss looks at values."""
-    batch = max(_first(ctx), key=_largest)
+    batch = max(judged(ctx), key=largest)
     peaks = []
     for twice in (True, False):
         try:
@@ -138,33 +137,42 @@ def rehearsed(ctx: Rehearsable) -> Needs | None:
     return _needs(ctx, *(BESIDE * peak for peak in peaks))
 
 
-def _first(ctx: Rehearsable) -> Iterator[Any]:
+def one_pass(ctx: Rehearsable) -> float | None:
+    """What a loss and its backward pass take, from running them without storage; None where that cannot be."""
+    try:
+        with same_draws():
+            return BESIDE * _peak(ctx, max(judged(ctx), key=largest), twice=False)
+    except Exception:  # noqa: BLE001 - whatever a loss may do that shapes alone cannot
+        return None
+
+
+def judged(ctx: Rehearsable) -> Iterator[Any]:
     """The batches to judge by: all that are in memory, of streamed ones the first few."""
     return itertools.islice(ctx.batches, None if isinstance(ctx.batches, tuple) else LOOKED_AT)
 
 
 def _needs(ctx: Rehearsable, double: float, single: float) -> Needs:
     """Peaks of one batch, with the sets of tensors that live beside them."""
-    size, several = _bytes(ctx, at_least=4), length(ctx.batches) != 1
+    size, several = gradient_bytes(ctx, at_least=4), length(ctx.batches) != 1
     beside = 2 * size if several else 0.0  # g, and the sum of H g
     exact = max(double + beside, 3 * size)  # at the end g, H g and the saliency
     if halves(ctx.parameters):
         return Needs(exact, None)
     layer = 4.0 * max((p.numel() for p in ctx.parameters.values()), default=0)  # the gradient at hand, and in float32
-    kept = 0.0 if _kept_elsewhere(ctx) else 2 * size + _bytes(ctx)  # g, the difference, and the weights' copy
+    kept = 0.0 if kept_elsewhere(ctx) else 2 * size + gradient_bytes(ctx)  # g, the difference, and the weights' copy
     return Needs(exact, single + 2 * layer + kept)
 
 
-def _kept_elsewhere(ctx: Rehearsable) -> bool:
+def kept_elsewhere(ctx: Rehearsable) -> bool:
     return elsewhere(forms_of(ctx.parameters, sums=True))
 
 
-def _bytes(ctx: Rehearsable, at_least: int = 1) -> float:
+def gradient_bytes(ctx: Rehearsable, at_least: int = 1) -> float:
     """Bytes of one set of the parameters' gradients, `at_least` so many an element."""
     return float(sum(p.numel() * max(p.element_size(), at_least) for p in ctx.parameters.values()))
 
 
-def _activations(graph: ChannelGraph) -> tuple[float, float]:
+def activations(graph: ChannelGraph) -> tuple[float, float]:
     """Bytes of all values that the graph's nodes make, and of the scores of its fused attentions."""
     seen: set[int] = set()
     total, scores = 0.0, 0.0
@@ -179,7 +187,7 @@ def _activations(graph: ChannelGraph) -> tuple[float, float]:
     return total, scores
 
 
-def _largest(batch: Any) -> int:
+def largest(batch: Any) -> int:
     """Elements of the largest tensor of a batch."""
     plain = dict(batch) if isinstance(batch, Mapping) else batch
     return max((t.numel() for t in pytree.tree_leaves(plain) if isinstance(t, Tensor)), default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -18,6 +18,7 @@ from fxprune.scoring import distributed as ranks
 from fxprune.scoring.autograd import handwritten, once_differentiable
 from fxprune.scoring.foresight import Rehearsable, halves, way_that_fits
 from fxprune.scoring.identity import length
+from fxprune.scoring.parts import out_of_memory
 from fxprune.scoring.storage import Sums, forms_of, norm, store
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -35,8 +36,7 @@ class Differentiable(Rehearsable, Protocol):
     def loss(self, batch: Any) -> Tensor: ...
     def differentiate(self, loss: Tensor, create_graph: bool = False) -> Tensors: ...
     def gradients(self) -> Mapping[str, Tensor]: ...
-    def losses(self, title: str) -> Iterator[Tensor]: ...
-    def add_gradients(self, losses: Iterable[Tensor | None], onto: Sums, factor: float = 1.0) -> int: ...
+    def add_batches(self, onto: Sums, factor: float = 1.0) -> int: ...
     def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Sums: ...
 
 
@@ -165,7 +165,7 @@ def finite_difference(ctx: Differentiable, eps: float) -> Curvature:
     difference, number = Sums(ctx.parameters), 0
     for sign in (1, -1):
         with _moved(ctx.parameters, g, sign * step):
-            number = ctx.add_gradients(ctx.losses("gradients"), difference, sign)
+            number = ctx.add_batches(difference, sign)
     difference.settle(number)
     rounding = max(torch.finfo(p.dtype).eps for p in ctx.parameters.values())
     difference.scale(0.0 if norm(difference) <= LOST * rounding * length else 1 / (2 * step))
@@ -225,13 +225,15 @@ def _confirm(ctx: Differentiable, made: Curvature, suspect: str, eps: float) -> 
 
 def _is_of_the_second_pass(error: Exception) -> bool:
     """Whether autograd raised, or a backward pass that it called; what the loss raises is restated before."""
-    return isinstance(error, (AttributeError, RuntimeError)) and not isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, (AttributeError, RuntimeError)) and not out_of_memory(error)
 
 
 def _forbids_second_pass(error: Exception) -> bool:
     """Whether an op cannot be differentiated twice, or memory ran out."""
     text = str(error)
-    signs = ("is not implemented", "double backward", "differentiate twice", "can't allocate memory")
-    return isinstance(error, (torch.OutOfMemoryError, _NoSecondPassError)) or (
-        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    signs = ("is not implemented", "double backward", "differentiate twice")
+    return (
+        isinstance(error, _NoSecondPassError)
+        or out_of_memory(error)
+        or (isinstance(error, RuntimeError) and any(sign in text for sign in signs))
     )

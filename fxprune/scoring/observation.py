@@ -12,10 +12,12 @@ the way (by weight norm, say) is not seen, unless who computes it says what it `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,6 +34,9 @@ class Call:
         inputs: (n, channels, places), with `groups` times as many channels as `reads` has positions; None for an
             embedding.
         output: (n, channels, places...), or (n, channels) where there is one place.
+        bias: name of the parameter that is added, one number for each position of `makes`; "" without.
+        unfolded: what every output of a convolution is a sum over, (n, channels · taps, places of the output), in the
+            order of the weight's own axes; None where that is `inputs`, or not known.
     """
 
     weight: str
@@ -41,6 +46,8 @@ class Call:
     groups: int
     inputs: Tensor | None
     output: Tensor
+    bias: str = ""
+    unfolded: Callable[[], Tensor] | None = None
 
 
 Visit: TypeAlias = Callable[[Call], None]
@@ -116,14 +123,23 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if found is None or found[1].shape != w.shape:
             return []
         reads, makes = (0, 1 if groups == 1 else -1) if transposed else (1, 0)
-        return [Call(found[0], reads, makes, 0, groups, x.flatten(2), out)]
+        bias = self._bias(args[2], w.shape[0] if makes == 0 else -1)
+        plain = x.dim() == 4 and not transposed
+        unfolded = partial(F.unfold, x, w.shape[2:], args[5], args[4], args[3]) if plain else None
+        return [Call(found[0], reads, makes, 0, groups, x.flatten(2), out, bias, unfolded)]
+
+    def _bias(self, bias: Tensor | None, size: int) -> str:
+        found = self.locate(bias)
+        return found[0] if found is not None and bias is not None and found[1].shape == bias.shape == (size,) else ""
 
     def _looked_up(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:
         found = self.locate(args[0])
         return [] if found is None else [Call(found[0], -1, 1, 0, 1, None, out.reshape(-1, out.shape[-1]))]
 
     def _added(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:
-        return self._multiplied(args[1:], out)
+        return [
+            replace(call, bias=self._bias(args[0], call.output.shape[-1])) for call in self._multiplied(args[1:], out)
+        ]
 
     def _multiplied(self, args: tuple[Any, ...], out: Tensor) -> list[Call]:
         """a @ b, where one of them is a weight; the other is its input."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import CriterionError
 from fxprune.graph.modules import cuda_devices, evaluating
+from fxprune.scoring.sharded import own
 
 
 @contextlib.contextmanager
@@ -82,7 +83,7 @@ def _dicts(module: nn.Module) -> dict[str, Any]:
 def _sums(tensors: Iterable[Tensor]) -> Tensor:
     """The bits of one number a tensor, which changes where any element does (but for rare cancellations)."""
     with torch.no_grad():
-        real = (torch.view_as_real(t) if t.is_complex() else t for t in tensors)
+        real = (torch.view_as_real(t) if t.is_complex() else t for t in map(own, tensors))
         sums = [torch.sum(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in real]
         sums = [torch.zeros(()) if s.is_meta else s for s in sums]
         # One transfer for all, not one each.

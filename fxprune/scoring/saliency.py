@@ -33,6 +33,7 @@ from fxprune.errors import CriterionError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Group, Slice
 from fxprune.scoring.elementwise import Elementwise
+from fxprune.scoring.sharded import whole
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Reduction: TypeAlias = Literal["sum", "mean", "max", "l2", "first"]
@@ -101,7 +102,9 @@ def _numbers(given: Any) -> Floats:
     """The sum of a tensor's values, or the values of anything else, in float64."""
     if isinstance(given, Elementwise):
         given = given.fold(list(range(given.tensor.dim())))
-    return np.asarray(given.detach().sum(dtype=torch.float64).cpu() if isinstance(given, Tensor) else given, np.float64)
+    return np.asarray(
+        whole(given.detach()).sum(dtype=torch.float64).cpu() if isinstance(given, Tensor) else given, np.float64
+    )
 
 
 def _nothing_for(who: str, group: Group, of_groups: bool, partial: bool, graph: ChannelGraph) -> str:

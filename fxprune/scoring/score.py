@@ -10,6 +10,8 @@ It may declare, as attributes:
     reduction, normalization   defaults for `score`'s arguments
     needs                      a set with "data" where it needs batches, "loss" where it needs the loss's gradients, and
                                "forward" where it only needs the model to run: then data without a loss are its inputs
+    moments                    "squares" or "covariances" of inputs, where it gathers them: what they take is foretold
+    derivatives                2 where it differentiates twice
     partial                    true where it may have nothing to say about some groups; these are pruned last
 """
 
@@ -29,10 +31,13 @@ from fxprune.arguments import MAPPING, MODULE, TEXT, require, takes
 from fxprune.errors import CriterionError, FxPruneError, InputsError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import comes_from, require_whole, seed_torch
+from fxprune.graph.offloading import at_rest
 from fxprune.graph.turns import in_turn
 from fxprune.notebook import shown
 from fxprune.scoring.batches import missing, named
 from fxprune.scoring.context import Context, Loss
+from fxprune.scoring.outlook import tell
+from fxprune.scoring.parts import SMALLER, out_of_memory
 from fxprune.scoring.preservation import attributes_kept, unchanged
 from fxprune.scoring.saliency import (
     NORMALIZATIONS,
@@ -44,6 +49,7 @@ from fxprune.scoring.saliency import (
     channel_scores,
     normalized,
 )
+from fxprune.scoring.sharded import refuse_hidden, resharded
 from fxprune.scoring.tp_importance import TorchPruningImportance
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
@@ -199,8 +205,9 @@ def score(
     normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
-    with in_turn:
-        _check_model(graph, model, bool(getattr(call, "weights", True)))
+    with in_turn, at_rest(model):
+        refuse_hidden(named(name, package), model, needs_of(call), getattr(call, "derivatives", 1))
+        _check_model(graph, resharded(model), bool(getattr(call, "weights", True)))
         memo: dict[Any, Any] = {} if reuse is None else reuse
         ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
         returned = _called(call, ctx)
@@ -224,12 +231,15 @@ def _called(call: Criterion, ctx: Context) -> Any:
         return held
     own = type(call).__module__.startswith("fxprune.criteria.")
     with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own):
+        tell(ctx, call)
         seed_torch(ctx.model, ctx.seed)
         try:
             ctx.memo[key] = call(ctx), ctx.notes
-        except (FxPruneError, torch.OutOfMemoryError):
+        except FxPruneError:
             raise
         except Exception as e:
+            if out_of_memory(e):
+                raise CriterionError(f"{ctx.who} ran out of memory on {ctx.device}: {e!s:.200}; {SMALLER}") from e
             if not ctx.package:
                 raise
             raise CriterionError(f"{ctx.who} failed: {type(e).__name__}: {e}; report it to {ctx.package}") from e
@@ -295,7 +305,7 @@ def _check_needs(who: str, call: Criterion, data: Any, loss: Any) -> None:
 
 
 def _check_model(graph: ChannelGraph, model: nn.Module, values: bool) -> None:
-    require_whole(model)
+    require_whole(model, shards=True)
     held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, shape in graph.shapes.items():
         if name not in held or tuple(held[name].shape) != shape:

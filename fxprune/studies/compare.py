@@ -26,6 +26,7 @@ from fxprune.arguments import RATIOS, Kind, takes
 from fxprune.errors import CriterionError, InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
+from fxprune.graph.offloading import at_rest
 from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
@@ -108,9 +109,9 @@ def compare(
             "(0, 1), and a positive number of seeds"
         )
     labels = _labelled(criteria)
-    with in_turn:
-        adapter = find_adapter(model)
-        net = adapter.unwrap(model)[0]
+    adapter = find_adapter(model)
+    net = adapter.unwrap(model)[0]
+    with in_turn, at_rest(net):
         batches, test = as_batches(data), as_batches(held_out)
         require_some(batches)
         require_some(test, "held_out")

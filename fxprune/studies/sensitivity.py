@@ -17,6 +17,7 @@ from fxprune.arguments import RATIOS, takes
 from fxprune.errors import CriterionError, FxPruneError, InputsError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
+from fxprune.graph.offloading import at_rest
 from fxprune.graph.turns import in_turn
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import dense_cost
@@ -91,9 +92,9 @@ def sensitivity(
     """
     if not shares or not all(0 < s < 1 for s in shares):
         raise InputsError(f"shares={tuple(shares)} must be numbers in (0, 1), such as {SHARES}")
-    with in_turn:
-        adapter = find_adapter(model)
-        net = adapter.unwrap(model)[0]
+    adapter = find_adapter(model)
+    net = adapter.unwrap(model)[0]
+    with in_turn, at_rest(net):
         graph = trace(net, example_inputs, attention=attention)
         require_known(graph, stay := named(net, ignore))
         if data is None and (metric is None or "data" in needs_of(criterion)):

@@ -9,11 +9,12 @@ when all of it is there; then older ones go, but for the last but one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,16 @@ class Checkpoints:
         Raises:
             SaveError: the checkpoint is of another run or another number of processes, or damaged.
         """
-        shared = _read(path / "shared.pt")
-        if what := differences(shared["run"], run):
+        with of_this_version(path):
+            shared = _read(path / "shared.pt")
+            what, processes = differences(shared["run"], run), shared["processes"]
+        if what:
             raise SaveError(
                 f"{path} is of another run: {what}; go on with the same arguments, or name another checkpoint_dir="
             )
-        if shared["processes"] != self.accelerator.num_processes:
+        if processes != self.accelerator.num_processes:
             raise SaveError(
-                f"{path} was written by {shared['processes']} processes, and now there are "
+                f"{path} was written by {processes} processes, and now there are "
                 f"{self.accelerator.num_processes}; go on with as many"
             )
         return shared, _read(path / f"process-{self.accelerator.process_index}.pt")
@@ -110,6 +113,26 @@ class Checkpoints:
         os.replace(new, final)
         for p in self.all()[:-KEPT]:
             shutil.rmtree(p, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """Within, a checkpoint is taken apart.
+
+    Raises:
+        SaveError: it lacks what this version wants, or holds it in another form: another version wrote it.
+    """
+    try:
+        yield
+    except (FxPruneError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
+        told = " ".join(str(e).split())[:200]
+        raise SaveError(
+            f"{path} holds no state that this version of fxprune can go on from ({type(e).__name__}: {told}): "
+            "another version wrote it. Finish the run with that one, or start anew with another checkpoint_dir=; the "
+            f"weights are torch.load({str(path / 'shared.pt')!r})['model']"
+        ) from e
 
 
 def saved_beside(weights: Mapping[str, Any]) -> Path:

@@ -1,40 +1,42 @@
 """Knowledge distillation from the dense model, while the masks move and after the hand-off.
 
     L = L_task + output · D(z, z_T) + features · mean over layers of  Σ m (f − f_T)² / Σ m f_T²
+               + jacobian · Σ (‖J v‖ − ‖J_T v‖)² / Σ ‖J_T v‖²
 
 z are the outputs of the model and f those of inner modules; T marks the dense model on the very same inputs, whatever
 the loss made of its batch.  D is the mean squared error, or T² KL(softmax(z_T / T) ‖ softmax(z / T)).  A feature counts
 as much as its mask m: one that nothing reads may become what it will, and after the hand-off, where it is gone, the
-term is what it was before.
+term is what it was before.  With projections the term is ‖P (m f) − f_T‖² / ‖f_T‖² instead, over all that the dense
+model has.  J v is how the outputs move with the input along a random direction v, a finite difference; matching its
+length matches Jᵀ J, how strongly the model answers, and not the answer itself, of which the outputs tell already.
 
-Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Romero et al., FitNets, ICLR 2015.
+Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Romero et al., FitNets, ICLR 2015; Zheng and
+Shlizerman, 2ndMatch, CVPR 2026 (arXiv 2506.05398).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
-from fxprune.arguments import NUMBER, POSITIVE, SEVERAL, TEXT, require_fields
+from fxprune.arguments import FLAG, MAPPING, NUMBER, POSITIVE, SEVERAL, TEXT, require_fields
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.labels import Ints
-from fxprune.masking.sites import module_runs
-from fxprune.scoring.autograd import softmax_axes
+from fxprune.scoring.timesteps import Process, Timesteps, chosen
+from fxprune.training.calls import Call, again, watched
+from fxprune.training.features import Axes, Projections, chosen_sites
+from fxprune.training.terms import How, compared, distance, mismatch, sensitivity
 
 KINDS = ("auto", "mse", "kl")
-Axes = tuple[tuple[int, Ints], ...]
+WEIGHTS = ("output", "features", "jacobian")
+TIME = "timestep"  # forward's argument
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class Distillation:
         kind: "mse", "kl" (over the last axis), or "auto": KL for what the model calls `logits`, and for outputs whose
             log-softmax the loss takes (as cross entropy does), over that axis; else MSE.
         temperature: T.
+        jacobian: weight of the term of ‖J v‖; it costs one more forward of both models a step.
+        projections: compare all features of the dense model with a learned linear map of those that the student has,
+            layer by layer; the maps train along at ten times the rate and are not part of the result.
+        unconditional: what stands for "no condition", by argument of forward (`{"class_labels": 1000}`, or the text
+            embeddings of an empty prompt, of one sample): outputs are compared for it, too, which guidance reads as
+            much as those under the condition.  It costs one more forward of both models.
+        timesteps: weigh every sample's terms by its time in a diffusion process, in multiples of the mean: a
+            `Timesteps`, or the name of its rule ("uniform", "snr"); None: all alike.
     """
 
     output: float = 1.0
@@ -56,27 +66,26 @@ class Distillation:
     layers: tuple[str, ...] = ()
     kind: str = "auto"
     temperature: float = 1.0
+    jacobian: float = 0.0
+    projections: bool = False
+    unconditional: Mapping[str, Any] | None = None
+    timesteps: str | Timesteps | None = None
 
     def __post_init__(self) -> None:
         layers = SEVERAL.raising(InputsError)
         require_fields(self, output=NUMBER, features=NUMBER, layers=layers, kind=TEXT, temperature=POSITIVE)
+        require_fields(self, jacobian=NUMBER, projections=FLAG, unconditional=MAPPING.or_none)
         if self.kind not in KINDS:
             raise InputsError(f"kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
-        for name in ("output", "features"):
+        for name in WEIGHTS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputsError(f"{name}={getattr(self, name)} is a weight: pass a finite number, not below 0")
         if not 0 < self.temperature < math.inf:
             raise InputsError(f"temperature={self.temperature} must be finite and above 0")
-
-
-@dataclass
-class _Call:
-    """One call of a model: what it was given, what it gave, and features by layer."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
-    features: dict[str, Tensor]
+        if self.projections and not self.features:
+            raise InputsError("projections=True is for features, whose weight is 0: pass features=, such as 1.0")
+        if self.timesteps is not None and chosen(self.timesteps).rule == "threshold":
+            raise InputsError('timesteps="threshold" measures the loss, and no teacher does: pass "snr" or a callable')
 
 
 class Teacher:
@@ -87,17 +96,30 @@ class Teacher:
         graph: its channels; only features need them.
         options: what to learn from it.
         required: raise where the loss or the model leaves nothing to learn from; otherwise warn, and go on without.
+        process: of a diffusion model, for `timesteps`.
+
+    Attributes:
+        projections: what trains along with the student; None without.
 
     Raises:
-        InputsError: a layer is unknown or gives no single tensor; or none is found; or features without a graph.
+        InputsError: a layer is unknown or gives no single tensor; or none is found; or features without a graph; or
+            timesteps without a process.
     """
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph | None, options: Distillation, required: bool = True
+        self,
+        model: nn.Module,
+        graph: ChannelGraph | None,
+        options: Distillation,
+        required: bool = True,
+        process: Process | None = None,
     ) -> None:
         self.options, self.required, self.idle = options, required, False
+        self.weighing = _weighing(options.timesteps, process)
         self.model = model.eval().requires_grad_(False)
-        self.sites: dict[str, Axes] = _chosen(model, graph, options.layers) if options.features else {}
+        self.sites: dict[str, Axes] = chosen_sites(model, graph, options.layers) if options.features else {}
+        place = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.projections = Projections(self.sites, place) if options.projections else None
         self.mask: Tensor | None = None
         self.keep: npt.NDArray[Any] | None = None
 
@@ -107,15 +129,17 @@ class Teacher:
             self.mask = torch.from_numpy(mask).float()
             self.mask[0] = 1.0
 
-    def cut(self, keep: npt.NDArray[Any]) -> None:
+    def cut(self, keep: npt.NDArray[Any], optimizer: torch.optim.Optimizer | None = None) -> None:
         """The student has lost its channels: compare with what the teacher has of the others."""
         self.mask, self.keep = None, keep
+        if self.projections is not None:
+            self.projections.cut(keep, optimizer)
 
     def loss(self, student: nn.Module, task: Callable[[], Tensor]) -> Tensor:
         """What `task` returns, with the terms of distillation for every call of the student in it."""
         if self.idle:
             return task()
-        with self._watched(student) as calls:
+        with watched(student, self.sites, random=self.options.jacobian > 0) as calls:
             value = task()
         try:
             if not calls:
@@ -123,7 +147,7 @@ class Teacher:
                     f"the loss does not call the {type(student).__name__} itself, so that its outputs cannot be "
                     "compared with the dense model's; call model(...) in the loss, or pass distill=None"
                 )
-            return value + sum((self._term(call, value) for call in calls), torch.zeros_like(value))
+            return value + sum((self._terms(student, call, value) for call in calls), torch.zeros_like(value))
         except InputsError as e:
             if self.required:
                 raise
@@ -131,38 +155,50 @@ class Teacher:
             warnings.warn(f"this run trains without the dense model's outputs: {e}", stacklevel=2)
             return value
 
-    def _term(self, call: _Call, value: Tensor) -> Tensor:
-        with torch.no_grad(), self._watched(self.model) as seen:
-            self.model(*call.args, **call.kwargs)
-        (teacher,) = seen
-        total = self.options.output * self._outputs(call.out, teacher.out, value)
+    def _terms(self, student: nn.Module, call: Call, value: Tensor) -> Tensor:
+        options, weights = self.options, self._weights(student, call)
+        with torch.no_grad(), watched(self.model, self.sites) as seen:
+            again(self.model, call)
+        (taught,) = seen
+        how = compared(call.out, value, options.kind)
+        total = options.output * distance(call.out, taught.out, how, options.temperature, weights)
         if self.sites:
-            each = [self._feature(n, call.features[n], teacher.features[n]) for n in self.sites]
-            total = total + self.options.features * torch.stack(each).mean()
+            each = [self._feature(n, call.features[n], taught.features[n], weights) for n in self.sites]
+            total = total + options.features * torch.stack(each).mean()
+        if options.jacobian:
+            total = total + options.jacobian * self._jacobian(student, call, taught.out, weights)
+        if options.unconditional:
+            total = total + options.output * self._without_condition(student, call, how, weights)
         return total
 
-    def _outputs(self, student: Any, teacher: Any, value: Tensor) -> Tensor:
-        kind, t = self.options.kind, self.options.temperature
-        logits = getattr(student, "logits", None)
-        if kind != "mse" and isinstance(logits, Tensor):
-            return _divergence(logits, teacher.logits, t)
-        ours, theirs = pytree.tree_leaves(student), pytree.tree_leaves(teacher)
-        if list(map(_shape, ours)) != list(map(_shape, theirs)):
+    def _weights(self, student: nn.Module, call: Call) -> Tensor | None:
+        """(n,), of the samples of a call."""
+        if self.weighing is None:
+            return None
+        times = call.argument(student, TIME)
+        if not isinstance(times, Tensor) or not times.dim():
             raise InputsError(
-                "the model's outputs in training are not of the structure and shapes of the dense model's in eval mode"
+                f"Distillation(timesteps=...) needs each sample's time, and the loss calls the "
+                f"{type(student).__name__} without a tensor {TIME}= of them"
             )
-        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if _is_float(a)]
-        if not pairs:
-            raise InputsError("the model gives no floating-point tensor, so there is no output to learn from")
-        axes = (
-            softmax_axes(value, [a for a, _ in pairs])
-            if kind == "auto"
-            else [-1 if kind == "kl" else None] * len(pairs)
-        )
-        terms = [_error(*p) if axis is None else _divergence(*p, t, axis) for p, axis in zip(pairs, axes, strict=True)]
-        return torch.stack(terms).sum()
+        return self.weighing(times)
 
-    def _feature(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
+    def _jacobian(self, student: nn.Module, call: Call, taught: Any, weights: Tensor | None) -> Tensor:
+        there, step = call.moved(student)
+        ours = sensitivity(again(student, there), call.out, step)
+        with torch.no_grad():
+            theirs = sensitivity(again(self.model, there), taught, step)
+        return mismatch(ours, theirs, weights)
+
+    def _without_condition(self, student: nn.Module, call: Call, how: How, weights: Tensor | None) -> Tensor:
+        free = call.unconditional(student, self.options.unconditional or {})
+        with torch.no_grad():
+            taught = again(self.model, free)
+        return distance(again(student, free), taught, how, self.options.temperature, weights)
+
+    def _feature(self, name: str, student: Tensor, teacher: Tensor, samples: Tensor | None) -> Tensor:
+        if self.projections is not None and name in self.projections.axes:
+            return _relative(self.projections.projected(name, student, self.mask), teacher, None, samples)
         weight = torch.ones((), device=teacher.device)
         for axis, components in self.sites[name]:
             shape = [1] * teacher.dim()
@@ -172,93 +208,29 @@ class Teacher:
                 teacher = teacher.index_select(axis, kept.to(teacher.device))
             elif self.mask is not None:
                 weight = weight * self.mask[torch.from_numpy(components)].to(teacher.device).view(shape)
-        error, size = (student.float() - teacher.float()).square(), teacher.float().square()
-        return (weight * error).sum() / (weight * size).sum().clamp_min(torch.finfo(torch.float32).tiny)
-
-    @contextlib.contextmanager
-    def _watched(self, model: nn.Module) -> Iterator[list[_Call]]:
-        """Within, every call of the model is written down."""
-        calls: list[_Call] = []
-        now: dict[str, Tensor] = {}
-
-        def called(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            calls.append(_Call(args, kwargs, out, dict(now)))
-            now.clear()
-
-        def keeping(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            return lambda _module, _args, out: now.__setitem__(name, out)
-
-        with contextlib.ExitStack() as stack:
-            for name in self.sites:
-                handle = model.get_submodule(name).register_forward_hook(keeping(name))
-                stack.callback(handle.remove)
-            stack.callback(model.register_forward_hook(called, with_kwargs=True).remove)
-            yield calls
+        return _relative(student, teacher, weight, samples)
 
 
-def _shape(value: Any) -> torch.Size | None:
-    return value.shape if isinstance(value, Tensor) else None
+def _weighing(timesteps: str | Timesteps | None, process: Process | None) -> Callable[[Tensor], Tensor] | None:
+    """How samples count by their times; None: all alike."""
+    if timesteps is None:
+        return None
+    if process is None:
+        raise InputsError("Distillation(timesteps=...) is for diffusion models, and this is none: leave it out")
+    density = chosen(timesteps).density(process, lambda times: torch.ones(len(times)))
+    return lambda times: density.weight(process.shares(times))
 
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _divergence(student: Tensor, teacher: Tensor, t: float, axis: int = -1) -> Tensor:
-    a, b = (F.log_softmax(z.float().movedim(axis, -1) / t, -1).flatten(0, -2) for z in (student, teacher))
-    return F.kl_div(a, b, reduction="batchmean", log_target=True) * t * t
-
-
-def _error(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.mse_loss(student.float(), teacher.float())
-
-
-# ---- where features are -------------------------------------------------------------------------------------------
-
-
-def _chosen(model: nn.Module, graph: ChannelGraph | None, layers: tuple[str, ...]) -> dict[str, Axes]:
-    if graph is None:
-        raise InputsError("features= knows one cut only, and attention='both' makes two; prune heads, or head_dim")
-    sites = feature_sites(graph)
-    names = layers or tuple(_blocks(model, sites, ""))
-    if not names:
-        raise InputsError(
-            f"no element of a ModuleList or Sequential in this {type(model).__name__} gives one tensor; name modules "
-            "with Distillation(layers=...)"
-        )
-    known = dict(model.named_modules())
-    for name in names:
-        if name not in sites:
-            why = "runs more than once, or gives something else than one tensor" if name in known else "is not there"
-            raise InputsError(f"the layer {name!r} of this {type(model).__name__} {why}; name another one")
-    return {name: sites[name] for name in names}
-
-
-def _blocks(model: nn.Module, sites: Mapping[str, Axes], path: str) -> Iterator[str]:
-    listed = isinstance(model, (nn.ModuleList, nn.Sequential))
-    for name, child in model.named_children():
-        full = f"{path}.{name}" if path else name
-        if listed and full in sites:
-            yield full
-        else:
-            yield from _blocks(child, sites, full)
-
-
-def feature_sites(graph: ChannelGraph) -> dict[str, Axes]:
-    """Modules that run once and give one floating-point tensor, with the live axes of it and their components."""
-    inside: dict[str, set[fx.Node]] = defaultdict(set)
-    runs: dict[str, set[str]] = defaultdict(set)
-    for node in graph.traced.graph.nodes:
-        for path, run in module_runs(node):
-            inside[path].add(node)
-            runs[path].add(run)
-    ends = {o for o in graph.traced.outputs if isinstance(o, fx.Node)}
-    out: dict[str, Axes] = {}
-    for path, nodes in inside.items():
-        given = [n for n in nodes if n in ends or any(user not in nodes for user in n.users)]
-        value = given[0].meta.get("val") if len(given) == 1 else None
-        if path and len(runs[path]) == 1 and isinstance(value, Tensor) and value.is_floating_point():
-            labels = graph.env[given[0]]
-            axes = [(d, graph.component[a]) for d, a in enumerate(labels) if a is not None]
-            out[path] = tuple((d, c) for d, c in axes if c.any())
-    return out
+def _relative(student: Tensor, teacher: Tensor, weight: Tensor | None, samples: Tensor | None) -> Tensor:
+    """Σ w s (f − f_T)² / Σ w f_T², with weights of features and of samples."""
+    error, size = (student.float() - teacher.float()).square(), teacher.float().square()
+    if weight is not None:
+        error, size = weight * error, weight * size
+    if samples is not None:
+        if len(samples) != len(error):
+            raise InputsError(
+                f"Distillation(timesteps=...) weighs {len(samples)} samples, and features have the shape "
+                f"{tuple(error.shape)}; name other layers="
+            )
+        error = error * samples.to(error.dtype).reshape(-1, *(1,) * (error.dim() - 1))
+    return error.sum() / size.sum().clamp_min(torch.finfo(torch.float32).tiny)

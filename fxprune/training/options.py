@@ -217,6 +217,8 @@ class Objective(nn.Module):
     def __init__(self, net: nn.Module, loss: Loss, teacher: Teacher | None) -> None:
         super().__init__()
         self.net, self.loss, self.teacher = net, loss, teacher
+        projections = None if teacher is None else teacher.projections
+        self.projections = None if projections is None else projections.matrices  # DDP shares their gradients
 
     def forward(self, batch: Any) -> Tensor:
         """The loss of a batch, shape ()."""

@@ -19,6 +19,7 @@ from fxprune.arguments import COUNT, MAPPING, MODULE, Kind, read_from, takes
 from fxprune.errors import CriterionError, InputsError, PluginError, SaveError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole
+from fxprune.graph.offloading import require_unmoved
 from fxprune.graph.outputs import Wanted
 from fxprune.graph.turns import in_turn
 from fxprune.masking.live import LiveMasks
@@ -136,6 +137,7 @@ class Pruner(Generic[M]):
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         require_whole(self.net)
+        require_unmoved(self.net)
         adapter = seeing(find_adapter(self.net), timesteps)
         self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
         self.loss = loss or adapter.loss_of(self.net, seed)

@@ -37,9 +37,10 @@ from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import batch_size
 from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.average import Average
-from fxprune.training.checkpoints import kept, saved_beside
+from fxprune.training.checkpoints import kept, of_this_version, saved_beside
 from fxprune.training.display import bar
 from fxprune.training.distillation import Teacher
+from fxprune.training.features import Projections
 from fxprune.training.options import AUTO, Objective, Training, set_rate, suit
 from fxprune.training.pruner import Pruner
 from fxprune.training.scheduler import Scheduler
@@ -94,6 +95,7 @@ class Run:
         self.given, self.back = adapter.unwrap(model)
         require_whole(self.given)
         self.scoring, self.loss = losses_of(adapter, model, order)
+        self.process = adapter.process(model)
         self.accelerator = accelerator_for(training)
         self.checkpoints = checkpoints_of(training, self.accelerator)
         self.shown = order.progress and self.accelerator.is_main_process
@@ -133,18 +135,25 @@ class Run:
 
     def _start(self) -> None:
         """Up to the first step, or to where a checkpoint was taken."""
-        held = self._held()
-        plans = tuple(map(Plan.from_json, held[0]["plans"])) if held else ()
+        path = self.checkpoints.latest() if self.checkpoints else None
+        held = self.checkpoints.read(path, self.name) if self.checkpoints and path else None
+        plans: tuple[Plan, ...] = ()
+        if held and path:
+            with of_this_version(path):
+                plans = tuple(map(Plan.from_json, held[0]["plans"]))
         if plans or self.scheduler.at_once:
             self._cut_first(plans)
         else:
             self._mask()
         self.net.train()
         self.optimizer = self.training.made(self.net.parameters())
+        if self.projections is not None:
+            self.projections.join(self.optimizer, own=self.training.optimizer is not None)
         self.average = Average(self.net, self.training.ema_decay) if self.training.ema_decay is not None else None
         self._prepare()
-        if held:
-            self._resume(*held)
+        if held and path:
+            with of_this_version(path):
+                self._resume(*held)
 
     def _mask(self) -> None:
         """Put the masks on."""
@@ -199,7 +208,11 @@ class Run:
         options = self.training.distillation
         if options is None:
             return None
-        return Teacher(dense, graph, options, required=self.training.distill != AUTO)
+        return Teacher(dense, graph, options, self.training.distill != AUTO, self.process)
+
+    @property
+    def projections(self) -> Projections | None:
+        return self.teacher.projections if self.teacher is not None else None
 
     def _prepare(self) -> None:
         """Hand model and optimizer to accelerate, at the beginning and again after the hand-off."""
@@ -274,16 +287,18 @@ class Run:
     def _hand_off(self, pruner: Pruner[nn.Module]) -> None:
         plan = pruner.flow.plan
         self._sound()
+        aside = self.projections.aside(self.optimizer) if self.projections is not None else contextlib.nullcontext()
         try:
-            small = pruner.finish(
-                self.optimizer, self.average, verify=self.order.verify, strict=self.order.strict
-            ).train()
+            with aside:
+                small = pruner.finish(
+                    self.optimizer, self.average, verify=self.order.verify, strict=self.order.strict
+                ).train()
         except FxPruneError as e:
             raise kept(e, self.net, len(self.history), self._write) from e
         self.net = small
         self.plans, self.pruner = (report(self.net).plan,), None
         if self.teacher is not None:
-            self.teacher.cut(plan.kept(pruner.graph))
+            self.teacher.cut(plan.kept(pruner.graph), self.optimizer)
         self._prepare()
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
@@ -308,6 +323,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average and self.average.state_dict(),
             "scaler": scaler and scaler.state_dict(),
+            "projections": self.projections and [p.detach() for p in self.projections.matrices],
         }
 
     def _own(self) -> dict[str, Any]:
@@ -325,16 +341,13 @@ class Run:
         assert self.average is not None
         return [n for n, _ in self.net.named_buffers() if n in self.average.values]
 
-    def _held(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The last checkpoint."""
-        path = self.checkpoints.latest() if self.checkpoints else None
-        return self.checkpoints.read(path, self.name) if self.checkpoints and path else None
-
     def _resume(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
         self.net.load_state_dict(shared["model"])
         for name, buffer in self.net.named_buffers():
             buffer.copy_(own["buffers"][name])
         self.optimizer.load_state_dict(shared["optimizer"])
+        if self.projections is not None:
+            self.projections.load(shared["projections"])
         if self.average is not None:
             self.average.load_state_dict(shared["average"])
             self.average.values.update({n: own["averaged"][n].to(self.average.values[n]) for n in own["averaged"]})

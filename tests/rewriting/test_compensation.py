@@ -160,7 +160,7 @@ class Bad(Obs):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (None, r"'Bad\(damping=0.01\)': compensate\(\) returned a NoneType; return {tensor: new values}"),
+        (None, r"'Bad\(damping=0.01.*\)': compensate\(\) returned a NoneType; return {tensor: new values}"),
         ({"nope": torch.ones(1)}, "compensate\\(\\) returned 'nope', which is no tensor of the graph"),
         ({"e.weight": torch.ones(1)}, r"returned e.weight of shape \(1,\).* before pruning, \(2, 6\)"),
         ({"e.weight": torch.full((2, 6), torch.nan)}, "or with NaN; return finite values"),

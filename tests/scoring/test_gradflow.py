@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxprune.criteria.gradflow import GradFlow
 from fxprune.criteria.gradflow_preserving import GradFlowPreserving
 from fxprune.criteria.taylor import Taylor
-from fxprune.errors import CriterionError
+from fxprune.errors import CriterionError, InputsError
 from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import as_inputs
@@ -161,7 +161,7 @@ def test_the_order_has_no_jump_where_the_curvature_changes_sign() -> None:
 def test_a_zero_gradient_is_an_error_that_says_so() -> None:
     net, graph = chain()
     for criterion in (GradFlow(), GradFlow("finite_difference"), GradFlow(horizon=0), GradFlowPreserving()):
-        with pytest.raises(CriterionError, match=r"gradient of the loss is zero .* use criterion='magnitude'"):
+        with pytest.raises(InputsError, match=r"gradient of the loss is zero .* use criterion='magnitude'"):
             score(graph, net, criterion, data=[0.0], loss=quadratic)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import Distillation
-from fxprune.training.distillation import Teacher, feature_sites
+from fxprune.training.distillation import Teacher
+from fxprune.training.features import feature_sites
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 

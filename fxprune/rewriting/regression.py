@@ -1,0 +1,263 @@
+"""Weights corrected one after the other, on what the part that is pruned already gives them.
+
+For a layer y = W x + b of the model, x' what the same layer reads in the small model, and K the columns that stay:
+
+    min over W', b'  Σ ‖W x + b − W' x' − b'‖² + λ ‖W' − W_K‖²      λ = damping · mean square of x'
+
+    (W' b') = ((W b) E[x̂ x̂'ᵀ] + λ (W_K b)) (E[x̂' x̂'ᵀ] + λ)⁻¹      with x̂ = (x, 1), and λ = 0 for the 1
+
+so that every layer makes up for its own lost inputs and for what the layers before it could not.  A convolution's
+columns are all taps of its kernel.  Layers go in the order in which they run, some at a time: for each such package
+both models run over the data once.
+
+Source: Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022; He et al., Channel Pruning for Accelerating Very
+Deep Neural Networks, ICCV 2017.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import CriterionError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.planning.plan import Plan
+from fxprune.rewriting.rewrite import UnsolvedError, rewrite
+from fxprune.rewriting.slicing import kept_positions, temperature_folds
+from fxprune.scoring import distributed as ranks
+from fxprune.scoring.context import Context
+from fxprune.scoring.observation import Call
+
+LARGEST = 4608  # columns whose moments are held; of wider convolutions taps are corrected each for itself
+ROWS = 4096  # samples and places of a call that are looked at, the same in both models
+DRIFT = 1e-10  # share of an input's square below which it is what it was
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A weight that is corrected: the axis that it reads, and its bias ("" without)."""
+
+    weight: str
+    axis: int
+    groups: int
+    bias: str
+    wide: bool  # the columns are all taps
+
+
+@dataclass
+class Found:
+    """A reader that was met, how often it ran, and the number of the input that it reads; none if it stays as it is."""
+
+    reader: Reader | None
+    source: int
+    calls: int = 0
+
+
+class Enough(Exception):
+    """Ends a run in which all that is wanted has been seen."""
+
+
+@dataclass
+class Sums:
+    """Moments of one reader over the data."""
+
+    own: Tensor | float = 0.0  # x̂' x̂'ᵀ, (groups, columns, columns)
+    cross: Tensor | float = 0.0  # x̂ x̂'ᵀ
+    drift: Tensor | float = 0.0
+    size: Tensor | float = 0.0
+
+
+@dataclass
+class Pass:
+    """Inputs of some readers in one run, in order."""
+
+    package: dict[str, Found]
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __call__(self, call: Call) -> None:
+        """Keep what a call reads: (groups, columns, samples and places)."""
+        found = self.package.get(call.weight)
+        reader = None if found is None else found.reader
+        if reader is None or call.inputs is None:
+            return
+        x = call.unfolded() if reader.wide and call.unfolded is not None else call.inputs
+        x = x.float().reshape(len(x), call.groups, -1, x.shape[-1]).permute(1, 2, 0, 3).flatten(2)
+        if x.shape[2] > ROWS:  # more places tell little more
+            some = torch.randperm(x.shape[2], generator=torch.Generator().manual_seed(0))[:ROWS]
+            x = x[:, :, some.to(x.device)]
+        held = self.inputs.setdefault(call.weight, [])
+        held.append(torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x)
+        if all(len(self.inputs.get(name, ())) >= f.calls for name, f in self.package.items()):
+            raise Enough
+
+
+def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[str, Tensor]:
+    """Weight or bias -> new values, of the shape before pruning; where nothing changes, none.
+
+    Args:
+        ctx: model and data.
+        plan: what goes.
+        damping: λ, relative to the mean square of what a layer reads.
+        together: inputs in a package; layers that read the same one go together.
+
+    Raises:
+        CriterionError: what a layer reads holds NaN or infinite values.
+    """
+    keep = plan.kept(ctx.graph)
+    small = _small(ctx.model, ctx.graph, plan)
+    held = {**dict(small.named_buffers()), **dict(small.named_parameters())}
+    folded = {name for fold in temperature_folds(ctx.graph, keep) for name in fold.names}
+    new: dict[str, Tensor] = {}
+    for package in _packages(_readers(ctx, folded), together):
+        for reader, sums in _moments(ctx, small, package):
+            made = _solved(ctx, reader, sums, kept_positions(ctx.graph, reader.weight, keep), damping)
+            for name, full in made.items():
+                _put(held[name], full, kept_positions(ctx.graph, name, keep))
+                new[name] = full
+    return new
+
+
+def _small(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
+    try:
+        return rewrite(model, graph, plan).model.eval()
+    except UnsolvedError:
+        return rewrite(model, graph, plan, forward="graph").model.eval()
+
+
+def _readers(ctx: Context, folded: set[str]) -> dict[str, Found]:
+    """Every weight that reads one axis alone, in the order in which they run."""
+    every: dict[str, Found] = {}
+    last: list[Tensor] = []  # alive, so that no other tensor has its place
+
+    def visit(call: Call) -> None:
+        same = bool(last) and call.inputs is not None and _is(last[0], call.inputs)
+        source = max((f.source for f in every.values()), default=0) + (not same)
+        last[:] = [] if call.inputs is None else [call.inputs]
+        reader = _reader(ctx, call) if not {call.weight, call.bias} & folded else None
+        held = every.setdefault(call.weight, Found(reader, source))
+        held.calls += 1
+        held.reader = held.reader if held.reader == reader else None
+
+    first = next(iter(ctx.batches))
+    replace(ctx, data=[first], memo={}, progress=False).observe(visit, "")
+    found = {name: f for name, f in every.items() if f.reader is not None}
+    biases = [f.reader.bias for f in found.values() if f.reader is not None]
+    for f in found.values():
+        if f.reader is not None and f.reader.bias and biases.count(f.reader.bias) > 1:
+            f.reader = replace(f.reader, bias="")
+    return found
+
+
+def _reader(ctx: Context, call: Call) -> Reader | None:
+    weight = ctx.tensors[call.weight]
+    if call.inputs is None or (call.reads == 0 and call.groups > 1):
+        return None
+    wide = call.unfolded is not None and weight[0].numel() <= LARGEST
+    linear = call.unfolded is None and call.reads == 1 and weight.dim() == 2
+    return Reader(call.weight, call.reads, call.groups, call.bias if wide or linear else "", wide)
+
+
+def _is(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def _packages(found: dict[str, Found], together: int) -> Iterator[dict[str, Found]]:
+    sources = sorted({f.source for f in found.values()})
+    for start in range(0, len(sources), together):
+        mine = sources[start : start + together]
+        yield {name: f for name, f in found.items() if f.source in mine}
+
+
+def _moments(ctx: Context, small: nn.Module, package: dict[str, Found]) -> Iterator[tuple[Reader, Sums]]:
+    """Both models over all batches; one reader's moments after the other."""
+    every = {name: Sums() for name in package}
+    for number, batch in enumerate(ctx.track(f"correction of {next(iter(package))}, ...")):
+        one = {"data": [batch], "seed": ctx.seed + number, "memo": {}, "progress": False}
+        before, after = Pass(package), Pass(package)
+        for seen, model in ((before, ctx.model), (after, small)):
+            with contextlib.suppress(Enough):
+                replace(ctx, **one, model=model).observe(seen, "")  # type: ignore[arg-type]
+        for name in package:
+            for x, y in zip(before.inputs.get(name, ()), after.inputs.get(name, ()), strict=False):
+                _add(every[name], x, y)
+    for name, found in package.items():
+        if found.reader is not None and isinstance(every[name].own, Tensor):
+            ranks.add_up(vars(every[name]).values())
+            yield found.reader, every[name]
+
+
+def _add(sums: Sums, x: Tensor, y: Tensor) -> None:
+    if x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+        return  # groups have gone, or places: nothing to compare
+    sums.own = sums.own + y @ y.mT
+    sums.cross = sums.cross + x @ y.mT
+    sums.size = sums.size + x.square().sum()
+    same = x.shape == y.shape
+    sums.drift = sums.drift + ((x - y).square().sum() if same else x.square().sum())
+
+
+def _solved(ctx: Context, reader: Reader, sums: Sums, kept: list[Tensor | None], damping: float) -> dict[str, Tensor]:
+    """The new weight and bias, of full size."""
+    weight = ctx.tensors[reader.weight].detach()
+    own, cross = torch.as_tensor(sums.own).double(), torch.as_tensor(sums.cross).double()
+    if not bool(torch.isfinite(cross).all()):
+        raise CriterionError(
+            f"{ctx.who}: the input of {reader.weight} holds NaN or infinite values; check weights and data"
+        )
+    if kept[reader.axis] is None and float(sums.drift) <= DRIFT * float(sums.size):
+        return {}
+    columns = _columns(weight, reader)
+    positions = _positions(columns.shape[1], weight.shape[reader.axis], kept[reader.axis]).to(weight.device)
+    bias = ctx.tensors[reader.bias].detach().double().reshape(reader.groups, 1, -1) if reader.bias else None
+    whole = columns if bias is None else torch.cat([columns, bias], 1)
+    stays = columns[:, positions] if bias is None else torch.cat([columns[:, positions], bias], 1)
+    n = len(positions)
+    square = own.diagonal(dim1=1, dim2=2)[:, :n].mean(1).clamp_min(torch.finfo(own.dtype).tiny)
+    ridge = torch.zeros_like(own)
+    ridge.diagonal(dim1=1, dim2=2)[:, :n] = (damping * square)[:, None]
+    ridge.diagonal(dim1=1, dim2=2)[:, n:] = 1e-12 * square[:, None]  # a mean is always known
+    made = torch.linalg.solve(own + ridge, cross.mT @ whole + ridge @ stays)
+    columns[:, positions] = made[:, :n]
+    out = {reader.weight: _weight(columns, weight, reader)}
+    if bias is not None:
+        out[reader.bias] = made[:, n].reshape(-1).to(ctx.tensors[reader.bias].dtype)
+    return out
+
+
+def _positions(columns: int, channels: int, kept: Tensor | None) -> Tensor:
+    """Columns of the channels that stay, taps and all."""
+    every = torch.arange(columns).reshape(channels, -1)
+    return (every if kept is None else every[kept]).flatten()
+
+
+def _put(tensor: Tensor, full: Tensor, kept: Iterable[Tensor | None]) -> None:
+    for d, positions in enumerate(kept):
+        if positions is not None:
+            full = full.index_select(d, positions.to(full.device))
+    with torch.no_grad():
+        tensor.copy_(full)
+
+
+def _columns(weight: Tensor, reader: Reader) -> Tensor:
+    """(groups, columns, what each is multiplied to) of a weight, a copy in double precision."""
+    wide = weight.double()
+    if reader.wide:
+        return wide.reshape(reader.groups, -1, wide[0].numel()).transpose(1, 2).clone()
+    if reader.groups == 1:
+        return wide.movedim(reader.axis, 0).flatten(1)[None].clone()
+    return wide.reshape(reader.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(2).clone()
+
+
+def _weight(columns: Tensor, weight: Tensor, reader: Reader) -> Tensor:
+    """The weight that these are the columns of."""
+    if reader.wide:
+        return columns.transpose(1, 2).reshape(weight.shape).to(weight.dtype)
+    if reader.groups == 1:
+        rest = [n for d, n in enumerate(weight.shape) if d != reader.axis]
+        return columns[0].reshape(-1, *rest).movedim(0, reader.axis).to(weight.dtype)
+    taps = columns.reshape(*columns.shape[:2], -1, *weight.shape[2:])
+    return taps.transpose(1, 2).flatten(0, 1).to(weight.dtype)

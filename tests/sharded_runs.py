@@ -1,0 +1,85 @@
+"""What the test of FSDP starts in processes of their own: torchrun ... sharded_runs.py DIR."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+DATA = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
+SCORED = ("magnitude", "taylor", "snip", "bn_scale")
+REFUSED = ("wanda", "gradflow", "fisher", "diff_pruning")
+
+
+class Net(nn.Module):
+    """Widths that four processes do not divide, a shared weight, and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 17), nn.Linear(17, 17), nn.Linear(17, 17)
+        self.norm, self.last = nn.BatchNorm1d(17), nn.Linear(17, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.second(torch.relu(self.first(x))))
+        out: Tensor = self.last(torch.relu(self.norm(self.third(h))))
+        return out
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    made = Net()
+    nn.init.normal_(made.norm.weight)
+    return made
+
+
+def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    out: Tensor = model(batch)
+    return out.square().mean()
+
+
+def scored(model: nn.Module, criterion: str, data: list[Tensor]) -> tuple[fxprune.Scores, str]:
+    """Scores, and the plan made of them; the graph is that of the whole model."""
+    graph = fxprune.trace(net(), DATA[0])
+    scores = fxprune.score(graph, model, criterion, data=data, loss=loss)
+    return scores, fxprune.plan(graph, scores, 0.4).to_json()
+
+
+def main(folder: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    rank, number = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    model = net()
+    for layer in (model.first, model.second):
+        fully_shard(layer)
+    fully_shard(model)
+    own = [batch.chunk(number)[rank] for batch in DATA]
+    before = [p.full_tensor() for p in model.parameters()]  # type: ignore[attr-defined]
+    told: dict[str, Any] = {}
+    for criterion in SCORED:
+        scores, plan = scored(model, criterion, own)
+        told[criterion] = {"plan": plan, "scores": {n: v.tolist() for n, v in scores.values.items()}}
+        assert all(p.grad is None for p in model.parameters())
+    model(own[0])  # after which the parameters of the root are whole
+    told["again"] = scored(model, "magnitude", own)[1]
+    for criterion in REFUSED:
+        try:
+            scored(model, criterion, own)
+        except fxprune.InputsError as e:
+            told[criterion] = str(e)
+    after = [p.full_tensor() for p in model.parameters()]  # type: ignore[attr-defined]
+    told["kept"] = all(map(torch.equal, before, after))
+    Path(folder, f"told-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    main(sys.argv[1])
