@@ -6,14 +6,14 @@ import abc
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxprune.adapter import Adapter, Back, Constructor
+from fxprune.adapter import Adapter, Back, Constructor, Files
 from fxprune.adapters.autoencoding import Autoencoder
 from fxprune.adapters.denoising import ANYTIME, Denoiser
 from fxprune.adapters.encoding import Encoders
@@ -25,6 +25,7 @@ from fxprune.graph.modules import ExampleInputs, comes_from
 from fxprune.saving.stock import config_of
 from fxprune.scoring.context import Loss
 from fxprune.scoring.timesteps import Process, Timesteps, chosen
+from fxprune.sources.pictures import Pictures, captions_of, images_in, labels_of, loader
 
 PARTS = ("unet", "transformer")
 # input of a denoiser -> what kind of model gives it, and as which output
@@ -37,6 +38,7 @@ SIDE_OUTPUTS = {
     "down_intrablock_additional_residuals": ("", ""),
 }
 TEXT = "encoder_hidden_states"
+ENCODERS = ("vae", "vqvae")  # parts of a pipeline that make latents of images
 
 
 class DiffusersAdapter(Adapter):
@@ -147,6 +149,28 @@ class DiffusersAdapter(Adapter):
         noising = noising_of(getattr(given, "scheduler", None), task.noising)
         return task.calibration(model, noising, n, seed, progress, self.timesteps)
 
+    def batches(self, given: Any, files: Files) -> tuple[Iterable[Any], Loss | None]:
+        """Images in [-1, 1]; with captions where the pipeline reads prompts, with labels where the model takes classes.
+
+        Those of a latent model are as large as its pipeline's encoder makes latents of.
+        """
+        model, task = self._task_in(given)
+        if isinstance(task, Autoencoder):
+            return loader(Pictures(images_in(files.path), _of_three(model, task.image), {}), files), None
+        images = images_in(files.path)
+        beside: dict[str, Sequence[Any]] = {}
+        needed = task.conditions(1, torch.Generator().manual_seed(0)).keys() - task.made_up
+        if task.prompted is not None:
+            beside["prompt"] = captions_of(files.path, images)
+        elif "class_labels" in needed:
+            beside["class_labels"] = labels_of(files.path, images, _classes(model))
+        elif needed:
+            raise InputsError(
+                f"{type(model).__name__} takes {', '.join(sorted(needed))}, which a folder of images does not tell: "
+                "give the whole pipeline, whose encoders make them of captions, or pass data= in Python"
+            )
+        return loader(Pictures(images, _pixels(given, model, task.image), beside), files), None
+
     def trajectories(self, given: Any, steps: int, n: int, seed: int = 0) -> tuple[list[Any], Loss] | None:
         """Of the sampler that fits the pipeline's noise schedule; none for an autoencoder."""
         model, task = self._task_in(given)
@@ -176,6 +200,39 @@ def backbone(given: object) -> nn.Module | None:
         return given
     parts = (getattr(given, name, None) for name in PARTS)
     return next((p for p in parts if isinstance(p, nn.Module) and comes_from(p, "diffusers")), None)
+
+
+def _classes(model: nn.Module) -> int:
+    """How many classes a denoiser is conditioned on.
+
+    Raises:
+        InputsError: its config does not say.
+    """
+    config: Any = model.config
+    found = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    if not found:
+        raise InputsError(f"the config of {type(model).__name__} names no number of classes: pass data= in Python")
+    return int(found)
+
+
+def _pixels(given: Any, model: nn.Module, image: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape of the images that become a denoiser's samples: those samples, or what an encoder makes them of.
+
+    Raises:
+        InputsError: its samples are no images, and no encoder is there.
+    """
+    encoder = next((e for n in ENCODERS if (e := getattr(given, n, None)) is not None), None)
+    if encoder is None or len(image) != 3:
+        return _of_three(model, image)
+    factor = 2 ** (len(encoder.config.get("block_out_channels") or [1]) - 1)
+    times = int(getattr(given, "vae_scale_factor", None) or factor)
+    return (int(encoder.config["in_channels"]), image[1] * times, image[2] * times)
+
+
+def _of_three(model: nn.Module, image: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(image) != 3:
+        raise InputsError(f"{type(model).__name__} does not take images: pass data= in Python")
+    return (image[0], image[1], image[2])
 
 
 def unknown_inputs(model: nn.Module, what: str = "the inputs") -> InputsError:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.adapter import Adapter, Constructor
+from fxprune.adapter import Adapter, Constructor, Files
+from fxprune.adapters.likeness import alike
 from fxprune.adapters.tensors import draw
-from fxprune.errors import InputsError, SaveError
-from fxprune.graph.blocks import inside
+from fxprune.errors import FxPruneError, InputsError, SaveError
+from fxprune.graph.explain import meant
 from fxprune.graph.modules import ExampleInputs, comes_from, evaluating
-from fxprune.reporting.report import is_pruned, report
 from fxprune.rewriting.attributes import entry_of
-from fxprune.rewriting.skip import Skip
-from fxprune.saving.restore import integers
-from fxprune.saving.stock import empty_parameters
+from fxprune.saving.files import read_object
+from fxprune.saving.stock import CONFIG, bounded, empty_parameters
+from fxprune.scoring.context import Loss
+from fxprune.sources.data import classes_of, cross_entropy
+from fxprune.sources.pictures import HALF, Pictures, images_in, labels_of, loader
 from fxprune.stock.recall import called_with
 
 MOST_CHANNELS = 16  # a first convolution over more reads patches (space to depth), not the image's own channels
@@ -28,7 +31,7 @@ class TimmAdapter(Adapter):
     """Models of `timm.create_model`: one image of `pretrained_cfg["input_size"]`.
 
     A model made with another `img_size=` or `in_chans=` says so in its patch embedding or first convolution, and that
-    counts.  Knows no loss: timm models serve many tasks.
+    counts.  Knows no loss: timm models serve many tasks.  Images in sub-folders, one a class, are data for classifiers.
     """
 
     def recognises(self, given: object) -> bool:
@@ -113,9 +116,50 @@ class TimmAdapter(Adapter):
             given["num_classes"] = model.num_classes
         try:
             made = json.loads(json.dumps({"name": name, "arguments": given}))
-            return made if _alike(self.build(made), model) else None
+            return made if alike(self.build(made), model) else None
         except Exception:  # noqa: BLE001 - whatever was changed in it, the folder then asks for model=
             return None
+
+    def batches(self, given: Any, files: Files) -> tuple[Iterable[Any], Loss | None]:
+        """Images (n, C, H, W), less the mean and over the deviation of `pretrained_cfg`, and labels."""
+        images = images_in(files.path)
+        labels = labels_of(files.path, images, classes_of(given))
+        cfg: dict[str, Any] = dict(getattr(given, "pretrained_cfg", None) or {})
+        shape = self.example_inputs(given)[0].shape[1:]
+        norm = (cfg.get("mean") or HALF[0], cfg.get("std") or HALF[1])
+        if any(
+            isinstance(v, (tuple, list)) and len(v) not in (1, shape[0]) for v in norm
+        ):  # other colours than trained
+            norm = HALF
+        return loader(Pictures(images, tuple(shape), {"labels": labels}, norm), files), cross_entropy
+
+    def named(self, name: str, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
+        """`timm.create_model(name, **arguments)`."""
+        import timm
+
+        architecture = name.partition(".")[0]
+        if not timm.is_model(architecture):
+            raise InputsError(
+                f"timm {timm.__version__} has no model called {name!r:.60}{meant(architecture, timm.list_models())}"
+            )
+        made: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+        return made
+
+    def read(self, directory: Path) -> nn.Module | None:
+        """A folder as `timm.models.save_for_hf` writes it: its config.json names the architecture."""
+        name = read_object(directory / CONFIG).get("architecture") if (directory / CONFIG).is_file() else None
+        if not isinstance(name, str):
+            return None
+        import timm
+
+        try:
+            with bounded(directory):
+                made: nn.Module = timm.create_model(f"local-dir:{directory}", pretrained=True)
+        except FxPruneError:
+            raise
+        except Exception as e:
+            raise SaveError(f"{directory} cannot be read as timm's {name!r:.60}: {type(e).__name__}: {e}") from e
+        return made
 
     def build(self, config: dict[str, Any]) -> nn.Module:
         """The architecture of that name, parameters on the meta device.
@@ -180,31 +224,6 @@ def _width(model: nn.Module, name: str, old: tuple[int, ...], new: tuple[int, ..
     told = {n for o, n in zip(old[1:], new[1:], strict=False) if o == held[key]}
     changed = told - {held[key]}  # sizes of the image do not change
     return changed.pop() if len(changed) == 1 else held[key] if told and not changed else None
-
-
-def _alike(made: nn.Module, model: nn.Module) -> bool:
-    """Whether a model is one that was made so and pruned: the same modules with the same settings, no tensor larger."""
-    here, there = dict(model.named_modules()), dict(made.named_modules())
-    skipped = [p for p, m in here.items() if isinstance(m, Skip)]
-    there = {p: m for p, m in there.items() if not any(inside(p, s) and p != s for s in skipped)}
-    if list(here) != list(there):
-        return False
-    changed = {(c.path, c.name) for c in report(model).changes} if is_pruned(model) else set()
-    for path, module in here.items():
-        same = type(module) is type(there[path]) and _plain(module, path, changed) == _plain(there[path], path, changed)
-        if path not in skipped and not same:
-            return False
-    sizes = dict(made.state_dict(keep_vars=True))
-    return all(
-        name in sizes and t.dim() == sizes[name].dim() and all(map(int.__le__, t.shape, sizes[name].shape))
-        for name, t in model.state_dict(keep_vars=True).items()
-    )
-
-
-def _plain(module: nn.Module, path: str, changed: set[tuple[str, str]]) -> dict[str, Any]:
-    """A module's settings that pruning has not changed."""
-    held = {k: v for k, v in vars(module).items() if k != "training" and isinstance(v, (float, str, bool))}
-    return {k: v for k, v in {**integers(module), **held}.items() if (path, k) not in changed}
 
 
 def _answer(build: Callable[[dict[str, Any]], nn.Module], key: str, value: Any) -> str:

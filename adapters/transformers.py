@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.adapter import Adapter, Constructor
+from fxprune.adapter import Adapter, Constructor, Files
 from fxprune.adapters.tensors import draw, place
+from fxprune.adapters.wording import text_batches
 from fxprune.errors import InputsError, SaveError
 from fxprune.graph.modules import ExampleInputs, comes_from
+from fxprune.saving.files import read_object
+from fxprune.saving.stock import CONFIG, read_as
 from fxprune.scoring.context import Loss
+from fxprune.sources.pictures import HALF, Pictures, images_in, labels_of, loader
 from fxprune.stock.oracle import silenced
 
 TOKENS = 16
@@ -76,6 +81,21 @@ class TransformersAdapter(Adapter):
         """`model(**batch).loss`."""
         return _own_loss
 
+    def batches(self, given: Any, files: Files) -> tuple[Iterable[Any], Loss | None]:
+        """Text for a language model; images in sub-folders, one a class, for a classifier of images."""
+        if str(getattr(given, "main_input_name", "")) == "pixel_values":
+            return _image_batches(self, given, files), None
+        return text_batches(given, files), None
+
+    def read(self, directory: Path) -> nn.Module | None:
+        """A folder as `save_pretrained` writes it: its config.json names the class and the type of model."""
+        config = read_object(directory / CONFIG) if (directory / CONFIG).is_file() else {}
+        names = config.get("architectures")
+        if not isinstance(config.get("model_type"), str) or not isinstance(names, list) or not names:
+            return None
+        made: nn.Module = read_as(_class_called(names[0]), directory, {"local_files_only": True})
+        return made
+
     def constructor(self, model: nn.Module) -> Constructor:
         """The class, called with its config."""
         cls: Any = type(model)
@@ -111,17 +131,39 @@ class TransformersAdapter(Adapter):
         import transformers
         from accelerate import init_empty_weights
 
-        name = config.get("_class_name")
-        cls: Any = getattr(transformers, str(name), None)
-        known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
-        if not known:
-            raise SaveError(f"transformers has no model class called {name!r}; pass model= a stock module")
+        cls = _class_called(config.get("_class_name"))
         with init_empty_weights(include_buffers=False):
             model: nn.Module = cls(cls.config_class.from_dict(config["config"]))
         model.tie_weights()  # type: ignore[operator]  # each went to the meta device on its own
         if isinstance(settings := config.get("generation_config"), dict):
             model.generation_config = transformers.GenerationConfig.from_dict(settings)
         return model
+
+
+def _class_called(name: Any) -> Any:
+    """A model class of the installed transformers.
+
+    Raises:
+        SaveError: there is none of that name.
+    """
+    import transformers
+
+    cls: Any = getattr(transformers, str(name), None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise SaveError(f"transformers has no model class called {name!r}; pass model= a stock module")
+    return cls
+
+
+def _image_batches(adapter: Adapter, model: Any, files: Files) -> Iterable[Any]:
+    """Images and labels, prepared with the mean and the deviation that the model's folder names (else 0.5)."""
+    images, config = images_in(files.path), model.config
+    labels = labels_of(files.path, images, config.num_labels, getattr(config, "label2id", None))
+    given: Any = adapter.example_inputs(model)
+    file = Path(str(getattr(config, "_name_or_path", ""))) / "preprocessor_config.json"
+    told = read_object(file) if file.is_file() else {}
+    norm = (told.get("image_mean") or HALF[0], told.get("image_std") or HALF[1])
+    shape = tuple(given["pixel_values"].shape[1:])
+    return loader(Pictures(images, shape, {"labels": labels}, norm, entry="pixel_values"), files)
 
 
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:

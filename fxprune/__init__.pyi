@@ -90,6 +90,9 @@ from .scoring.score import (
     score as score,
 )
 from .scoring.timesteps import Timesteps as Timesteps
+from .sources.data import Data as Data
+from .sources.data import open_data as open_data
+from .sources.models import open_model as open_model
 from .studies.compare import compare as compare
 from .studies.comparison import Comparison as Comparison
 from .studies.family import Family as Family
@@ -125,6 +128,7 @@ __all__ = [
     "ChannelGraph",
     "Comparison",
     "CriterionError",
+    "Data",
     "Distillation",
     "Draft",
     "Energy",
@@ -160,6 +164,8 @@ __all__ = [
     "family",
     "load",
     "load_pipeline",
+    "open_data",
+    "open_model",
     "plan",
     "prune",
     "prune_folder",

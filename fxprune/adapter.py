@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from torch import nn
@@ -38,6 +39,25 @@ class Constructor:
     config: Mapping[str, Any]
     build: Callable[[dict[str, Any]], nn.Module] = field(repr=False)
     refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a user has on disk to score or train with.
+
+    Attributes:
+        path: a folder of images, or text.
+        batch: samples a batch.
+        shuffle: in another order every time, from torch's generator; else in one order, drawn from `seed`.
+        seed: see `shuffle`.
+        tokenizer: folder or name of a tokenizer; None: that of the model's own folder.
+    """
+
+    path: Path
+    batch: int = 16
+    shuffle: bool = False
+    seed: int = 0
+    tokenizer: str | None = None
 
 
 class Adapter(abc.ABC):
@@ -85,6 +105,37 @@ class Adapter(abc.ABC):
 
     def calibration(self, given: Any, n: int = 8, seed: int = 0, progress: bool = False) -> list[Any] | None:
         """Batches for `loss_of`, `n` samples in all, made without data from the model itself; None if impossible."""
+        return None
+
+    def batches(self, given: Any, files: Files) -> tuple[Iterable[Any], Loss | None]:
+        """Batches of a user's files, and the loss they are for; None: that of `loss_of`.
+
+        Raises:
+            InputsError: the family reads no files, or these are none that it reads.
+        """
+        raise InputsError(
+            f"fxprune knows no files of data for a {type(given).__name__}: pass data= and loss= in Python, or use a "
+            'criterion that needs no data, such as "magnitude"'
+        )
+
+    def named(self, name: str, arguments: Mapping[str, Any], pretrained: bool) -> nn.Module:
+        """The library's own model of that name, for `fxprune.open_model("<this adapter>:<name>")`.
+
+        Args:
+            arguments: what else its maker takes.
+            pretrained: with the weights that the library fetches for it.
+
+        Raises:
+            InputsError: the library has no model of that name.
+        """
+        raise InputsError(f"{type(self).__name__} makes no model by name; pass the folder of one")
+
+    def read(self, directory: Path) -> nn.Module | None:
+        """The model in a folder as the library itself writes it; None where the folder is not of this family.
+
+        Raises:
+            SaveError: it is of this family, and damaged.
+        """
         return None
 
     def trajectories(self, given: Any, steps: int, n: int, seed: int = 0) -> tuple[list[Any], Loss] | None:

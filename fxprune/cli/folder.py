@@ -1,34 +1,89 @@
-"""The DIR of a command: the model or pipeline in it, on the device that was asked for."""
+"""What commands do with models and folders: open, put on a device, read data for, save so that nothing is lost."""
 
 from __future__ import annotations
 
+import ast
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import typer
 
+from fxprune.cli.console import note
 from fxprune.errors import InputsError, SaveError
-from fxprune.saving import stock
 from fxprune.saving.folder import replacing
-from fxprune.saving.header import HEADER
-from fxprune.saving.save import load, save
+from fxprune.saving.save import save
+from fxprune.scoring.context import Loss
+from fxprune.sources.data import draws, open_data
+from fxprune.sources.models import open_model
 
-Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A diffusers pipeline or model, or a folder that fxprune wrote.")
-]
+WITHOUT_DATA = "magnitude"  # the criterion where the default one has no data to look at
 
 
-def open_folder(directory: Path) -> Any:
-    """The model or pipeline in a folder."""
-    if (directory / HEADER).is_file() or not directory.is_dir():
-        return load(directory)
-    if stock.is_stock_folder(directory):
-        return stock.read_folder(directory)
-    raise SaveError(
-        f"{directory} is neither a diffusers pipeline ({stock.INDEX}), nor a diffusers model ({stock.CONFIG}), nor a "
-        f"folder that fxprune wrote ({HEADER})"
+class Given(NamedTuple):
+    """Batches and a loss, where there are some, and the criterion to rank by."""
+
+    batches: Iterable[Any] | None
+    loss: Loss | None
+    criterion: str
+
+
+def opened(model: str, weights: Path | None, arguments: Iterable[str] | None, device: str) -> Any:
+    """The model or pipeline that a command works on."""
+    return on_device(open_model(model, weights=weights, arguments=_arguments(arguments) or None), device)
+
+
+def _arguments(given: Iterable[str] | None) -> dict[str, Any]:
+    """NAME=VALUE items; values as Python writes numbers, lists, True and None, else text."""
+    out: dict[str, Any] = {}
+    for item in given or ():
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputsError(f"--argument {item} is not of the form NAME=VALUE, such as in_chans=1")
+        try:
+            out[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            out[name] = text
+    return out
+
+
+def data_for(
+    ctx: typer.Context,
+    model: Any,
+    path: Path | None,
+    criterion: str,
+    *,
+    batch: int = 16,
+    shuffle: bool = False,
+    seed: int = 0,
+    tokenizer: Path | None = None,
+) -> Given:
+    """What a criterion looks at; where there is nothing and none was asked for, one that needs nothing."""
+    if path is not None:
+        found = open_data(model, path, batch=batch, shuffle=shuffle, seed=seed, tokenizer=tokenizer)
+        return Given(found.batches, found.loss, criterion)
+    asked = (source := ctx.get_parameter_source("criterion")) is not None and source.name != "DEFAULT"
+    if asked or draws(model):
+        return Given(None, None, criterion)
+    note(
+        f"note: a {type(model).__name__} draws no data itself, so channels are ranked by {WITHOUT_DATA}; --data "
+        f"lets {criterion} look at the model at work"
     )
+    return Given(None, None, WITHOUT_DATA)
+
+
+def require_data(model: Any, path: Path | None, what: str) -> None:
+    """Check that a loss can be measured.
+
+    Raises:
+        InputsError: there are no data to measure it on.
+    """
+    if path is None and not draws(model):
+        raise InputsError(
+            f"{what} measures a loss, and a {type(model).__name__} draws no data itself: pass --data, a folder of "
+            "images in sub-folders by class, or text for a language model"
+        )
 
 
 def writable(directory: Path) -> Path:
@@ -67,6 +122,10 @@ def saved_somewhere(model: Any, output: Path, stock: bool = False) -> None:
 
 
 def _save_stock(model: Any, output: Path) -> None:
+    if not hasattr(model, "save_pretrained"):
+        note(f"note: {type(model).__name__} has no save_pretrained, so fxprune writes the folder")
+        save(model, output)
+        return
     with replacing(output) as new:
         model.save_pretrained(new)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fxprune.adapter import find_adapter
-from fxprune.cli.console import out, print_plan, print_table, safe, told
-from fxprune.cli.folder import Folder, open_folder
+from fxprune.cli import options as o
+from fxprune.cli.console import plan_data, print_plan, print_table, say, told
+from fxprune.cli.folder import opened
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Group
 from fxprune.pruning.prune import trace
@@ -22,73 +23,83 @@ SHOWN = 20  # rows of a table without --all
 
 
 def inspect(
-    directory: Folder,
+    model: o.Model,
+    weights: o.Weights = None,
+    argument: o.Argument = None,
     every: Annotated[bool, typer.Option("--all", help="Every group, not only the largest ones.")] = False,
     explain: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Why this tensor or module is frozen, or what it goes with; repeatable."),
+        typer.Option(metavar="NAME,...", help="Why this tensor or module is frozen, or what it goes with."),
     ] = None,
     attention: Annotated[str, typer.Option(help="What an attention would lose: heads or head_dim.")] = "heads",
 ) -> None:
-    """Show what can be pruned in the model in DIR, what cannot and why, and how it was pruned if it was."""
-    with told():
+    """Show what can be pruned in MODEL, what cannot and why, and how it was pruned if it was.
+
+    Example: fxprune inspect small --explain conv_in
+    """
+    with told() as answer:
+        directory = Path(model)
         saved = read(directory) if (directory / HEADER).is_file() else None
         if saved is not None:
-            _print_saved(saved, directory)
+            answer["saved"] = _saved(saved, directory)
         if isinstance(saved, Saved) and saved.config is None:
-            out.print("Its class cannot be built from the folder, so its channels are not shown: load it in Python.")
+            say("Its class cannot be built from the folder, so its channels are not shown: load it in Python.")
             return
-        given = open_folder(directory)
+        given = opened(model, weights, argument, "cpu")
         graph = trace(find_adapter(given).unwrap(given)[0], attention=attention)
-        _print_graph(graph, None if every else SHOWN)
-        for name in explain or ():
-            out.print(safe(graph.explain(name)), highlight=False, soft_wrap=True)
+        answer |= _shown(graph, None if every else SHOWN)
+        answer["explained"] = {name: graph.explain(name) for name in o.listed(explain)}
+        for text in answer["explained"].values():
+            say(text)
 
 
-def _print_saved(saved: Header, directory: Path) -> None:
-    """What a folder of ours says of itself."""
-
-    versions = ", ".join(f"{k} {v}" for k, v in saved.versions.items())
-    out.print(safe(f"{saved.name}, saved by {versions}"), highlight=False, soft_wrap=True)
+def _saved(saved: Header, directory: Path) -> dict[str, Any]:
+    """Print what a folder of ours says of itself, and give the same as data."""
+    say(f"{saved.name}, saved by {', '.join(f'{k} {v}' for k, v in saved.versions.items())}")
+    told: dict[str, Any] = {"class": saved.name, "versions": dict(saved.versions), "metrics": dict(saved.metrics or {})}
     if saved.metrics:
         print_table("metrics", {"": "left", "value": "right"}, [(k, str(v)) for k, v in saved.metrics.items()])
     if not isinstance(saved, Saved):
-        for name in saved.components:
-            _print_saved(read(directory / name), directory / name)
+        told["components"] = {n: _saved(read(directory / n), directory / n) for n in saved.components}
     elif saved.plan is None:
-        out.print("not pruned")
+        say("not pruned")
     else:
-        print_plan(in_all((*saved.earlier, saved.plan)))
+        plan = in_all((*saved.earlier, saved.plan))
+        print_plan(plan)
+        told["plan"] = plan_data(plan)
+    return told
 
 
-def _print_graph(graph: ChannelGraph, most: int | None) -> None:
-
+def _shown(graph: ChannelGraph, most: int | None) -> dict[str, Any]:
+    """Print what a graph lets go and what it holds, and give the same as data, whole."""
     total = sum(math.prod(graph.shapes[name]) for name in graph.parameters) + graph.outside
     channels = sum(map(len, graph.groups))
     title = f"{graph.model_class}: {total:,} parameters, {len(graph.groups)} groups of {channels:,} channels"
     costs = sorted(((_per_channel(graph, g), g) for g in graph.groups), key=lambda x: -x[0] * len(x[1]))
     rows = [(g.name, g.kind, f"{len(g):,}", f"{len(g.slices)}", f"{cost:,.0f}") for cost, g in costs]
-    columns = {
-        "group": "left",
-        "unit": "left",
-        "channels": "right",
-        "tensors": "right",
-        "parameters each": "right",
-    }
+    columns = {"group": "left", "unit": "left", "channels": "right", "tensors": "right", "params each": "right"}
     print_table(title, columns, rows[:most], left_out=len(rows) - len(rows[:most]))
-    _print_blocks(graph, total, most)
-    held = [(c.name, f"{c.axes:,}", f"{c.share:.1%}", c.examples[0] if c.examples else "") for c in causes(graph)]
-    columns = {"held back by": "left", "axes": "right", "of parameters": "right", "for example": "left"}
-    print_table("What cannot be pruned, or only in part", columns, held)
+    blocks = _blocks(graph, total, most)
+    held = causes(graph)
+    cells = [(c.name, f"{c.axes:,}", f"{c.share:.1%}", c.examples[0] if c.examples else "") for c in held]
+    columns = {"held back by": "left", "axes": "right", "params": "right", "for example": "left"}
+    print_table("What cannot be pruned, or only in part", columns, cells)
+    groups = [
+        {"name": g.name, "unit": g.kind, "channels": len(g), "tensors": len(g.slices), "params_each": cost}
+        for cost, g in costs
+    ]
+    frozen = [{"reason": c.name, "axes": c.axes, "share": c.share, "examples": list(c.examples)} for c in held]
+    return {"model": graph.model_class, "params": total, "groups": groups, "blocks": blocks, "held": frozen}
 
 
-def _print_blocks(graph: ChannelGraph, total: int, most: int | None) -> None:
+def _blocks(graph: ChannelGraph, total: int, most: int | None) -> list[dict[str, Any]]:
     """Residual branches that --granularity block takes out."""
     sizes = [sum(math.prod(graph.shapes[t]) for t in b.tensors if t in graph.parameters) for b in graph.blocks]
     rows = [(b.name, f"{n:,}", f"{n / total:.1%}") for b, n in zip(graph.blocks, sizes, strict=True)]
     columns = {"block": "left", "parameters": "right", "share": "right"}
     if rows:
         print_table("Blocks that can go whole", columns, rows[:most], left_out=len(rows) - len(rows[:most]))
+    return [{"name": b.name, "params": n} for b, n in zip(graph.blocks, sizes, strict=True)]
 
 
 def _per_channel(graph: ChannelGraph, group: Group) -> float:

@@ -11,17 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fxprune import __version__
-
-# Name -> the first line of the command's own help; its function and module are called alike (`list_` in `list`).
-COMMANDS = {
-    "prune": "Prune the model in DIR, or the backbone of the pipeline in DIR, and save the result in OUT.",
-    "inspect": "Show what can be pruned in the model in DIR, what cannot and why, and how it was pruned if it was.",
-    "report": "Write a page that tells what was pruned in DIR, and why; no model is built for it.",
-    "sensitivity": "Measure how much the loss of the model in DIR rises when one part after the other loses channels.",
-    "compare": "Prune the model in DIR by several criteria; show its loss before any training, and what scoring took.",
-    "list": "List criteria, schedulers and adapters: the built-in ones and those of other installed packages.",
-    "demo": "Prune a small diffusion model of handwritten digits that ships with the package; takes a few minutes.",
-}
+from fxprune.cli.commands import COMMANDS
 
 
 class Commands(typer.core.TyperGroup):
@@ -37,7 +27,8 @@ def real(name: str | None) -> Any:
     """A command whole."""
     module = importlib.import_module(f"fxprune.cli.{name}")
     alone = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-    alone.command(name)(getattr(module, "list_" if name == "list" else str(name)))
+    common = importlib.import_module("fxprune.cli.config").with_common
+    alone.command(name)(common(getattr(module, "list_" if name == "list" else str(name))))
     return typer.main.get_command(alone)
 
 

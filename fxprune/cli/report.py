@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.cli.console import out, safe, told
+from fxprune.cli.console import plan_data, say_where, told
 from fxprune.errors import PlanError
 from fxprune.reporting.figures import check_file, writing
 from fxprune.reporting.page import page
@@ -27,13 +27,14 @@ def report(
 
     Example: fxprune report small-ddpm -o report.html
     """
-    with told():
+    with told() as answer:
         file = check_file(output, "--out")
         parts = dict(_parts(directory))
         text = page(parts)
         with writing(file):
             file.write_text(text, encoding="utf-8")
-        out.print(f"report in {safe(str(file))}", highlight=False, soft_wrap=True)
+        answer |= {"out": str(file), "models": {name: plan_data(part.total) for name, part in parts.items()}}
+        say_where(f"report in {file}")
 
 
 def _parts(directory: Path) -> Iterator[tuple[str, Report]]:

@@ -38,22 +38,38 @@ def found(
         raise SaveError(f'subfolder={subfolder!r:.60} must be a folder inside of the model\'s, such as "unet"')
     path = Path(given)
     here = path.exists() or standing(path) != path
-    if here or not isinstance(given, str) or not NAME.fullmatch(given) or ".." in given.split("/"):
+    if here or not isinstance(given, str) or not is_name(given):
         return path / inner, None
     pattern = "*" if subfolder is None else f"{inner}/*"
-    return Path(_fetched(given, revision, token, pattern)) / inner, given
+    return fetched(given, revision, token, pattern) / inner, given
 
 
-def _fetched(name: str, revision: str | None, token: str | bool | None, pattern: str) -> str:
+def is_name(given: object) -> bool:
+    """Whether it can be a model's name on the hub."""
+    return isinstance(given, str) and bool(NAME.fullmatch(given)) and ".." not in given.split("/")
+
+
+def fetched(
+    name: str, revision: str | None, token: str | bool | None, pattern: str | list[str], unread: list[str] = UNREAD
+) -> Path:
+    """The folder on this machine with the files of a model on the hub.
+
+    Args:
+        pattern: globs of the files that are wanted.
+        unread: globs of those that are not.
+
+    Raises:
+        SaveError: the hub has no such model, or cannot be reached.
+    """
     missing = f"there is no folder {name}, and no model of that name came from the hub"
     hub = library(missing)
     try:
         folder: str = hub.snapshot_download(
-            name, revision=revision, token=token, allow_patterns=pattern, ignore_patterns=UNREAD
+            name, revision=revision, token=token, allow_patterns=pattern, ignore_patterns=unread
         )
     except Exception as e:
         raise SaveError(f"{missing}: {type(e).__name__}: {e!s:.300}") from e
-    return folder
+    return Path(folder)
 
 
 def library(why: str) -> Any:

@@ -291,7 +291,7 @@ def read_pipeline(
         SaveError: where the folder is damaged.
     """
     cls = _pipeline_class(directory, read_index(directory, tuple(given)).get("_class_name"))
-    pipeline = _read(cls, directory, {**given, "local_files_only": True, "use_safetensors": safe})
+    pipeline = read_as(cls, directory, {**given, "local_files_only": True, "use_safetensors": safe})
     for name, module in modules_of(pipeline).items():
         if name in dtypes:
             nn.Module.to(module, DTYPES[dtypes[name]])  # diffusers reads float32, which holds every value exactly
@@ -325,7 +325,7 @@ def read_folder(directory: Path) -> Any:
     require_data(directory)
     if (directory / INDEX).is_file():
         return read_pipeline(directory, {}, {}, safe=None)
-    return _read(_class_of(directory), directory, {"local_files_only": True})
+    return read_as(_class_of(directory), directory, {"local_files_only": True})
 
 
 def empty_model(directory: Path) -> nn.Module:
@@ -361,8 +361,13 @@ def _class_of(directory: Path) -> Any:
     return found
 
 
-def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
-    names, elements = _weight_of(directory)
+def read_as(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
+    """What `cls.from_pretrained` reads from a folder, which may be a stranger's.
+
+    Raises:
+        SaveError: the folder is damaged, or asks for more than its weights explain.
+    """
+    elements = _weight_of(directory)[1]
     for path in sorted(directory.rglob("*.json")):
         if path.name == CONFIG:
             require_plain(read_object(path), elements, str(path))
@@ -370,7 +375,7 @@ def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
             check = require_no_code if path.name.startswith(TOKENS) else require_small
             check(read_object(path), str(path))
     try:
-        with isolated(), within(names, elements) if names else contextlib.nullcontext():
+        with bounded(directory):
             loaded = cls.from_pretrained(str(directory), **options)
     except SaveError:
         raise
@@ -380,6 +385,14 @@ def _read(cls: Any, directory: Path, options: Mapping[str, Any]) -> Any:
         if isinstance(module, nn.Module):
             _align(module)
     return loaded
+
+
+@contextlib.contextmanager
+def bounded(directory: Path) -> Iterator[None]:
+    """Within, nothing of a folder is run, and what is built has no more tensors and numbers than its files hold."""
+    names, elements = _weight_of(directory)
+    with isolated(), within(names, elements) if names else contextlib.nullcontext():
+        yield
 
 
 def _weight_of(directory: Path) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 import fxprune
 from fxprune.cli import app
-from fxprune.cli.folder import open_folder
 from fxprune.saving.save import load, save
 
 
@@ -107,6 +106,8 @@ def test_options_reach_prune(tmp_path: Path, stock: Path, monkeypatch: pytest.Mo
         "exact_norms": True,
         "scope": "local",
         "normalize": "max",
+        "legal_for": None,
+        "max_batches": None,
         "granularity": "both",
         "samples": 4,
         "seed": 5,
@@ -294,7 +295,7 @@ def pictures(folder: Path, n: int = 5) -> Path:
 
 
 def test_prune_while_training_on_a_folder_of_images(stock: Path, tmp_path: Path) -> None:
-    data, out, dense = pictures(tmp_path / "data"), tmp_path / "out", open_folder(stock / "pipeline")
+    data, out, dense = pictures(tmp_path / "data"), tmp_path / "out", fxprune.open_model(stock / "pipeline")
     options = ("--ratio", 0.3, "--criterion", "magnitude", "--quiet", "--batch", 2, "--picture", tmp_path / "run.png")
     printed = run(
         "prune", stock / "pipeline", "-o", out, "--scheduler", "soft", "--steps", 20, "--data", data, *options
@@ -304,20 +305,6 @@ def test_prune_while_training_on_a_folder_of_images(stock: Path, tmp_path: Path)
     assert small.num_parameters() < 0.75 * dense.unet.num_parameters()
     assert not torch.equal(small.conv_out.bias, dense.unet.conv_out.bias)  # it has trained
     assert (tmp_path / "run.png").exists()
-
-
-def test_images_have_the_shape_of_the_model(tmp_path: Path) -> None:
-    from fxprune.training.images import Images
-
-    images = Images(pictures(tmp_path / "data"), (3, 8, 8))
-    assert len(images) == 5
-    assert images[0].shape == (3, 8, 8)
-    assert -1 <= images[0].min() < images[0].max() <= 1
-    with pytest.raises(fxprune.InputsError, match="takes 4 channels, which are not those of an image"):
-        Images(tmp_path / "data", (4, 8, 8))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(fxprune.InputsError, match="holds no image"):
-        Images(tmp_path / "empty", (3, 8, 8))
 
 
 def test_steps_and_data_go_together(stock: Path, tmp_path: Path) -> None:
