@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.arguments import require_options
-from fxprune.errors import CriterionError
+from fxprune.arguments import require_options, shown
+from fxprune.errors import CriterionError, FxPruneError
 from fxprune.planning.plan import Plan
 from fxprune.rewriting.regression import corrected
 from fxprune.scoring.context import Context
@@ -76,7 +76,10 @@ class Obs:
         if self.together < 1:
             raise CriterionError(f"Obs(together={self.together}): must be at least 1, layers corrected at a time")
         if self.select is not None:
-            chosen = resolve(self.select)[0]
+            try:
+                chosen = resolve(self.select)[0]
+            except FxPruneError as e:
+                raise CriterionError(f"Obs(select={shown(self.select)}): {e}") from e
             for name in ("reduction", "normalization", "partial"):
                 object.__setattr__(self, name, getattr(chosen, name, None))
             object.__setattr__(self, "needs", self.needs | frozenset(getattr(chosen, "needs", ())))

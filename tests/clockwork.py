@@ -12,16 +12,27 @@ import pytest
 import torch
 from torch import nn
 
+from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.rules.op import op_name
-from fxprune.planning.latency import Bench
+from fxprune.planning.latency import Bench, Left
+from fxprune.pruning import timing
 
 WEIGHT = 1e-9  # seconds
 WEIGHTED = ("aten::conv2d", "aten::linear")
 
 
-def install(patch: pytest.MonkeyPatch) -> list[int]:
-    """Every bench runs on that device from now on; the list grows by one at each run."""
+def install(patch: pytest.MonkeyPatch, between: float = 0.0) -> list[int]:
+    """Every bench runs on that device from now on; the list grows by one at each run.
+
+    A finished network takes `between` seconds more than its ops do.
+    """
     runs: list[int] = []
+
+    def seconds(models: Any, graph: ChannelGraph, rounds: int) -> list[float]:
+        ops = float(Bench.of(graph, Left.whole(graph)).laps().sum()) - seconds_of(models[0])
+        return [between + ops + seconds_of(m) for m in models]
+
+    patch.setattr(timing, "seconds_of", seconds)
 
     def laps(self: Bench) -> Any:
         runs.append(1)

@@ -61,6 +61,20 @@ def recipes(found: Rows) -> str:
     return "\n".join(lines)
 
 
+def recovery(found: Rows) -> str:
+    """A line for every recipe of each network: the loss, and how much of the default's gap to the dense one is left."""
+    lines = ["| network | recipe | seeds | held-out loss | of the gap of the default |", "|---" * 5 + "|"]
+    for task, ratio, steps, batch in dict.fromkeys((r["task"], r["ratio"], r["steps"], r["batch"]) for r in found):
+        own = [r for r in found if (r["task"], r["ratio"], r["steps"], r["batch"]) == (task, ratio, steps, batch)]
+        of = {name: [r for r in own if r["recipe"] == name] for name in dict.fromkeys(r["recipe"] for r in own)}
+        dense, default = _mean(of.pop("dense"), "loss"), _mean(of["default"], "loss")
+        lines.append(f"| {task}, {ratio:.0%}, {steps} steps of {batch} | dense | – | {dense:.4f} | – |")
+        for name, same in sorted(of.items(), key=lambda item: _mean(item[1], "loss")):
+            left = (_mean(same, "loss") - dense) / (default - dense)
+            lines.append(f"| | {name} | {len(same)} | {_mean(same, 'loss'):.5f} | {left:.2f} |")
+    return "\n".join(lines)
+
+
 def training_free(found: Rows) -> str:
     """A line for every network: dense, after the cut, after the correction; in brackets the rise (means over seeds)."""
     lines = ["| network, share | dense | cut | corrected | seeds |", "|---" * 5 + "|"]

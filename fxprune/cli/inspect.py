@@ -66,6 +66,8 @@ def _saved(saved: Header, directory: Path) -> dict[str, Any]:
     else:
         plan = in_all((*saved.earlier, saved.plan))
         print_plan(plan)
+        if plan.speed:
+            say(plan.speed)
         told["plan"] = plan_data(plan)
     return told
 

@@ -175,10 +175,16 @@ def shown(small: Any) -> dict[str, Any]:
     print_plan(made.total)
     for check in made.checks:
         say(str(check))
-    if made.timing:
-        say(str(made.timing))
+    if made.speed:
+        say(made.speed)
     if made.forward != "module":
         say(f"forward: {made.forward} ({made.reason})")
     checks = [{"name": c.name, "error": c.error, "tolerance": c.tolerance, "ok": c.ok} for c in made.checks]
     timing = made.timing and {"dense": made.timing.before, "pruned": made.timing.after}
-    return {**plan_data(made.total), "checks": checks, "timing": timing, "forward": made.forward}
+    return {
+        **plan_data(made.total),
+        "checks": checks,
+        "timing": timing,
+        "speedup": made.speedup,
+        "forward": made.forward,
+    }

@@ -18,8 +18,8 @@ from fxprune.graph.modules import Inputs, lineage, tensor_names
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.provenance import Attr, Expr, Size, leaves
 from fxprune.graph.rules.op import Facts, Labels, Op, Rule, frozen_like, op_name, rule_for, shape_of
-from fxprune.graph.scales import foldable, read_nodes
-from fxprune.graph.temperature import query_rows
+from fxprune.graph.scales import read_nodes
+from fxprune.graph.temperature import temperature_rows
 from fxprune.graph.trace import Traced, capture, capture_training, mode_of, work_of
 
 LIGHT = 2e9  # multiplications up to which a forward costs less than a run on tensors without values
@@ -107,10 +107,9 @@ def analyse(
         _hold_outputs(mode, env, space)
     _hold_tables(model, modes, tensors, space)
     parameters = frozenset(n for n, _ in model.named_parameters() if n in tensors)
-    nodes = {n.name: n for mode in modes for n in mode.graph.nodes}
     for attended in facts.attended:
-        node, mode = nodes[attended.node], mode_of(attended.node, traced, trained)
-        if query_rows(mode, node.name) is None and not foldable(mode, parameters, node.args[0], node):
+        mode = mode_of(attended.node, traced, trained)
+        if not temperature_rows(mode, parameters, facts.attended, attended.node):
             why = "sets the softmax temperature, and no layer makes the query alone"
             space.freeze(attended.axis, Freeze("attention scale", attended.node, why))
     bare = space.copy()

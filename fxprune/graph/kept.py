@@ -33,6 +33,7 @@ from fxprune.graph.packing import Packed, copied
 from fxprune.graph.provenance import Recorder, TracedInt
 from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import Recorded, bypassed, traced_attributes
+from fxprune.graph.rules.op import _RULES
 from fxprune.graph.trace import Traced, work_of
 from fxprune.graph.untouched import same_buffers, same_parameters, untouched
 
@@ -101,7 +102,8 @@ def _asked(inputs: Inputs, prefer: tuple[str, ...], returned: Outputs) -> Hashab
     if None in told or (wanted is None and returned.wanted is not None):
         return None
     cast = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
-    return repr(spec), tuple(told), prefer, wanted, returned.released, cast, torch.get_default_dtype()
+    rules = tuple(_RULES.items())  # a plugin may bring some later
+    return repr(spec), tuple(told), prefer, wanted, returned.released, cast, torch.get_default_dtype(), rules
 
 
 def _told(x: Any) -> Hashable | None:

@@ -11,7 +11,7 @@ is undone in weights behind the scaled value.  Two steps:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxprune.graph.rules.op import is_tensor, op_name, shape_of
 from fxprune.graph.trace import Traced
@@ -56,12 +57,18 @@ class Rows:
     rows: Ints | None
 
 
-def foldable(traced: Traced, parameters: Container[str], value: Any, reader: fx.Node) -> list[Rows] | None:
-    """The rows of parameters to multiply so that `value`, as `reader` reads it, is multiplied; None: there are none."""
+def foldable(
+    traced: Traced, parameters: Container[str], value: Any, reader: fx.Node, also: Collection[fx.Node] = ()
+) -> list[Rows] | None:
+    """The rows of parameters to multiply so that `value`, as `reader` reads it, is multiplied; None: there are none.
+
+    Nodes `also` want their first argument multiplied as the reader does: two attentions may share a query.
+    """
     live = frozenset(read_nodes(traced))
+    readers = {**{n: n.args[0] for n in also}, reader: value}
     for places in _candidates(value, _DEPTH):
         rows = [_rows(traced, parameters, live, node, at) for node, at in places.items()]
-        if all(r is not None for r in rows) and _alone(traced, live, places, value, reader):
+        if all(r is not None for r in rows) and _alone(traced, live, places, readers, reader):
             return [one for r in rows if r is not None for one in r]
     return None
 
@@ -198,8 +205,10 @@ class _Mixed(Exception):
     """A value that is no homogeneous function of the weights."""
 
 
-def _alone(traced: Traced, live: frozenset[fx.Node], places: Rowed, value: fx.Node, reader: fx.Node) -> bool:
-    """Whether multiplying these places multiplies `value`, and nothing but what `reader` makes of it depends on them.
+def _alone(
+    traced: Traced, live: frozenset[fx.Node], places: Rowed, readers: Mapping[fx.Node, Any], first: fx.Node
+) -> bool:
+    """Whether multiplying these places multiplies what the first reader reads, and nothing but readers depends on them.
 
     A degree is an integer, or the positions of a layer's output of which only some are multiplied.
     """
@@ -212,13 +221,20 @@ def _alone(traced: Traced, live: frozenset[fx.Node], places: Rowed, value: fx.No
             elif node.op == "placeholder":
                 degree[node] = 0
             elif node in live:
-                if node is reader and degree.get(value) != 1:
+                known, value = degree, readers.get(node)
+                if value is not None and degree.get(value) == 1 and _times_read(node, value) == 1:
+                    known = {**degree, value: 0}
+                elif node is first:
                     return False
-                known = {**degree, value: 0} if node is reader else degree
                 degree[node] = _degree(node, known)
     except _Mixed:
         return False
     return all(degree.get(o, 0) == 0 for o in traced.outputs if isinstance(o, fx.Node))
+
+
+def _times_read(reader: fx.Node, value: fx.Node) -> int:
+    """How many of a node's arguments a value is: where it is query and key, a factor of one is not that of both."""
+    return sum(x is value for x in pytree.tree_leaves((reader.args, reader.kwargs)))
 
 
 def _settled(ids: Any, at: set[int]) -> Any:

@@ -1,4 +1,4 @@
-"""Where the query of an attention comes from: the rows of the linear layer that make it.
+"""Where the query of an attention comes from: the rows of the layer that makes it.
 
 `scaled_dot_product_attention` without an explicit scale divides by sqrt(head_dim).  When head_dim shrinks, the softmax
 would get another temperature; multiplying the query's rows by sqrt(new / old) keeps it.
@@ -6,6 +6,7 @@ would get another temperature; multiplying the query's rows by sqrt(new / old) k
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from fxprune.graph.rules.op import op_name, shape_of
+from fxprune.graph.rules.op import Attended, op_name, shape_of
+from fxprune.graph.scales import Rows, foldable
 from fxprune.graph.trace import Traced
 
 _MOVES = {
@@ -80,3 +82,17 @@ def query_rows(traced: Traced, attention: str) -> QueryRows | None:
     assert isinstance(last, torch.Tensor)
     bias = names[1] if len(names) > 1 else None
     return QueryRows(names[0], bias, torch.unique(last).numpy())
+
+
+def temperature_rows(
+    traced: Traced, parameters: Container[str], attended: Iterable[Attended], name: str
+) -> list[Rows] | None:
+    """The rows of parameters to multiply for another temperature of an attention; None where there are none.
+
+    Attentions that share its query (text and image of an IP-Adapter) have heads as wide, and want the same factor.
+    """
+    known = {a.node for a in attended}
+    nodes = {n.name: n for n in traced.graph.nodes if n.name in known}
+    query = nodes[name].args[0]
+    alike = [n for n in nodes.values() if n.name != name and shape_of(n.args[0])[-1] == shape_of(query)[-1]]
+    return foldable(traced, parameters, query, nodes[name], alike)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fxprune.arguments import require_fields
 from fxprune.errors import BudgetError
-from fxprune.planning.costs.counted import MEASURES, Costs, dense_cost
+from fxprune.planning.costs.counted import MEASURES, Costs, amount, dense_cost
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Budget:
         total = dense_cost(costs, self.of)
         if not 0 < self.target <= total:
             raise BudgetError(
-                f"target={self.target:,} is outside (0, {total:,.0f}]: it is what stays of the {total:,.0f} {self.of} "
-                f"of this {costs.graph.model_class}, such as {0.6 * total:.3g}"
+                f"target={self.target:,} is outside (0, {total:,.0f}]: it is what stays of the "
+                f"{amount(self.of, total)} of this {costs.graph.model_class}, such as {0.6 * total:.3g}"
             )
         return 1 - self.target / total

@@ -17,7 +17,7 @@ from fxprune.graph.explain import meant
 from fxprune.graph.labels import Ints
 from fxprune.notebook import shown
 from fxprune.planning.cost_model import CostModel
-from fxprune.planning.costs.counted import COUNTED, Costs, dense_cost
+from fxprune.planning.costs.counted import COUNTED, UNITS, Costs, dense_cost
 from fxprune.planning.costs.macs import uncounted
 from fxprune.planning.indices import Channels, named_channels, zero_channels
 from fxprune.planning.names import Names
@@ -29,6 +29,7 @@ from fxprune.planning.search import Cut
 
 Plan_ = Kind("an fxprune.Plan", lambda v: isinstance(v, Plan))
 EDITABLE = Kind("an fxprune.Plan or Draft", lambda v: isinstance(v, (Plan, Draft)), PlanError)
+_UNIT = {k: f" {UNITS[k]}" for k in ("memory", "latency")}  # the others are what their names say
 OUT = 1e9  # score of a channel that stays: no removal that takes it has a mean below zero
 
 
@@ -78,6 +79,22 @@ class Plan:
         if (of := of or self.of) not in self.costs:
             raise BudgetError(f"this plan does not count {of!r}; it counts {', '.join(self.costs) or 'nothing'}")
         return self.costs[of][1]
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast the result should be: by its latency where that was asked for, else at most, by its
+        multiply-accumulates; None where neither is counted."""
+        before, after = self.costs.get("latency") or self.costs.get("macs") or (0.0, 0.0)
+        return before / after if before and after else None
+
+    @property
+    def speed(self) -> str:
+        """The same in words, with where it comes from; "" where nothing is known."""
+        if self.speedup is None:
+            return ""
+        if "latency" in self.costs:
+            return f"speed: {self.speedup:.2f}x, by measured times"
+        return f"speed: at most about {self.speedup:.2f}x, by its multiply-accumulates (not timed)"
 
     @property
     def norm_groups(self) -> dict[str, int]:
@@ -249,7 +266,11 @@ class Plan:
         lines = [
             f"Plan for {self.model}: {self.achieved:.1%} of {self.of} go (asked {self.ratio:.1%}, {self.criterion})"
         ]
-        lines += [f"  {k:9s} {a:,.0f} -> {b:,.0f} (-{1 - b / a if a else 0:.1%})" for k, (a, b) in self.costs.items()]
+        lines += [
+            f"  {k:9s} {a:,.0f} -> {b:,.0f}{_UNIT.get(k, '')} (-{1 - b / a if a else 0:.1%})"
+            for k, (a, b) in self.costs.items()
+        ]
+        lines += [f"  {self.speed}"] if self.speed else []
         if self.uncounted:
             lines.append(f"  not counted in macs: {', '.join(self.uncounted)}")
         lines += [f"  {entry} = {new:g} (was {old:g})" for entry, (old, new) in self.config.items()]

@@ -184,7 +184,7 @@ def settle(attempt: Callable[[float], Plan], graph: ChannelGraph, ratio: float) 
         made = replace(made, ratio=ratio, achieved=share, costs={**made.costs, "latency": (dense, left)})
         if best is None or abs(share - ratio) < abs(best.achieved - ratio):
             best = made
-        if abs(share - ratio) <= NEAR:
+        if abs(share - ratio) <= NEAR * min(1.0, 2 * (1 - ratio)):  # of what is left, where little is left
             break
         asked = min(max(asked + ratio - share, 0.0), 0.999)
     assert best is not None

@@ -12,7 +12,7 @@ from torch import fx
 
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.planning.costs.counted import Costs, dense_cost
+from fxprune.planning.costs.counted import Costs, amount, dense_cost
 from fxprune.planning.costs.polynomials import Floats
 from fxprune.planning.limits import Limits, stated_parts
 from fxprune.planning.ranking import by_harm, keys, touched
@@ -197,10 +197,11 @@ def _too_far(
         f"{text} (without it {max(m.reachable for m in _families(costs, values, looser, of, 1.0)):.1%})"
         for text, looser in limits.loosened()
     ]
-    left = (1 - reachable) * dense_cost(costs, of)
+    dense = dense_cost(costs, of)
+    left = f"{amount(of, (1 - reachable) * dense)} of {dense:,.0f}"
     return (
         f"{asked:.1%} of {of} cannot be removed from this {graph.model_class}: at most {reachable:.1%} can, down to "
-        f"{left:,.0f} {of}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
+        f"{left}. In the way: {causes or 'nothing frozen'}; limits: {', '.join(without) or 'none'}. "
         f"Ask for ratio={max(0.0, reachable - 0.005):.2f}, or loosen a limit"
         f"{_releasable(graph) if 'reaches the output' in held else ''}"
     )

@@ -28,6 +28,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
 from fxprune.planning.selection import checked
 from fxprune.planning.selectors import Ignore, named, require_known
+from fxprune.pruning.meeting import met
 from fxprune.pruning.optimizers import warn_holders
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
@@ -121,13 +122,18 @@ def _pruned_once(model: M, order: Order) -> M:
     given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
     scored: list[Scores] = []
+    known: list[tuple[ChannelGraph, Scores]] = []
 
     def scores_of(graph: ChannelGraph) -> Scores:
         if not graph.groups:
             checked(graph, {})
+        if (before := next((scores for g, scores in known if g is graph), None)) is not None:
+            scored.append(before)
+            return before
         with clock("score"):
             scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
         scored.append(scores)
+        known.append((graph, scores))
         if order.budget.of == "latency":
             with clock("measure"):
                 latency_of(graph, order.progress)
@@ -145,16 +151,22 @@ def _pruned_once(model: M, order: Order) -> M:
         whole: M = back(small)
         return whole
 
-    def plan_of(graph: ChannelGraph) -> Plan:
-        scores = scores_of(graph)
-        with clock("plan"):
-            return planned(graph, scores, order.budget, limits, order.granularity)
-
     def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
         with clock("score"):
             return compensated(graph, net, plan, scoring.criterion, **given)
 
-    cut = realize(base, graph, plan_of, clock, order.verify, order.strict, limits.exact_norms)
+    def cut_to(graph: ChannelGraph, budget: Budget) -> Realized:
+        def plan_of(graph: ChannelGraph) -> Plan:
+            scores = scores_of(graph)
+            with clock("plan"):
+                return planned(graph, scores, budget, limits, order.granularity)
+
+        return realize(base, graph, plan_of, clock, order.verify, order.strict, limits.exact_norms)
+
+    cut = cut_to(graph, order.budget)
+    if order.budget.of == "latency" and order.verify:
+        with clock("confirm"):
+            cut = met(net, cut, order.budget, cut_to)
     pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, scored, limits.legal_for))
     return pruned
 

@@ -17,18 +17,16 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import BudgetError, RewriteError, VerifyError
 from fxprune.graph.channels import FAILS, ChannelGraph
 from fxprune.graph.equations import Equation
-from fxprune.graph.modules import evaluating
-from fxprune.graph.packing import unpacked
-from fxprune.graph.trace import place_of
 from fxprune.graph.turns import in_turn
 from fxprune.masking.masked_run import Numbers
-from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.legal import misfits
 from fxprune.planning.norms import norm_changes
 from fxprune.planning.plan import Plan
 from fxprune.pruning.optimizers import warn_holders
+from fxprune.pruning.timing import timed
 from fxprune.reporting.anatomy import anatomy
-from fxprune.reporting.report import Report, Timing, attach, causes, is_pruned, reductions, report
+from fxprune.reporting.report import Report, attach, causes, is_pruned, reductions, report
+from fxprune.reporting.speed import Timing
 from fxprune.rewriting.attributes import Change, set_attribute, set_entry
 from fxprune.rewriting.rewrite import Rewritten, UnsolvedError, rewrite, transplant
 from fxprune.rewriting.scales import Scales, scales_of
@@ -72,7 +70,8 @@ class Clock:
 class Realized:
     """A rewritten model with the graph and plan it came from.
 
-    `reason` says why its forward is the graph, if it is; `follow` which numbers of its Python follow a width.
+    `reason` says why its forward is the graph, if it is; `follow` which numbers of its Python follow a width; `timing`
+    how fast it is, where that is known.
     """
 
     graph: ChannelGraph
@@ -82,6 +81,7 @@ class Realized:
     stale: tuple[Stale, ...] = ()
     reason: str = ""
     follow: tuple[str, ...] = ()
+    timing: Timing | None = None
 
 
 def realize(
@@ -403,10 +403,10 @@ def reported(
     legal_for: str | None = None,
 ) -> nn.Module:
     """The dense model, with its report; `scored` are the scores of every plan that was tried, the last one's last."""
-    timing = None
-    if made.plan.of == "latency" and made.checks:
+    timing = made.timing
+    if timing is None and made.checks:
         with clock("confirm"):
-            timing = _timed(net, made)
+            timing = timed(net, made.done.model, made.graph, made.plan)
     replaced = list(net.parameters()) if inplace else []
     small = transplant(net, made.done.model) if inplace else made.done.model
     warn_holders(replaced)
@@ -431,12 +431,3 @@ def reported(
     )
     attach(small, told.after(report(net)) if is_pruned(net) else told)
     return small
-
-
-def _timed(net: nn.Module, made: Realized) -> Timing:
-    """Both models, in turns, on the example inputs."""
-    args, kwargs = unpacked(made.graph.traced.example)
-    device = place_of(made.graph.traced)[0]
-    with evaluating(net), evaluating(made.done.model):
-        turns = take_turns([lambda: net(*args, **kwargs), lambda: made.done.model(*args, **kwargs)], device)
-    return Timing(min(turns[0]), min(turns[1]), made.plan.achieved)

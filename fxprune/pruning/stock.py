@@ -23,6 +23,7 @@ from fxprune.planning.selection import checked
 from fxprune.planning.selectors import ignored_blocks
 from fxprune.pruning.order import Order
 from fxprune.pruning.realize import Clock
+from fxprune.pruning.timing import timed
 from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, causes, reductions
 from fxprune.scoring.score import Scores
@@ -225,6 +226,8 @@ def _require_able(order: Order, limits: Limits) -> None:
 
 def _report(made: Instance, cut: _Cut, constructor: Constructor, order: Order, clock: Clock) -> Report:
     graph = cut.oracle.graph
+    with clock("confirm"):
+        timing = timed(cut.net, made.model, graph, made.plan)
     return Report(
         made.plan,
         (),
@@ -234,6 +237,7 @@ def _report(made: Instance, cut: _Cut, constructor: Constructor, order: Order, c
         seed=order.seed,
         unread=graph.unread,
         unseen=graph.unseen,
+        timing=timing,
         outputs=str(graph.traced.returned),
         reduced=reductions(graph, made.plan),
         scoring=tuple(cut.scores.notes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fxprune.errors import InputsError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -25,6 +26,25 @@ def figure_of(width: float, height: float) -> Figure:
     except ModuleNotFoundError as e:
         raise InputsError('a picture needs matplotlib: pip install "fxprune[plots]"') from e
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def readable(axes: Axes, shares: Sequence[float]) -> None:
+    """Ticks that say what they stand for: the shares that were asked for in percent, values as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter
+
+    if shares:
+        axes.set_xticks(list(shares))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+    if axes.get_yscale() != "log":
+        return
+    low, high = axes.get_ylim()
+    if high / max(low, 1e-300) < 100:  # a decade or two: powers of ten alone would be one tick or none
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if high / low < 2:
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(10, 10)))
+            return
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def check_file(path: str | os.PathLike[str], what: str) -> Path:

@@ -26,6 +26,7 @@ from fxprune.reporting.anatomy import Anatomy
 from fxprune.reporting.figures import check_file, writing
 from fxprune.reporting.history import History
 from fxprune.reporting.page import page
+from fxprune.reporting.speed import Timing
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.unread import Stale
 from fxprune.verification import Check
@@ -46,27 +47,6 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds of one forward on the example inputs, dense and pruned (fastest of several, in turns).
-
-    `predicted` is the share that the plan said would go.
-    """
-
-    before: float
-    after: float
-    predicted: float
-
-    @property
-    def share(self) -> float:
-        """The share of the time that went."""
-        return 1 - self.after / self.before
-
-    def __str__(self) -> str:
-        told = f"{self.share:.1%} less, {self.predicted:.1%} predicted"
-        return f"latency: {self.before * 1e3:.2f} ms -> {self.after * 1e3:.2f} ms ({told})"
-
-
-@dataclass(frozen=True)
 class Report:
     """What happened.
 
@@ -79,7 +59,8 @@ class Report:
         seconds: step -> seconds.
         seed: what everything drawn at random came from.
         scoring: what the criterion tells about how it computed its scores.
-        timing: dense and pruned model timed against each other, where the budget was a latency.
+        timing: dense and pruned model timed against each other, where both were run to prove the result and a forward
+            takes no long time (or the budget was a latency). It is not saved with the model.
         unread: parameters that neither eval nor train mode read on the example inputs; they are whole.
         unseen: why train mode could not be looked at, where it could not.
         outputs: which outputs were released, and which compared, where not all of them count.
@@ -102,7 +83,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     earlier: tuple[Plan, ...] = ()
     seed: int | None = None
-    timing: Timing | None = None
+    timing: Timing | None = field(default=None, compare=False)
     unread: tuple[str, ...] = ()
     unseen: str = ""
     outputs: str = ""
@@ -121,12 +102,23 @@ class Report:
         """What was asked and what went in all, over `earlier` and `plan`; what went last where there is one plan."""
         return in_all((*self.earlier, self.plan))
 
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast as the stock model: measured where `timing` says so, else what the plan predicts."""
+        return self.timing.speedup if self.timing is not None else self.total.speedup
+
+    @property
+    def speed(self) -> str:
+        """The same in words, with where it comes from."""
+        return str(self.timing) if self.timing is not None else self.total.speed
+
     def after(self, before: Report) -> Report:
         """This report, of a model that `before` had been pruned already: changes are told from the stock model on."""
         old = {(c.path, c.name): c for c in before.changes}
         new = {(c.path, c.name): c for c in self.changes}
         both = [Change(*key, (old.get(key) or new[key]).before, (new.get(key) or old[key]).after) for key in old | new]
-        return replace(self, changes=tuple(both), earlier=(*before.earlier, before.plan))
+        timing = self.timing.since(before.timing) if self.timing and before.timing else None
+        return replace(self, changes=tuple(both), earlier=(*before.earlier, before.plan), timing=timing)
 
     @takes(name=TEXT.or_none, samples=MAPPING.or_none)
     def to_html(
@@ -156,7 +148,7 @@ class Report:
         rows = [
             (k, f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1 if a else 0:+.1%}") for k, (a, b) in self.total.costs.items()
         ]
-        notes = [*map(str, self.checks), *map(str, filter(None, [self.timing])), "to_html(path) writes all of it"]
+        notes = [*map(str, self.checks), *filter(None, [self.speed]), "to_html(path) writes all of it"]
         return shown(_line(self.total), ["", "dense", "pruned", "change"], rows, notes)
 
     def __repr__(self) -> str:
@@ -169,7 +161,7 @@ class Report:
         )
         lines += [f"  scores: {note}" for note in self.scoring]
         lines += [f"  {check}" for check in self.checks]
-        lines += [f"  {self.timing}"] if self.timing else []
+        lines += [f"  {self.speed}"] if self.speed else []
         lines += [f"  outputs: {self.outputs}"] if self.outputs else []
         lines += [f"  train mode was not checked: {self.unseen}"] if self.unseen else []
         lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []

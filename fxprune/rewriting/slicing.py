@@ -11,8 +11,7 @@ from torch import nn
 
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools, Ints
-from fxprune.graph.scales import foldable
-from fxprune.graph.temperature import query_rows
+from fxprune.graph.temperature import temperature_rows
 from fxprune.scoring.elementwise import BLOCK
 from fxprune.scoring.mapped import scratch
 
@@ -133,21 +132,15 @@ def fold_of(graph: ChannelGraph, keep: Bools, names: tuple[str, ...], rows: Ints
 
 def temperature_folds(graph: ChannelGraph, keep: Bools) -> list[Fold]:
     out: dict[tuple[str, bytes], Fold] = {}
-    nodes = {n.name: n for mode in graph.modes for n in mode.traced.graph.nodes}
     for attended in graph.facts.attended:
         old = len(attended.axis)
         new = graph.kept(attended.axis, keep, old)
         if new == old:
             continue
         factor = (new / old) ** 0.5
-        source = query_rows(graph.mode_of(attended.node), attended.node)
-        if source is not None:
-            names = (source.weight,) if source.bias is None else (source.weight, source.bias)
-            folds = [fold_of(graph, keep, names, source.rows, factor)]
-        else:
-            node = nodes[attended.node]
-            found = foldable(graph.mode_of(attended.node), graph.parameters, node.args[0], node)
-            assert found is not None  # analyse() froze the axis otherwise
-            folds = [fold_of(graph, keep, (r.tensor,), r.rows, factor) for r in found]
+        mode = graph.mode_of(attended.node)
+        found = temperature_rows(mode, graph.parameters, graph.facts.attended, attended.node)
+        assert found is not None  # analyse() froze the axis otherwise
+        folds = [fold_of(graph, keep, (r.tensor,), r.rows, factor) for r in found]
         out.update({(fold.names[0], fold.rows.numpy().tobytes()): fold for fold in folds})
     return list(out.values())

@@ -4,6 +4,9 @@
         here/compare.csv    one row a criterion, ratio and seed, written as soon as it is there
         here/compare.png    the loss by ratio, time and memory
 
+    compare(model, ["taylor"], [0.5], schedulers=["one_shot", "soft"], steps=500, data=loader)
+        the same after training: every criterion by every scheduler
+
 A comparison that was cut off goes on where it stopped: rows that are in the file are not made again, but for those
 that hold an error.  Rows of other weights, data, losses or options are refused.
 """
@@ -11,11 +14,11 @@ that hold an error.  Rows of other weights, data, losses or options are refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -32,6 +35,7 @@ from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.planning.planner import planned
 from fxprune.planning.selectors import Ignore, named
+from fxprune.pruning.order import Order, Scoring
 from fxprune.pruning.prune import settled
 from fxprune.pruning.realize import finished
 from fxprune.reporting.report import report
@@ -45,17 +49,25 @@ from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.use import looking
 from fxprune.studies.comparison import Compared, Comparison, Table
 from fxprune.studies.peak_memory import Peak
+from fxprune.training.options import Training
+from fxprune.training.scheduler import Scheduler, scheduler_of
 
 CRITERIA = Kind("a list of names or criteria", lambda v: isinstance(v, Sequence) and not isinstance(v, str))
+Todo: TypeAlias = tuple[str, int, str, list[float]]
+SCHEDULERS = Kind("a list of names or schedulers", lambda v: isinstance(v, (list, tuple)))
+TRAINING = Kind("an fxprune.Training, or None", lambda v: v is None or isinstance(v, Training))
 HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an adapter draws them
 
 
-@takes(criteria=CRITERIA, ratios=RATIOS)
+@takes(criteria=CRITERIA, ratios=RATIOS, schedulers=SCHEDULERS, training=TRAINING)
 def compare(
     model: Any,
     criteria: Sequence[str | Criterion] = COMPARED,
     ratios: Sequence[float] = (0.3, 0.5),
     *,
+    schedulers: Sequence[str | Scheduler] = (),
+    steps: int | None = None,
+    training: Training | None = None,
     seeds: int = 1,
     of: str = "params",
     example_inputs: ExampleInputs | None = None,
@@ -68,7 +80,7 @@ def compare(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Prune a model by several criteria to several ratios, without training, and measure its loss.
+    """Prune a model by several criteria (and schedulers) to several ratios, and measure its loss.
 
     All criteria see the same graph, batches and limits.  A criterion that fails has its error in its rows, and the
     others go on.
@@ -77,6 +89,9 @@ def compare(
         model: as for `fxprune.prune`; it is left as it is.
         criteria: registered names or criteria.
         ratios: shares of `of` to remove, in (0, 1).
+        schedulers: names or schedulers, with `steps`: every criterion is trained by each; none: as `("one_shot",)`.
+        steps: of training on `data`; None: the loss is that before any training.
+        training: how, in place of `steps`.
         seeds: how many times; each draws other random numbers, and other samples if the adapter draws them.
         of: as for `fxprune.prune`.
         example_inputs: as for `fxprune.prune`.
@@ -109,6 +124,7 @@ def compare(
             "(0, 1), and a positive number of seeds"
         )
     labels = _labelled(criteria)
+    runs = _runs(schedulers, steps, training, data)
     adapter = find_adapter(model)
     net = adapter.unwrap(model)[0]
     with in_turn, at_rest(net):
@@ -120,9 +136,16 @@ def compare(
         what = {"model": of_model(net), "of": of, "attention": attention, "samples": str(samples)}
         what |= {"data": of_data(batches), "held_out": of_data(test), "ignore": told(ignore)}
         what |= {"loss": told(loss), "example_inputs": told(example_inputs)}
+        if runs.training is not None:
+            what |= {"training": told(sorted(runs.training.told().items()))}
+            what |= {f"scheduler {k}": told(s) for k, s in runs.schedulers.items()}
         table = Table(what, {k: told(c) for k, c in labels.items()}, None if out is None else Path(out))
-        wanted = [(label, seed) for seed in range(seeds) for label in labels]
-        todo = [(c, seed, left) for c, seed in wanted if (left := [r for r in ratios if not table.holds(c, r, seed)])]
+        wanted = [(c, seed, s) for seed in range(seeds) for c in labels for s in runs.schedulers]
+        todo = [
+            (c, seed, s, left)
+            for c, seed, s in wanted
+            if (left := [r for r in ratios if not table.holds((c, r, seed, s, runs.steps))])
+        ]
         if todo:
             unseen = drawn.held_out()
             if how is None or unseen is None:
@@ -133,10 +156,71 @@ def compare(
             trial = _Trial(net, graph, of, limits, how, unseen)
             with looking(net, "comparing criteria"):
                 dense = trial.loss(net)
-            for label, seed, left in _track(todo, progress):
-                for row in trial.rows(labels[label], label, left, seed, drawn.batches(seed)):
+            for label, seed, scheduler, left in _track(todo, progress):
+                if runs.training is None:
+                    rows = trial.rows(labels[label], label, left, seed, drawn.batches(seed))
+                else:
+                    scoring = Scoring(labels[label], data=batches, loss=how)
+                    own = Limits(ignore=tuple(stay))  # the adapter's are added where the model is cut
+                    order = Order(Budget(0.5, of), own, scoring, example_inputs, attention=attention, progress=False)
+                    rows = trial.trained(runs, scheduler, label, left, replace(order, seed=seed))
+                for row in rows:
                     table.add(row, dense)
-        return table.comparison([(c, r, s) for c in labels for r in ratios for s in range(seeds)])
+        keys = [(c, r, s, k, runs.steps) for c in labels for k in runs.schedulers for r in ratios for s in range(seeds)]
+        return table.comparison(keys)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """How models are trained: schedulers by their labels; {"": ...} and no training where they are not."""
+
+    schedulers: Mapping[str, str | Scheduler]
+    training: Training | None = None
+
+    @property
+    def steps(self) -> int:
+        return 0 if self.training is None else self.training.total
+
+
+def _trainer() -> Callable[[nn.Module, Scheduler, Training, Order], nn.Module]:
+    """What trains.
+
+    Raises:
+        InputsError: accelerate is not installed.
+    """
+    try:  # accelerate is optional
+        from fxprune.training.run import trained
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] != "accelerate":
+            raise
+        raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
+    return trained
+
+
+def _runs(schedulers: Sequence[str | Scheduler], steps: int | None, training: Training | None, data: Any) -> _Runs:
+    """What was asked, checked.
+
+    Raises:
+        InputsError: schedulers without steps, steps without data, or both ways to say them; two schedulers of one name.
+        PluginError: a scheduler's name is unknown.
+    """
+    if steps is not None and training is not None:
+        raise InputsError(f"steps={steps} and training= both say how long: pass one of them")
+    if steps is None and training is None:
+        if schedulers:
+            raise InputsError("schedulers= train a model: pass steps=, such as 500, and data= to train on")
+        return _Runs({"": ""})
+    if data is None:
+        raise InputsError("steps= trains a model: pass data=, batches to train on, and held_out= to measure on")
+    _trainer()
+    made = [scheduler_of(s) for s in schedulers or ("one_shot",)]
+    names = [s if isinstance(s, str) else type(s).__name__ for s in schedulers or ("one_shot",)]
+    if len(set(names)) < len(names):
+        shown = [repr(s) for s in made]
+        names = shown if len(set(shown)) == len(shown) else names
+    if len(set(names)) < len(names):
+        raise InputsError(f"two of the schedulers are called the same: {', '.join(names)}")
+    return _Runs(dict(zip(names, made, strict=True)), training or Training(steps or 1))
 
 
 @dataclass(frozen=True)
@@ -192,6 +276,22 @@ class _Trial:
         small = finished(base, self.graph, plan, verify=True, strict=False, seed=row.seed)
         return row.measured(self.loss(small), report(small).plan.costs)
 
+    def trained(
+        self, runs: _Runs, scheduler: str, label: str, ratios: Sequence[float], order: Order
+    ) -> Iterator[Compared]:
+        """One row a ratio, each a run of its own."""
+        trained = _trainer()
+        assert runs.training is not None
+        for ratio in ratios:
+            row = Compared(label, ratio, order.seed, scheduler=scheduler, steps=runs.steps)
+            start = time.perf_counter()
+            with _noted() as failed:
+                given = replace(order, budget=Budget(ratio, self.of))
+                small = trained(self.net, scheduler_of(runs.schedulers[scheduler]), runs.training, given)
+                seconds = time.perf_counter() - start
+                row = replace(row, seconds=seconds).measured(self.loss(small), report(small).total.costs)
+            yield replace(row, error=failed.text)
+
     def loss(self, model: nn.Module) -> float:
         """The mean over the held-out batches; each draws the same random numbers every time."""
         losses = []
@@ -245,7 +345,7 @@ def _label(criterion: str | Criterion) -> str:
     return criterion
 
 
-def _track(todo: list[tuple[str, int, list[float]]], progress: bool) -> Iterable[tuple[str, int, list[float]]]:
+def _track(todo: list[Todo], progress: bool) -> Iterable[Todo]:
     if not progress:
         return todo
     from rich.progress import track

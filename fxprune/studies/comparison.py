@@ -16,23 +16,24 @@ import numpy as np
 from fxprune.arguments import PATH, takes
 from fxprune.errors import FxPruneError, InputsError, SaveError
 from fxprune.notebook import shown
-from fxprune.reporting.figures import check_picture, drawn, figure_of, writing
+from fxprune.reporting.figures import check_picture, drawn, figure_of, readable, writing
 
 CSV, PNG = "compare.csv", "compare.png"
-Key = tuple[str, float, int]
+Key = tuple[str, float, int, str, int]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One criterion, ratio and seed.
+    """One criterion, ratio and seed, and how it was trained.
 
     Attributes:
-        loss: after pruning, without training, on held-out batches.
+        loss: on held-out batches, after pruning (and after training, where there was some).
         dense: the same before.
         params, macs: shares that went.
-        seconds: to score, once for all ratios.
+        seconds: to score, once for all ratios; of the whole run, where there was training.
         memory: bytes that scoring took beyond what was held before; see `fxprune.studies.peak_memory`.
         error: what went wrong, if anything did; the figures are then missing.
+        scheduler, steps: how it was trained: by which scheduler, and for how many steps; "" and 0: not at all.
     """
 
     criterion: str
@@ -45,10 +46,17 @@ class Compared:
     seconds: float | None = None
     memory: int | None = None
     error: str = ""
+    scheduler: str = ""
+    steps: int = 0
 
     @property
     def key(self) -> Key:
-        return self.criterion, self.ratio, self.seed
+        return self.criterion, self.ratio, self.seed, self.scheduler, self.steps
+
+    @property
+    def name(self) -> str:
+        """What a table and a legend call it."""
+        return f"{self.criterion}, {self.scheduler}" if self.scheduler else self.criterion
 
     def measured(self, loss: float, costs: Mapping[str, tuple[float, float]]) -> Compared:
         """The row with its loss, and with what a plan's costs say."""
@@ -58,7 +66,8 @@ class Compared:
 
 TITLES = ("criterion", "ratio", "loss", "params gone", "MACs gone", "scored in", "memory", "error")
 NAMES = [f.name for f in fields(Compared)]
-NUMBERS = {"ratio": float, "seed": int, "memory": int}
+NUMBERS = {"ratio": float, "seed": int, "memory": int, "steps": int}
+TEXTS = ("criterion", "error", "scheduler")
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,15 +81,15 @@ class Comparison:
     def summary(self) -> list[tuple[str, ...]]:
         """Cells of a table: criterion, ratio, loss (± spread over seeds), parameters, MACs, seconds, memory."""
         out = []
-        for criterion, ratio in dict.fromkeys((r.criterion, r.ratio) for r in self.rows):
-            found = [r for r in self.rows if (r.criterion, r.ratio) == (criterion, ratio)]
+        for name, ratio in dict.fromkeys((r.name, r.ratio) for r in self.rows):
+            found = [r for r in self.rows if (r.name, r.ratio) == (name, ratio)]
             good = [r for r in found if not r.error]
             cells = [_spread([r.loss for r in good])]
             cells += [_mean([getattr(r, k) for r in good], "{:.1%}") for k in ("params", "macs")]
             cells += [_mean([r.seconds for r in good], "{:.2f} s")]
             cells += [_mean([r.memory and r.memory / 2**20 for r in good], "{:.0f} MiB")]
             errors = list(dict.fromkeys(r.error for r in found if r.error))
-            out.append((criterion, f"{ratio:g}", *cells, "; ".join(errors)))
+            out.append((name, f"{ratio:g}", *cells, "; ".join(errors)))
         return out
 
     @takes(path=PATH.or_none.raising(InputsError))
@@ -112,7 +121,13 @@ class Comparison:
         wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
         dense = next((f"{r.dense:.4g}" for r in self.rows if r.dense is not None), "?")
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, wide, strict=True)).rstrip() for row in cells]
-        return "\n".join([f"{self.model}: loss after pruning {self.of}, without training (dense: {dense})", *lines])
+        return "\n".join([f"{self.model}: loss after pruning {self.of}, {self.how} (dense: {dense})", *lines])
+
+    @property
+    def how(self) -> str:
+        """How the rows were trained, in words."""
+        steps = sorted({r.steps for r in self.rows})
+        return "without training" if steps in ([], [0]) else f"with {' or '.join(map(str, steps))} steps of training"
 
     def _repr_html_(self) -> str:
         return shown(repr(self).splitlines()[0], TITLES, self.summary())
@@ -124,20 +139,29 @@ class Comparison:
         Raises:
             InputsError: matplotlib is not installed, or no such file can be written.
         """
-        figure = figure_of(12, 4.5)
-        loss, seconds, memory = figure.subplots(1, 3, width_ratios=[2, 1, 1])
         good = [r for r in self.rows if not r.error]
-        for criterion in dict.fromkeys(r.criterion for r in good):
-            _draw_loss(loss, criterion, [r for r in good if r.criterion == criterion])
+        measured = any(r.memory is not None for r in good)
+        figure = figure_of(14 if measured else 11, 4.5)
+        loss, seconds, *memory = figure.subplots(1, 2 + measured, width_ratios=[2, 1, 1][: 2 + measured])
+        for name in dict.fromkeys(r.name for r in good):
+            _draw_loss(loss, name, [r for r in good if r.name == name])
         if dense := [r.dense for r in good if r.dense is not None]:
             loss.axhline(float(np.mean(dense)), color="0.6", linestyle="--", label="dense")
-        loss.set(xlabel=f"share of {self.of} removed", ylabel="loss without training", title=self.model, yscale="log")
+        bands = "; bands: lowest to highest of the seeds" if len({r.seed for r in good}) > 1 else ""
+        loss.set(xlabel=f"share of {self.of} removed", ylabel=f"loss {self.how}", yscale="log")
+        loss.set_title(f"{self.model}{bands}", fontsize="medium")
         if min((r.loss or 0.0 for r in good), default=0.0) <= 0:
             loss.set_yscale("linear")
+        readable(loss, sorted({r.ratio for r in good}))
         if good:
-            loss.legend(fontsize="small")
-        _draw_bars(seconds, "seconds to score", {r.key: (r.criterion, r.seconds) for r in good})
-        _draw_bars(memory, "MiB to score", {r.key: (r.criterion, r.memory and r.memory / 2**20) for r in good})
+            figure.legend(*loss.get_legend_handles_labels(), fontsize="small", loc="outside right upper")
+        _draw_bars(
+            seconds,
+            "seconds, in all" if any(r.steps for r in good) else "seconds to score",
+            {r.key: (r.name, r.seconds) for r in good},
+        )
+        for axes in memory:
+            _draw_bars(axes, "MiB to score", {r.key: (r.name, r.memory and r.memory / 2**20) for r in good})
         drawn(figure, path, 150)
 
 
@@ -163,8 +187,10 @@ def _draw_loss(axes: Any, criterion: str, rows: list[Compared]) -> None:
 def _draw_bars(axes: Any, title: str, values: Mapping[Key, tuple[str, float | None]]) -> None:
     names = list(dict.fromkeys(name for name, _ in values.values()))
     means = [float(np.mean([v for n, v in values.values() if n == name and v is not None] or [0.0])) for name in names]
-    axes.barh(names[::-1], means[::-1], color="0.6")
-    axes.set(title=title)
+    bars = axes.barh(names[::-1], means[::-1], color="0.6")
+    axes.bar_label(bars, fmt="%.3g", padding=3, fontsize="small")
+    axes.margins(x=0.2)
+    axes.set_title(title, fontsize="medium")
 
 
 class Table:
@@ -246,9 +272,9 @@ class Table:
             raise InputsError(f"{file} holds another comparison: {'; '.join(changed)}; {other}")
         self.criteria = {**criteria, **self.criteria}
 
-    def holds(self, criterion: str, ratio: float, seed: int) -> bool:
+    def holds(self, key: Key) -> bool:
         """Whether a row is there, without an error."""
-        row = self.rows.get((criterion, ratio, seed))
+        row = self.rows.get(key)
         return row is not None and not row.error
 
     def add(self, row: Compared, dense: float) -> None:
@@ -282,6 +308,6 @@ def _line(row: Compared) -> str:
 def _read(cells: Sequence[str]) -> Compared:
     held: dict[str, Any] = dict(zip(NAMES, cells, strict=True))
     for name, text in held.items():
-        if name not in ("criterion", "error"):
+        if name not in TEXTS:
             held[name] = NUMBERS.get(name, float)(text) if text else None
     return Compared(**held)

@@ -17,7 +17,7 @@ from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.notebook import shown
 from fxprune.planning.planner import plan as make_plan
-from fxprune.reporting.figures import drawn, figure_of, writing
+from fxprune.reporting.figures import drawn, figure_of, readable, writing
 
 Floats = npt.NDArray[np.float64]
 TIE = 1e-9  # of the harm, for a whole group: what does no harm goes by the share that is gone
@@ -107,7 +107,7 @@ class Sensitivity:
         Raises:
             InputsError: matplotlib is not installed, or no such file can be written.
         """
-        figure = figure_of(8, 5)
+        figure = figure_of(11, 5)
         axes = figure.add_subplot()
         for rank, c in enumerate(self._worst_first()):
             style: dict[str, Any] = (
@@ -115,7 +115,9 @@ class Sensitivity:
             )
             axes.plot((0.0, *c.shares), (self.base, *c.values), **style)
         axes.set(xlabel="share of the channels removed", ylabel=self.metric, title=f"Sensitivity of {self.model}")
-        axes.legend(fontsize="small")
+        readable(axes, [])
+        if named and self.curves:
+            figure.legend(fontsize="small", loc="outside right upper", title="the most sensitive first")
         drawn(figure, path, 150)
 
     def _worst_first(self) -> list[Curve]:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fxprune.arguments import FLAG, MAPPING, NUMBER, POSITIVE, SEVERAL, TEXT, require_fields
+from fxprune.arguments import FLAG, MAPPING, NUMBER, POSITIVE, SEVERAL, TEXT, require_fields, shown
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.scoring.timesteps import Process, Timesteps, chosen
@@ -84,7 +84,7 @@ class Distillation:
             raise InputsError(f"temperature={self.temperature} must be finite and above 0")
         if self.projections and not self.features:
             raise InputsError("projections=True is for features, whose weight is 0: pass features=, such as 1.0")
-        if self.timesteps is not None and chosen(self.timesteps).rule == "threshold":
+        if self.timesteps is not None and _rule(self.timesteps).rule == "threshold":
             raise InputsError('timesteps="threshold" measures the loss, and no teacher does: pass "snr" or a callable')
 
 
@@ -209,6 +209,13 @@ class Teacher:
             elif self.mask is not None:
                 weight = weight * self.mask[torch.from_numpy(components)].to(teacher.device).view(shape)
         return _relative(student, teacher, weight, samples)
+
+
+def _rule(timesteps: str | Timesteps) -> Timesteps:
+    try:
+        return chosen(timesteps)
+    except InputsError as e:
+        raise InputsError(f"Distillation(timesteps={shown(timesteps)}): {e}") from e
 
 
 def _weighing(timesteps: str | Timesteps | None, process: Process | None) -> Callable[[Tensor], Tensor] | None:

@@ -34,6 +34,7 @@ from fxprune.arguments import (
     TENSORS,
     TEXT,
     AKind,
+    Kind,
     number,
     require_fields,
     takes,
@@ -43,6 +44,7 @@ from fxprune.errors import InputsError
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import told
 from fxprune.training.distillation import Distillation, Teacher
+from fxprune.training.rates import named_rate
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -54,6 +56,9 @@ KINDS: dict[str, AKind] = {
     "learning_rate": NUMBER.or_none,
     "optimizer": FUNCTION.or_none,
     "anneal": FLAG,
+    "schedule": Kind(
+        "the name of a schedule, or a function of the step", lambda v: isinstance(v, str) or callable(v)
+    ).or_none,
     "clip": POSITIVE.or_none,
     "mixed_precision": TEXT.or_none,
     "ema_decay": number("a number in [0, 1)", 0, 1 - 1e-12).or_none,
@@ -83,6 +88,9 @@ class Training:
             counts for nothing.
         warmup: steps in which the learning rate rises to its value; None: a tenth of all.
         anneal: let it fall to zero along a cosine, over all steps.
+        schedule: another way of the learning rate: the name of one of diffusers or transformers ("linear",
+            "cosine_with_restarts", "constant_with_warmup", ...), with `warmup`, or a function of the step (0, 1, ...)
+            that gives its factor; then `anneal` counts for nothing.
         clip: largest norm of the gradient; None: any.
         accumulate: batches a step.
         mixed_precision: "no", "bf16" or "fp16"; None: what `accelerate launch` was told.
@@ -109,6 +117,7 @@ class Training:
     optimizer: MakeOptimizer | None = None
     warmup: int | None = None
     anneal: bool = True
+    schedule: str | Callable[[int], float] | None = None
     clip: float | None = 1.0
     accumulate: int = 1
     mixed_precision: str | None = None
@@ -132,6 +141,8 @@ class Training:
                 raise InputsError(f"{name}={getattr(self, name)} must not be negative")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputsError(f"learning_rate={self.learning_rate} must be positive, such as 1e-4; None finds one")
+        if isinstance(self.schedule, str):
+            self.rate(0)  # tells now that there is none of that name
         if not (self.distill in (None, AUTO) or isinstance(self.distill, Distillation)):
             raise InputsError(f'distill={self.distill!r} must be an fxprune.Distillation, "auto", or None')
 
@@ -148,6 +159,10 @@ class Training:
         (0.5, 0.5)
         """
         warmup = round(WARMUP * self.total) if self.warmup is None else self.warmup
+        if isinstance(self.schedule, str):
+            return float(named_rate(self.schedule, warmup, self.total)(step))
+        if self.schedule is not None:
+            return float(self.schedule(step))
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
         return rise * ((1 + math.cos(math.pi * step / self.total)) / 2 if self.anneal else 1.0)
 

@@ -21,7 +21,23 @@ from fxprune.planning.costs.polynomials import Floats, Product, terms_of
 
 COUNTED = ("params", "macs", "channels", "memory")  # known from the graph alone
 MEASURES = (*COUNTED, "latency")  # measured: see `fxprune.planning.latency`
+UNITS = {
+    "params": "parameters",
+    "macs": "multiply-accumulates",
+    "channels": "channels",
+    "memory": "bytes",
+    "latency": "µs",
+}
 TRIFLE = 1e-12  # of the whole cost: what a channel without a price counts
+
+
+def amount(of: str, cost: float) -> str:
+    """A cost with its unit.
+
+    >>> amount("latency", 10_004.2)
+    '10,004 µs'
+    """
+    return f"{cost:,.0f} {UNITS[of]}"
 
 
 class Cost(Protocol):

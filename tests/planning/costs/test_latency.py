@@ -83,7 +83,7 @@ def test_a_plan_meets_the_latency(runs: list[int]) -> None:
     timing = fxprune.report(small).timing
     assert timing is not None
     assert timing.before > 0 < timing.after
-    assert f"{plan.achieved:.1%} predicted" in repr(fxprune.report(small))
+    assert f"{timing.predicted:.1%} predicted" in repr(fxprune.report(small))
 
 
 def test_a_table_is_measured_once(runs: list[int], folder: Path) -> None:
