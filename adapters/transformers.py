@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fxprune.saving.files import read_object
 from fxprune.saving.stock import CONFIG, read_as
 from fxprune.scoring.context import Loss
 from fxprune.sources.pictures import HALF, Pictures, images_in, labels_of, loader
+from fxprune.stock.oracle import silenced
 
 TOKENS = 16
 FIRST_TOKEN = 5  # below lie the special tokens of most vocabularies
@@ -30,6 +31,7 @@ SECOND_INPUTS = {"input_ids": "text_config", "pixel_values": "vision_config", "i
 
 
 LABELS = ("id2label", "label2id")  # no sizes, and there may be thousands
+COUNT, BY_LAYER = "num_hidden_layers", "per_layer_config"
 CACHES = ("cache", "past_key_values", "cache_params", "mems")
 
 
@@ -102,13 +104,14 @@ class TransformersAdapter(Adapter):
         entries = {k: v for k, v in whole.items() if k not in LABELS}
 
         def build(config: dict[str, Any]) -> nn.Module:
-            made = type(given).from_dict({**whole, **config})
+            made = type(given).from_dict(_of_its_layers({**whole, **config}))
             made._attn_implementation = given._attn_implementation
             net: nn.Module = cls(made)
             if getattr(model, "generation_config", None) is not None:
                 net.generation_config = copy.deepcopy(model.generation_config)
             return net
 
+        entries |= _by_layer(entries, build)
         return Constructor(f"{cls.__name__}({type(given).__name__})", entries, build)
 
     def config(self, model: nn.Module) -> dict[str, Any]:
@@ -215,3 +218,40 @@ def _ids(model: nn.Module, text: Any) -> Tensor:
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[-1])
+
+
+# ---- entries of a config that each layer may have for itself ----------------------------------------------------
+
+
+def _by_layer(config: dict[str, Any], build: Callable[[dict[str, Any]], nn.Module]) -> dict[str, Any]:
+    """`per_layer_config` with the numbers that the model's class reads for each layer, as they are for all of them.
+
+    Most classes read one number for all layers and refuse to build where one layer has another.
+    """
+    count = config.get(COUNT)
+    if not isinstance(count, int):
+        return {}
+    held = {int(k): dict(v) for k, v in (config.get(BY_LAYER) or {}).items()}
+
+    def shapes(of: dict[str, Any]) -> list[torch.Size]:
+        with silenced(), torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return [p.shape for p in build(of).parameters()]
+
+    def taken(name: str, value: int) -> bool:
+        try:
+            return shapes({**config, BY_LAYER: {**held, 0: {**held.get(0, {}), name: value // 2}}}) != shapes(config)
+        except Exception:  # noqa: BLE001 - whatever a constructor raises is its answer
+            return False
+
+    names = [n for n, v in config.items() if type(v) is int and v > 1 and n != COUNT and taken(n, v)]
+    if not names:
+        return {}
+    return {BY_LAYER: {str(i): {**{n: config[n] for n in names}, **held.get(i, {})} for i in range(count)}}
+
+
+def _of_its_layers(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what it says of layers that it does not have."""
+    held, count = config.get(BY_LAYER), config.get(COUNT)
+    if not held or not isinstance(count, int):
+        return config
+    return {**config, BY_LAYER: {i: own for i, own in held.items() if int(i) < count}}

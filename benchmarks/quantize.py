@@ -148,7 +148,7 @@ FORMATS: dict[str, tuple[str, str, Callable[..., Measured]]] = {
         torchao(lambda m: m[0].IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=m[1](32))),
     ),
     "bitsandbytes int8": ("bitsandbytes", "int8", bitsandbytes(int8_of_bitsandbytes)),
-    "bitsandbytes nf4": ("bitsandbytes", "int4-g32", bitsandbytes(nf4_of_bitsandbytes)),
+    "bitsandbytes nf4": ("bitsandbytes", "nf4", bitsandbytes(nf4_of_bitsandbytes)),
     "quanto qint8": ("optimum", "int8", quanto("qint8")),
     "quanto qint4": ("optimum", "int4-g32", quanto("qint4")),
     "ONNX Runtime static int8": ("onnxruntime", "int8", onnxruntime),

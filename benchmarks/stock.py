@@ -127,7 +127,8 @@ def inputs(net: nn.Module) -> Any:
 def cut(net: nn.Module, ratio: float, **options: Any) -> Any:
     """The pruned model; or the error in its place."""
     try:
-        return fxprune.prune(net, "magnitude", ratio, example_inputs=inputs(net), progress=False, **options)
+        given = {"example_inputs": inputs(net), "progress": False, **options}
+        return fxprune.prune(net, "magnitude", ratio, **given)
     except fxprune.FxPruneError as e:
         return e
 
@@ -181,9 +182,10 @@ def trained(names: list[str]) -> None:
         given = subject(name)
         net = copy.deepcopy(given.net).float().eval()
         for ratio in RATIOS:
-            stock = cut(net, ratio, shape="stock", nearest=True)
+            own = {} if given.example is None else {"example_inputs": given.example}
+            stock = cut(net, ratio, shape="stock", nearest=True, **own)
             gone = ratio if isinstance(stock, Exception) else fxprune.report(stock).plan.achieved
-            both = (stock, cut(net, gone))
+            both = (stock, cut(net, gone, **own))
             cells = [
                 f"{achieved(m)} %, {given.figures(m)['loss']:.4f}" if isinstance(m, nn.Module) else "–" for m in both
             ]

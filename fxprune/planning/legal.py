@@ -4,6 +4,7 @@
     int8        8        8         the integer product of a GPU (weights alone take any width)
     int4-g32    32       1         one scale a group of 32 inputs (torchao, GGUF's q4_0 and q8_0)
     int4-g128   128      1         groups of 128 (GPTQ, AWQ)
+    nf4         64       1         bitsandbytes' blocks of 64, which its CPU kernel takes a row at a time
     fp8         16       16        the scaled product of a GPU
     nvfp4       16       16        blocks of 16
     2:4         64       32        two of four inputs, in the tiles of the sparse kernels
@@ -28,6 +29,7 @@ FORMATS: dict[str, tuple[int, int]] = {
     "int8": (8, 8),
     "int4-g32": (32, 1),
     "int4-g128": (128, 1),
+    "nf4": (64, 1),
     "fp8": (16, 16),
     "nvfp4": (16, 16),
     "2:4": (64, 32),

@@ -36,8 +36,8 @@ class Limits:
         scope: "knapsack", "global", "local" or "isomorphic"; None: what suits the scores.  All of it: `fxprune.plan`.
         shape: "free", a width for every layer; "stock", what the class's own constructor can make; or that constructor
             with what it was given, a `functools.partial`.  See `fxprune.prune`.
-        legal_for: widths of linear layers that a quantiser takes afterwards: "int8", "int4-g32", "int4-g128", "fp8",
-            "nvfp4", "2:4" (see `fxprune.planning.legal`), where constraints let them.
+        legal_for: widths of linear layers that a quantiser takes afterwards: "int8", "int4-g32", "int4-g128", "nf4",
+            "fp8", "nvfp4", "2:4" (see `fxprune.planning.legal`), where constraints let them.
         nearest: with a stock shape, take the nearest that there is, however far from the budget.
 
     Raises:
