@@ -22,6 +22,7 @@ from fxprune.planning.ranking import Curves
 from fxprune.planning.selectors import Ignore
 from fxprune.pruning.order import Order, Scoring
 from fxprune.pruning.prune import prune_once, seeing
+from fxprune.pruning.replacing import require_replaceable
 from fxprune.scoring.context import Loss
 from fxprune.scoring.saliency import Normalization
 from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
@@ -61,6 +62,7 @@ def prune(
     shape: str | Callable[..., Any] = "free",
     nearest: bool = False,
     granularity: str = "channel",
+    replace: str | None = None,
     normalize: Normalization | None = None,
     inplace: bool = False,
     verify: bool = True,
@@ -110,6 +112,8 @@ def prune(
         nearest: with a stock shape, take the nearest that the constructor allows, however far from the budget (else 4
             points at most).
         granularity: "channel", "block" (residual branches go whole), or "both"; see `plan`.
+        replace: "linear": blocks go in intervals, those first for which a linear layer can stand best, and one does:
+            fitted in closed form on the activations of `data` (`docs/depth.md`). None: nothing stands for them.
         normalize: see `score`.
         inplace: change `model` itself. Its parameters are new ones afterwards: an optimizer made before holds the old
             ones and would train nothing (a warning says so); make a new one.
@@ -149,6 +153,7 @@ def prune(
         outputs=outputs,
         attention=attention,
         granularity=granularity,
+        replace=replace,
         inplace=inplace,
         verify=verify,
         strict=strict,
@@ -160,7 +165,11 @@ def prune(
 
 
 def _pruned(model: M, order: Order, scheduler: str | Scheduler, steps: int | None, training: Training | None) -> M:
+    if order.replace is not None:
+        require_replaceable(order.budget.of, order.granularity)
     if steps is not None or training is not None:
+        if order.replace is not None:
+            raise InputsError('replace="linear" is for one cut: call prune without steps= or training=, train after it')
         with torch.inference_mode(False):
             return _trained(model, scheduler_of(scheduler), steps, training, order)
     if not scheduler_of(scheduler).at_once:

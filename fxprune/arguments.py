@@ -165,6 +165,7 @@ COMMON: Mapping[str, Kind] = {
     "of": TEXT.raising(BudgetError),
     "attention": TEXT,
     "granularity": TEXT.raising(BudgetError),
+    "replace": TEXT.or_none,
     "data": BATCHES.or_none,
     "held_out": BATCHES.or_none,
     "loss": FUNCTION.or_none,

@@ -1,6 +1,7 @@
 """Proofs that a pruned model is right.
 
-masked = dense            the original model with the removed channels masked computes what the dense model computes
+masked = dense            the original model with the removed channels masked computes what the dense model computes;
+                          where a linear map stands for blocks, it stands for them in the masked model, too
 permutation certificate   permuting a group's channels, in every slice, leaves the network's function unchanged
 
 Two right computations differ by rounding, and by how much hangs on the model.  A difference of more than a few last
@@ -39,6 +40,7 @@ from fxprune.masking.masked_run import Numbers, run_masked
 from fxprune.masking.settled import Settled
 from fxprune.masking.trials import in_float64, rounded_anew, zero_parameters, zeros_filled
 from fxprune.planning.plan import Plan, followed
+from fxprune.rewriting.fitted import lines_of
 from fxprune.rewriting.rewrite import belongs
 from fxprune.rewriting.scales import scales_of
 
@@ -200,7 +202,8 @@ def _masked_is_dense(
     def masked(inputs: Inputs) -> list[Any]:
         with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(model), same_parameters(model):
             try:
-                return run_masked(view, model, copied(inputs), keep, plan.norms, plan.blocks, numbers)
+                lines = lines_of(small, view, keep, plan.blocks)
+                return run_masked(view, model, copied(inputs), keep, plan.norms, plan.blocks, numbers, lines)
             except (RuntimeError, TypeError) as e:
                 _require_runs(model, traced, inputs, e)
                 raise

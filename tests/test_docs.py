@@ -13,6 +13,7 @@ import pytest
 import small_folders
 import torch
 import torch.nn.utils.prune
+from depthnets import Transformer
 from safetensors.torch import save_file
 from torch import nn
 
@@ -112,7 +113,16 @@ class Named(nn.Module):
         return self.fc(self.layer1(self.conv1(x).relu()).relu().mean((2, 3)))
 
 
+def depth() -> dict[str, Any]:
+    """A small transformer."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 5)
+    batches = [torch.randn(2, 7, 5) for _ in range(4)]
+    return {"net": Transformer().eval(), "x": x, "batches": batches, "loss": lambda net, x: net(x).square().mean()}
+
+
 GIVEN = {
+    "docs/depth.md": depth,
     "README.md": lambda: diffusion() | classifier(),
     "docs/criteria.md": lambda: {"model": (given := classifier())["net"], **given},
     "docs/diffusion.md": text_to_image,

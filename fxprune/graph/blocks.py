@@ -63,8 +63,9 @@ class Cut:
 
 
 def cut(traced: Traced, streams: Mapping[fx.Node, fx.Node]) -> Cut:
-    """What is still computed once each addition gives its stream.  A scaling by one after it goes, too."""
-    instead = _identities(streams)
+    """What is still computed once each addition gives its stream.  A scaling by one after it goes, too, and so do casts
+    to the type that a value has: Python goes on with the value itself, and the module that casts it did nothing."""
+    instead = _casts(traced) | _identities(streams)
     found = Cut(instead, frozenset())
     live = {found.resolve(o) for o in traced.outputs if isinstance(o, fx.Node)}
     for node in reversed(traced.graph.nodes):
@@ -83,6 +84,18 @@ def _identities(streams: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
         instead.update((u, node) for u in fresh)
         stack += fresh
     return instead
+
+
+def _casts(traced: Traced) -> dict[fx.Node, fx.Node]:
+    """Casts that change nothing, by what they are called with."""
+    found = (n for n in traced.graph.nodes if n.op == "call_function" and op_name(n.target) == "aten::to")
+    return {n: a for n in found if isinstance(a := n.args[0], fx.Node) and n not in traced.outputs and _same(n, a)}
+
+
+def _same(node: fx.Node, argument: fx.Node) -> bool:
+    """Whether a cast gives what it is called with."""
+    place = getattr(node.meta["val"], "device", None), getattr(argument.meta["val"], "device", None)
+    return "copy" not in node.kwargs and place[0] == place[1] and _alike(node, argument)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -170,7 +183,7 @@ class _Finder:
             return None  # it starts elsewhere, or holds the stream itself
         if any(_writes(n) and n.args[0] not in region for n in region):
             return None
-        instead = _identities({node: stream})
+        instead = {**self.whole.instead, **_identities({node: stream})}
         after = Cut(instead, self.whole.live - region - instead.keys())
         modules = taken_out(self.traced, self.whole, after)
         tensors = gone(self.traced, after, modules)

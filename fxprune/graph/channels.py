@@ -187,10 +187,11 @@ class ChannelGraph:
         modules = modules_of(self.traced, blocks)
         lost = set(gone(self.traced, after, modules))
         traced, new = reduced_trace(self.traced, after)
-        kept, trained = [traced], None
+        kept, trained, cuts = [traced], None, [after]
         for view in self.modes[1:]:
             names = {b.name for b in blocks}
-            trained, also = reduced_trace(view.traced, cut_of(view.traced, [b for b in view.blocks if b.name in names]))
+            cuts.append(cut_of(view.traced, [b for b in view.blocks if b.name in names]))
+            trained, also = reduced_trace(view.traced, cuts[-1])
             kept, new = [traced, trained], new | also
         read = {name for mode in kept for name in mode.tensors.values()}
         left = [n for n in self.parameters if n not in read and n not in lost]
@@ -202,7 +203,7 @@ class ChannelGraph:
             tensors={n: v for n, v in self.tensors.items() if n in read},
             shapes={n: v for n, v in self.shapes.items() if n in read},
             parameters=self.parameters & read,
-            facts=reduced_facts(self.facts, new),
+            facts=reduced_facts(self.facts, new, cuts),
             equations=reduced_equations(self.equations, kept, modules),
             literals=reduced_equations(self.literals, kept, modules),
             outside=self.outside + sum(math.prod(self.shapes[n]) for n in left),

@@ -29,10 +29,13 @@ def reduced_trace(traced: Traced, after: Cut) -> tuple[Traced, dict[fx.Node, fx.
     return out, new
 
 
-def reduced_facts(facts: Facts, new: dict[fx.Node, fx.Node]) -> Facts:
+def reduced_facts(facts: Facts, new: dict[fx.Node, fx.Node], cuts: Sequence[Cut]) -> Facts:
+    """What is known of the nodes that are left; what an op reads may stand under the name of another value."""
     names = {n.name for n in new.values()}
+    stand = {n: new[r] for after in cuts for n in after.instead if (r := after.resolve(n)) in new}
+    now = {**stand, **new}
     return Facts(
-        reads={k: [(new[n], axis) for n, axis in v if n in new] for k, v in facts.reads.items() if k in names},
+        reads={k: [(now[n], axis) for n, axis in v if n in now] for k, v in facts.reads.items() if k in names},
         norm_groups=[n for n in facts.norm_groups if n.node in names],
         attended=[a for a in facts.attended if a.node in names],
         statistics={k: v for k, v in facts.statistics.items() if k in names},

@@ -8,7 +8,7 @@ model without these channels, which is what the dense model has to compute.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,6 +51,8 @@ class MaskedRun:
         norms: new numbers of groups of group norms, as in a plan.
         blocks: block name -> what its contribution is multiplied by (a number, or a tensor of one); 0 takes it out.
         numbers: node -> numbers among its arguments, by position or name, that the mask changes.
+        lines: block name -> what is added in place of its contribution, as a function of the stream.
+        watch: names of nodes whose values are kept in `seen`.
     """
 
     def __init__(
@@ -61,9 +63,14 @@ class MaskedRun:
         norms: Mapping[str, NormChange] | None = None,
         blocks: Mapping[str, float | Tensor] | None = None,
         numbers: Numbers | None = None,
+        lines: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        watch: Collection[str] = (),
     ) -> None:
         self.graph, self.mask, self.norms, self.numbers = graph, mask, dict(norms or {}), numbers or {}
         self.added = {(b.node, b.branch): blocks[b.name] for b in graph.blocks if b.name in blocks} if blocks else {}
+        places = {b.name: (b.node, b.branch, b.stream) for b in graph.blocks if b.name in lines} if lines else {}
+        self.lines = {places[name][:2]: (places[name][2], line) for name, line in (lines or {}).items()}
+        self.watch, self.seen = frozenset(watch), dict[str, Any]()
         self.state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         self._masks: dict[int, Tensor] = {}
 
@@ -104,6 +111,8 @@ class MaskedRun:
         last = last_uses(traced.graph, traced.outputs)
         for node in traced.graph.nodes:
             env[node] = self._placeholder(node, given) if node.op == "placeholder" else self._run(node, env)
+            if node.name in self.watch:
+                self.seen[node.name] = env[node]
             for n in last.get(node, ()):
                 del env[n]
         return [env[o] if isinstance(o, fx.Node) else o for o in traced.outputs]
@@ -125,6 +134,9 @@ class MaskedRun:
 
         def value(n: fx.Node) -> Any:
             x = masked.get(n, env[n])
+            if (node.name, n.name) in self.lines:
+                stream, line = self.lines[node.name, n.name]
+                return line(next(env[m] for m in node.all_input_nodes if m.name == stream))
             return x * self.added[node.name, n.name] if (node.name, n.name) in self.added else x
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
@@ -294,8 +306,10 @@ def run_masked(
     norms: Mapping[str, NormChange] | None = None,
     blocks: Sequence[str] = (),
     numbers: Numbers | None = None,
+    lines: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> list[Any]:
-    """Flat outputs of the traced model, with the channels outside `keep` (by component) and some blocks masked."""
+    """Flat outputs of the traced model, with the channels outside `keep` (by component) and some blocks masked, and
+    `lines` in the place of some of these."""
     mask = None if keep is None else torch.as_tensor(np.asarray(keep), dtype=torch.float32)
     with torch.no_grad(), same_draws():
-        return MaskedRun(graph, model, mask, norms, dict.fromkeys(blocks, 0.0), numbers)(inputs)
+        return MaskedRun(graph, model, mask, norms, dict.fromkeys(blocks, 0.0), numbers, lines)(inputs)

@@ -32,6 +32,7 @@ GRANULARITIES = ("channel", "block", "both")
 SHARE = 0.5  # of a budget for blocks and channels together, the most that blocks take
 Floats: TypeAlias = npt.NDArray[np.float64]
 Channels: TypeAlias = Callable[[ChannelGraph, Mapping[str, Floats], float], Plan]
+Chosen: TypeAlias = Callable[..., "tuple[tuple[str, ...], float]"]
 
 
 def plan_depth(
@@ -42,6 +43,7 @@ def plan_depth(
     ignore: Ignore,
     granularity: str,
     channels: Channels,
+    chosen: Chosen | None = None,
 ) -> Plan:
     """A plan that takes out blocks, and then channels of what is left.
 
@@ -49,6 +51,7 @@ def plan_depth(
         scores: of `fxprune.score`, or a mapping that holds one number a block, too.
         asked: share of the cost to remove.
         channels: plans the channels of a graph for a ratio.
+        chosen: chooses the blocks in place of `choose`, without scores.
 
     Raises:
         BudgetError: where nothing near the ratio can be reached.
@@ -60,12 +63,15 @@ def plan_depth(
         raise BudgetError(f"granularity={granularity!r} needs a budget: pass ratio=, the share of {of} to remove")
     values, worth = (scores.values, scores.blocks) if isinstance(scores, Scores) else (scores, scores)
     only = granularity == "block"
-    names, share = choose(graph, worth, asked if only else asked * SHARE, of, ignore, only)
+    how = functools.partial(choose, worth=worth) if chosen is None else chosen
+    names, share = how(graph, ratio=asked if only else asked * SHARE, of=of, ignore=ignore, nearest=only)
     left = graph.without(names)
     if only:
         made = _whole_width(left, asked, of)
     else:
         made = channels(left, scores_on(left, values), max(0.0, (asked - share) / (1 - share)))
+    if chosen is not None and only:
+        made = replace(made, criterion="recovery")
     criterion = scores.criterion if isinstance(scores, Scores) else made.criterion
     return with_blocks(graph, replace(made, ratio=asked, criterion=criterion), names)
 
@@ -101,7 +107,7 @@ def choose(
         BudgetError: with `nearest`, where all blocks together are less than the ratio.
         CriterionError: where a block has no finite score.
     """
-    share = functools.cache(_shares(graph, of))
+    share = functools.cache(shares_of(graph, of))
     held = ignored_blocks(graph, ignore)
     alone = {b.name: share(frozenset([b.name])) for b in graph.blocks if b.name not in held}
     free = sorted((n for n in alone if alone[n] > 0), key=lambda n: _worth(worth, n) / alone[n])
@@ -117,7 +123,7 @@ def choose(
     return _outermost(graph, taken), share(taken)
 
 
-def _shares(graph: ChannelGraph, of: str) -> Callable[[frozenset[str]], float]:
+def shares_of(graph: ChannelGraph, of: str) -> Callable[[frozenset[str]], float]:
     """The share of a cost that goes with some blocks."""
     total = dense_cost(CostModel(graph), of)
     if of not in ("params", "macs"):

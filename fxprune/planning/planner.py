@@ -9,7 +9,7 @@ from typing import Any
 from fxprune.arguments import Kind, takes
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.planning.blocks import plan_depth
+from fxprune.planning.blocks import Chosen, plan_depth
 from fxprune.planning.budget import Budget
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import require_cost
@@ -109,8 +109,9 @@ def planned(
     budget: Budget,
     limits: Limits = NONE,
     granularity: str = "channel",
+    chosen: Chosen | None = None,
 ) -> Plan:
-    """`plan`, its arguments gathered."""
+    """`plan`, its arguments gathered; `chosen` chooses the blocks without scores (see `plan_depth`)."""
     require_format(limits.legal_for)
     graph = legal_graph(graph, limits.legal_for)
     of, costs = budget.of, CostModel(graph)
@@ -132,7 +133,7 @@ def planned(
         def channels(left: ChannelGraph, values: Mapping[str, Floats], ratio: float) -> Plan:
             return planned(left, values, Budget(ratio, of), limits)
 
-        return plan_depth(graph, scores, asked, of, limits.ignore, granularity, channels)
+        return plan_depth(graph, scores, asked, of, limits.ignore, granularity, channels, chosen)
     if not isinstance(scores, Scores):
         scores = Scores(scores, "given scores")
     values, criterion = checked(graph, scores.values), scores.criterion

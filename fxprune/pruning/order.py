@@ -66,6 +66,7 @@ class Order:
     outputs: Wanted | None = None
     attention: str = "heads"
     granularity: str = "channel"
+    replace: str | None = None
     inplace: bool = False
     verify: bool = True
     strict: bool = False
@@ -78,6 +79,8 @@ class Order:
             raise InputsError(
                 f"attention={self.attention!r} is unknown; choose heads or head_dim (or both, in prune())"
             )
+        if self.replace not in (None, "linear"):
+            raise InputsError(f'replace={self.replace!r} is unknown; choose "linear", or leave it out')
 
     @property
     def asked(self) -> Order:

@@ -28,10 +28,12 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
 from fxprune.planning.selection import checked
 from fxprune.planning.selectors import Ignore, named, require_known
+from fxprune.pruning.intervals import Activations
 from fxprune.pruning.meeting import met
 from fxprune.pruning.optimizers import warn_holders
 from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
+from fxprune.pruning.replacing import Replacement, recorded
 from fxprune.pruning.stock import constructor_of, replayed, stock_once
 from fxprune.reporting.report import attach, is_pruned, report
 from fxprune.rewriting.compensation import compensated
@@ -151,15 +153,19 @@ def _pruned_once(model: M, order: Order) -> M:
         whole: M = back(small)
         return whole
 
+    lines = _replacement(adapter, model, net, graph, order) if order.replace is not None else None
+
     def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
         with clock("score"):
             return compensated(graph, net, plan, scoring.criterion, **given)
 
     def cut_to(graph: ChannelGraph, budget: Budget) -> Realized:
         def plan_of(graph: ChannelGraph) -> Plan:
-            scores = scores_of(graph)
+            by_scores = lines is None or order.granularity != "block"
+            scores: Scores | dict[str, Any] = scores_of(graph) if by_scores else {}
             with clock("plan"):
-                return planned(graph, scores, budget, limits, order.granularity)
+                chosen = None if lines is None else lines.choose
+                return planned(graph, scores, budget, limits, order.granularity, chosen)
 
         return realize(base, graph, plan_of, clock, order.verify, order.strict, limits.exact_norms)
 
@@ -167,8 +173,23 @@ def _pruned_once(model: M, order: Order) -> M:
     if order.budget.of == "latency" and order.verify:
         with clock("confirm"):
             cut = met(net, cut, order.budget, cut_to)
-    pruned: M = back(reported(net, cut, clock, order.inplace, order.seed, scored, limits.legal_for))
+    notes: tuple[str, ...] = ()
+    if lines is not None:
+        with clock("fit"):
+            cut, notes = lines.install(cut)
+    small = reported(net, cut, clock, order.inplace, order.seed, scored, limits.legal_for)
+    if notes:
+        attach(small, replace(report(small), fitted=notes))
+    pruned: M = back(small)
     return pruned
+
+
+def _replacement(adapter: Adapter, model: Any, net: nn.Module, graph: ChannelGraph, order: Order) -> Replacement:
+    """What chooses blocks and puts linear maps in their place: the model's activations where the loss calls it."""
+    data, loss = _data_and_loss(adapter, model, frozenset(("data", "loss")), order)
+    calls = tuple(recorded(net, data, loss, order.seed))
+    seen = trace(net, calls[0], attention=graph.prefer[0], outputs=order.outputs)
+    return Replacement(Activations(net, seen, calls))
 
 
 def _prune_both(model: M, order: Order) -> M:

@@ -296,9 +296,10 @@ def _attempt(
     return Realized(graph, plan, *_brought_along(net, made), trouble, made.follow)
 
 
-def _proofs(
+def proofs(
     net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, numbers: Sequence[Numbers] | None = None
 ) -> tuple[Check, ...]:
+    """Masked = dense, in train mode too where the model computes something else there."""
     return (check_dense(net, small, graph, plan, numbers), *check_training(net, small, graph, plan, numbers))
 
 
@@ -310,7 +311,7 @@ def _brought_along(net: nn.Module, made: _Dense) -> tuple[Rewritten, tuple[Check
     told, stale = _described(net, done.model, stale)
     if changes and made.checks:
         try:
-            holds = all(c.ok for c in _proofs(net, done.model, graph, plan, made.numbers))
+            holds = all(c.ok for c in proofs(net, done.model, graph, plan, made.numbers))
         except VerifyError:
             holds = False
         if not holds:
@@ -337,7 +338,7 @@ def _dense(net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify
     done = rewrite(net, graph, plan, forward=forward)
     if forward == "module" and graph.follows:
         return _following(net, _Dense(done, (), graph, plan), verify)
-    checks = _proofs(net, done.model, graph, plan) if verify else ()
+    checks = proofs(net, done.model, graph, plan) if verify else ()
     computed = graph.traced.recorder.numbers or graph.traced.recorder.lost
     if forward != "module" or (all(c.ok for c in checks) if verify else not computed):
         return _Dense(done, checks, graph, plan)
@@ -353,7 +354,7 @@ def _dense(net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify
     for fold in found.folds:
         fold.apply(done.model)
     if found.folds and verify:
-        checks = _proofs(net, done.model, graph, plan)
+        checks = proofs(net, done.model, graph, plan)
     return _Dense(done, checks, graph, plan)
 
 
@@ -367,7 +368,7 @@ def _following(net: nn.Module, made: _Dense, verify: bool, found: Scales | None 
         fold.apply(small)
     others = [scales_of(made.graph, view, small, keep) for view in made.graph.modes[1:]] if verify else []
     numbers = [{} if s is None else s.followed for s in (found, *others)]
-    checks = _proofs(net, small, made.graph, made.plan, numbers) if verify else ()
+    checks = proofs(net, small, made.graph, made.plan, numbers) if verify else ()
     return replace(made, checks=checks, numbers=numbers, follow=tuple(dict.fromkeys(map(str, found.lost))))
 
 

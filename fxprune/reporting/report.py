@@ -71,6 +71,7 @@ class Report:
         stale: integers that equal a width that changed, and that no trace has read: they are as they were, for whoever
             reads them to look at.
         anatomy: layer by layer and group by group what went, for `to_html`.
+        fitted: with `replace=`, what linear maps stand for, and how much of that they give.
         maker, steps: with a stock shape, what makes the model anew from its config, and which entries can shrink.
     """
 
@@ -96,6 +97,7 @@ class Report:
     misfits: tuple[str, ...] = ()
     maker: str = ""
     steps: tuple[str, ...] = ()
+    fitted: tuple[str, ...] = ()
 
     @property
     def total(self) -> Plan:
@@ -165,6 +167,7 @@ class Report:
         lines += [f"  outputs: {self.outputs}"] if self.outputs else []
         lines += [f"  train mode was not checked: {self.unseen}"] if self.unseen else []
         lines += [f"  read by no trace, left whole: {shortened(self.unread)}"] if self.unread else []
+        lines += [f"  {note}" for note in self.fitted[:MOST]]
         lines += [f"  over what stays: {r}" for r in self.reduced[:MOST]]
         lines += [f"  left as it was: {s}" for s in self.stale[:MOST]]
         lines += [f"  not legal: {m}" for m in self.misfits[:MOST]]

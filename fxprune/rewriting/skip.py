@@ -147,14 +147,19 @@ def from_data(data: Any, sizes: int) -> Answer:
     if not isinstance(data, dict) or set(data) not in ({"passed"}, {"zeros", "first", "rank"}):
         raise ValueError(f"{data!r:.60} is no answer of a module that was taken out")
     if "passed" in data:
-        return Passed(_key(data["passed"]))
+        return Passed(key_of(data["passed"]))
     first, rank = data["first"], data["rank"]
     if type(first) is not int or type(rank) is not int or not 0 <= first <= first + rank <= sizes:
         raise ValueError(f"sizes {first!r:.20} to {rank!r:.20} are not among {sizes}")
-    return Zeros(_key(data["zeros"]), first, rank)
+    return Zeros(key_of(data["zeros"]), first, rank)
 
 
-def _key(value: Any) -> Key:
+def key_of(value: Any) -> Key:
+    """An argument's position or name.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if type(value) is str or (type(value) is int and 0 <= value < 1000):
         return value
     raise ValueError(f"{value!r:.60} is no argument's position or name")

@@ -14,6 +14,7 @@ from fxprune.errors import SaveError
 from fxprune.graph.modules import comes_from, tensor_names
 from fxprune.reporting.report import Report, is_pruned, report
 from fxprune.rewriting.attributes import Change
+from fxprune.rewriting.fitted import Fitted
 from fxprune.rewriting.skip import Skip
 from fxprune.saving import stock
 from fxprune.saving.header import DTYPES, Saved, SkipInfo, TensorInfo, Told, class_name
@@ -60,7 +61,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
         plan=None if made is None else made.plan,
         earlier=() if made is None else made.earlier,
         changes=() if made is None else tuple(_plain(c) for c in made.changes if not _of_skip(c, skips)),
-        skips={path: SkipInfo(s.answer, tuple(map(int, s.sizes))) for path, s in skips.items()},
+        skips={path: _skip(s) for path, s in skips.items()},
         checks=() if made is None else made.checks,
         held=() if made is None else made.held,
         seed=getattr(made, "seed", None),
@@ -82,9 +83,19 @@ def _told(made: Report) -> Told:
     return replace(told, reduced=tuple(dict.fromkeys(r.partition(" at File ")[0] for r in told.reduced)))
 
 
+def _skip(skip: Skip) -> SkipInfo:
+    """What is told of a module that was taken out."""
+    sizes = tuple(map(int, skip.sizes))
+    if isinstance(skip, Fitted):
+        return SkipInfo(skip.answer, sizes, skip.block, skip.key)
+    return SkipInfo(skip.answer, sizes)
+
+
 def _of_skip(change: Change, skips: Mapping[str, Skip]) -> bool:
-    """Whether a change is of the sizes that a `Skip` is saved with."""
-    return change.path in skips and change.name == "sizes"
+    """Whether a change is of the sizes that a `Skip` is saved with, or of a layer in it, whose tensors tell them."""
+    if change.path in skips:
+        return change.name == "sizes"
+    return change.path.endswith(".fitted") and change.path.removesuffix(".fitted") in skips
 
 
 def _info(name: str, tensor: torch.Tensor, parameter: bool) -> TensorInfo:

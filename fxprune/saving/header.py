@@ -15,11 +15,12 @@ of a model                                              of a pipeline
     tensors     name -> {kind, shape, dtype, ...}           files       all files in the folder
     tied        name -> name of the tensor it shares
     changes     attributes: {path, name, before, after}
-    skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`)
+    skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`), and where a linear
+                map stands for blocks {block, key} (see `fxprune.rewriting.fitted`), whose layer is `PATH.fitted`
     forward, checks, held
     anatomy     what went layer by layer, for a report's page (null: nobody knows; older folders have none)
     told        what else the report says (older folders have none): {scoring, unread, unseen, outputs, reduced, stale,
-                maker, steps}
+                maker, steps, fitted}
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.anatomy import Anatomy
 from fxprune.reporting.report import Cause, Report
 from fxprune.rewriting.attributes import Change
-from fxprune.rewriting.skip import Answer, to_data
+from fxprune.rewriting.skip import Answer, Key, to_data
 from fxprune.rewriting.unread import Stale
 from fxprune.saving import checksums
 from fxprune.verification import Check
@@ -63,10 +64,19 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class SkipInfo:
-    """What answers for a module that was taken out, and the sizes of its zeros."""
+    """What answers for a module that was taken out, the sizes of its zeros, and the block that a linear map stands for
+    (None: there is no map) with the input that the map reads."""
 
     answer: Answer
     sizes: tuple[int, ...]
+    block: str | None = None
+    key: Key = 0
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """As JSON data."""
+        line = {} if self.block is None else {"block": self.block, "key": self.key}
+        return {"answer": to_data(self.answer), "sizes": list(self.sizes), **line}
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class Told:
     stale: tuple[Stale, ...] = ()
     maker: str = ""
     steps: tuple[str, ...] = ()
+    fitted: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """Attribute -> value."""
@@ -199,7 +210,7 @@ def _model_data(saved: Saved) -> dict[str, Any]:
         "tensors": {name: asdict(info) for name, info in saved.tensors.items()},
         "tied": dict(saved.tied),
         "changes": [asdict(c) for c in saved.changes],
-        "skips": {path: {"answer": to_data(s.answer), "sizes": list(s.sizes)} for path, s in saved.skips.items()},
+        "skips": {path: s.data for path, s in saved.skips.items()},
         "forward": saved.forward,
         "checks": [asdict(c) for c in saved.checks],
         "held": [{"name": c.name, "axes": c.axes, "share": c.share} for c in saved.held],

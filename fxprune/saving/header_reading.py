@@ -16,7 +16,7 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.anatomy import Anatomy, Choice, Layer, Shape
 from fxprune.reporting.report import Cause
 from fxprune.rewriting.attributes import Change
-from fxprune.rewriting.skip import from_data
+from fxprune.rewriting.skip import from_data, key_of
 from fxprune.rewriting.unread import Stale
 from fxprune.saving import checksums
 from fxprune.saving.files import named, read_bytes, variants
@@ -234,7 +234,10 @@ def _change(value: Any, where: str) -> Change:
 def _skip(value: Any, where: str) -> SkipInfo:
     sizes = _row(value, "sizes", _rule)
     try:
-        return SkipInfo(from_data(value.get("answer"), len(sizes)), sizes)
+        answer = from_data(value.get("answer"), len(sizes))
+        if "block" not in value:
+            return SkipInfo(answer, sizes)
+        return SkipInfo(answer, sizes, _get(value, "block", str), key_of(value.get("key")))
     except (ValueError, RecursionError) as e:
         raise _Bad(f"{where}: {e}") from e
 
@@ -267,6 +270,7 @@ def _told(data: dict[str, Any]) -> Told:
         stale=_row(data, "stale", _stale),
         maker=_text(data.get("maker", ""), "maker"),
         steps=_row({"steps": [], **data}, "steps", _text),
+        fitted=_row({"fitted": [], **data}, "fitted", _text),
     )
 
 

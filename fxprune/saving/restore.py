@@ -13,6 +13,7 @@ from fxprune.errors import SaveError
 from fxprune.graph.blocks import inside
 from fxprune.planning.plan import Plan
 from fxprune.rewriting.attributes import Change, entry_of
+from fxprune.rewriting.fitted import CONVS, Fitted
 from fxprune.rewriting.skip import Skip, plain_attributes
 from fxprune.saving import weights
 from fxprune.saving.header import DTYPES, HEADER, Saved, SkipInfo, TensorInfo
@@ -42,7 +43,7 @@ def fit(net: nn.Module, saved: Saved) -> None:
             raise SaveError(f"the stock module has no module {path!r:.80}, which was taken out of the saved one")
     stock = all_tensors(net)
     named = {name: t for name, t in stock.items() if not _taken_out(name, saved)}
-    if unknown := sorted((set(saved.tensors) | set(saved.tied)) ^ set(named)):
+    if unknown := sorted(((set(saved.tensors) | set(saved.tied)) - _of_maps(saved)) ^ set(named)):
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         have = "the stock module lacks" if unknown[0] not in named else "the folder lacks"
         raise SaveError(f"{have} {unknown[0]!r:.80}{more}: they are not of the same architecture ({saved.name})")
@@ -63,18 +64,50 @@ def fit(net: nn.Module, saved: Saved) -> None:
     for change in saved.changes:
         _apply(modules, change)
     for path, skip in saved.skips.items():
-        _put(net, path, skip)
+        _put(net, path, skip, saved)
+
+
+def _of_maps(saved: Saved) -> set[str]:
+    """The tensors of the linear maps that stand for blocks."""
+    paths = (path for path, skip in saved.skips.items() if skip.block is not None)
+    return {f"{path}.fitted.{leaf}" for path in paths for leaf in _LEAVES}
 
 
 def _taken_out(name: str, saved: Saved) -> bool:
     return any(inside(name, path) for path in saved.skips)
 
 
-def _put(net: nn.Module, path: str, skip: SkipInfo) -> None:
+_LEAVES = ("weight", "bias")
+
+
+def _put(net: nn.Module, path: str, skip: SkipInfo, saved: Saved) -> None:
     """Take out the module of one path; under another name it has an entry of its own."""
     owner, _, leaf = path.rpartition(".")
     stands = Skip(skip.answer, skip.sizes, plain_attributes(net.get_submodule(path)))
+    if skip.block is not None:
+        stands = Fitted(stands, skip.block, skip.key, _layer(path, saved))
     setattr(net.get_submodule(owner), leaf, stands)
+
+
+def _layer(path: str, saved: Saved) -> nn.Module:
+    """The layer of a linear map, without values.
+
+    Raises:
+        SaveError: its tensors are not those of such a layer.
+    """
+    names = [f"{path}.fitted.{leaf}" for leaf in _LEAVES]
+    infos = [saved.tensors.get(saved.tied.get(n, n)) for n in names]
+    weight, bias = infos
+    if weight is None or bias is None or {weight.kind, bias.kind} != {"parameter"}:
+        raise SaveError(f"the folder has no parameters {names[0]} and bias, which stand for blocks that were taken out")
+    size = len(bias.shape) == 1 and bias.shape[0]
+    rank = len(weight.shape)
+    if not size or rank not in (2, *CONVS) or weight.shape != (size, size, *[1] * (rank - 2)):
+        raise SaveError(f"{names[0]} is of shape {weight.shape}, its bias of {bias.shape}: they are of no linear map")
+    if rank == 2:
+        return nn.Linear(size, size, device="meta")
+    made: nn.Module = CONVS[rank](size, size, 1, device="meta")
+    return made
 
 
 def integers(module: nn.Module) -> dict[str, Any]:
@@ -106,7 +139,7 @@ def _plan_fits(plan: Plan, saved: Saved, before: Mapping[str, tuple[int, ...]]) 
     for group in plan.sizes:
         lead = group.rpartition("#")[0] or group
         tensor, _, axis = lead.rpartition(":")
-        if tensor in before and _taken_out(tensor, saved):  # by a later plan
+        if (tensor in before and _taken_out(tensor, saved)) or tensor in _of_maps(saved):  # by a later plan
             continue
         shape = before.get(tensor, ())
         info = saved.tensors.get(saved.tied.get(tensor, tensor))
