@@ -84,7 +84,7 @@ class _Writes(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.of = {p.untyped_storage().data_ptr(): p for p in model.parameters() if _has_values(p)}
+        self.of: dict[int | None, Tensor] = {place: p for p in model.parameters() if (place := _place(p)) is not None}
         self.was: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(
@@ -92,10 +92,9 @@ class _Writes(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         into = kwargs.get("out", args[0] if args and _writes(getattr(func, "__name__", "")) else None)
-        if isinstance(into, Tensor) and _has_values(into):
-            parameter = self.of.get(into.untyped_storage().data_ptr())
-            if parameter is not None and id(parameter) not in self.was:
-                self.was[id(parameter)] = (parameter, parameter.detach().clone())
+        parameter = self.of.get(_place(into))
+        if parameter is not None and id(parameter) not in self.was:
+            self.was[id(parameter)] = (parameter, parameter.detach().clone())
         return func(*args, **kwargs)
 
 
@@ -107,8 +106,14 @@ def _writes(name: str) -> bool:
     return name.endswith("_")
 
 
-def _has_values(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
+def _place(value: Any) -> int | None:
+    """Where in memory a tensor's numbers lie; None for what has none of its own."""
+    if type(value) not in (Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_meta:
+        return None
+    try:
+        return int(value.untyped_storage().data_ptr())
+    except NotImplementedError:  # a tensor within torch.vmap
+        return None
 
 
 @contextlib.contextmanager
