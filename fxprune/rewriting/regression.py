@@ -16,7 +16,6 @@ Deep Neural Networks, ICCV 2017.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -179,8 +178,10 @@ def _moments(ctx: Context, small: nn.Module, package: dict[str, Found]) -> Itera
         one = {"data": [batch], "seed": ctx.seed + number, "memo": {}, "progress": False}
         before, after = Pass(package), Pass(package)
         for seen, model in ((before, ctx.model), (after, small)):
-            with contextlib.suppress(Enough):
+            try:
                 replace(ctx, **one, model=model).observe(seen, "")  # type: ignore[arg-type]
+            except Enough as ended:
+                ended.__traceback__ = ended.__context__ = None  # whose frames would hold the batch
         for name in package:
             for x, y in zip(before.inputs.get(name, ()), after.inputs.get(name, ()), strict=False):
                 _add(every[name], x, y)

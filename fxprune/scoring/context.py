@@ -263,9 +263,9 @@ class Context:
 
         return self.once(("squared gradients", per_sample), make)
 
-    @functools.cached_property
+    @property
     def halving(self) -> Halving:
-        """What takes a batch in parts where memory runs out."""
+        """What takes a batch in parts where memory runs out; made anew, since it holds this, and both would last."""
         return Halving(self.who, self.memo.setdefault("parts", {}), self.note)
 
     def telling(self, gradient: G) -> G:
