@@ -18,7 +18,7 @@ from torch import nn
 from fxprune.errors import BudgetError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.planning.budget import Budget
-from fxprune.pruning.realize import Realized
+from fxprune.pruning.attempt import Realized
 from fxprune.pruning.timing import timed
 from fxprune.reporting.speed import NEAR, Timing
 

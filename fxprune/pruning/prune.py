@@ -28,11 +28,13 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.planner import planned
 from fxprune.planning.selection import checked
 from fxprune.planning.selectors import Ignore, named, require_known
+from fxprune.pruning.attempt import Clock, Realized
+from fxprune.pruning.finish import finished, reported
 from fxprune.pruning.intervals import Activations
 from fxprune.pruning.meeting import met
 from fxprune.pruning.optimizers import warn_holders
 from fxprune.pruning.order import LossFunction, Order
-from fxprune.pruning.realize import Clock, Realized, finished, realize, reported
+from fxprune.pruning.realize import realize
 from fxprune.pruning.replacing import Replacement, recorded
 from fxprune.pruning.stock import constructor_of, replayed, stock_once
 from fxprune.reporting.report import attach, is_pruned, report

@@ -30,8 +30,8 @@ from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import dense_cost
 from fxprune.planning.plan import Plan
 from fxprune.planning.selectors import Ignore, ignored_blocks
+from fxprune.pruning.attempt import Realized, proofs
 from fxprune.pruning.intervals import Activations, distance, host, intervals, revised, units
-from fxprune.pruning.realize import Realized, proofs
 from fxprune.rewriting.fitted import Fitted, channel_axis, kept_positions, layer_of, widened
 from fxprune.rewriting.skip import Skip, put
 from fxprune.scoring.batches import loss_on, missing

@@ -21,8 +21,8 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.ranking import scope_of
 from fxprune.planning.selection import checked
 from fxprune.planning.selectors import ignored_blocks
+from fxprune.pruning.attempt import Clock
 from fxprune.pruning.order import Order
-from fxprune.pruning.realize import Clock
 from fxprune.pruning.timing import timed
 from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, causes, reductions

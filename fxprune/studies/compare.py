@@ -35,9 +35,9 @@ from fxprune.planning.budget import Budget
 from fxprune.planning.limits import Limits
 from fxprune.planning.planner import planned
 from fxprune.planning.selectors import Ignore, named
+from fxprune.pruning.finish import finished
 from fxprune.pruning.order import Order, Scoring
 from fxprune.pruning.prune import settled
-from fxprune.pruning.realize import finished
 from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
 from fxprune.scoring.batches import loss_on, missing, require_some

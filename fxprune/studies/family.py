@@ -19,8 +19,8 @@ from fxprune.planning.nested import nested_plans
 from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
 from fxprune.planning.selectors import Ignore, named, require_known
+from fxprune.pruning.finish import finished
 from fxprune.pruning.prune import settled_on, trace
-from fxprune.pruning.realize import finished
 from fxprune.scoring.context import Loss
 from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
 from fxprune.studies.given import require_free, scores_of

@@ -35,8 +35,8 @@ from fxprune.planning.limits import Limits
 from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
 from fxprune.planning.selectors import Ignore, named, require_known
+from fxprune.pruning.finish import finished
 from fxprune.pruning.prune import settled_on, trace
-from fxprune.pruning.realize import finished
 from fxprune.reporting.figures import check_picture
 from fxprune.scoring.batches import require_some
 from fxprune.scoring.context import Loss

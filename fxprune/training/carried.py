@@ -19,8 +19,8 @@ from fxprune.graph.packing import unpacked
 from fxprune.graph.turns import in_turn
 from fxprune.planning.plan import Plan
 from fxprune.planning.translation import translated
+from fxprune.pruning.finish import finished
 from fxprune.pruning.prune import trace
-from fxprune.pruning.realize import finished
 from fxprune.pruning.stock import constructor_of, replayed
 from fxprune.training.lora import Cutter
 from fxprune.training.side_models import Reader, fitted

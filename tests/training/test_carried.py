@@ -14,7 +14,7 @@ import fxprune
 from fxprune import InputsError, PlanError
 from fxprune.adapter import find_adapter
 from fxprune.planning.translation import translated
-from fxprune.pruning.realize import finished
+from fxprune.pruning.finish import finished
 
 TARGETS = {
     "sd1": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "time_emb_proj"],
