@@ -10,6 +10,7 @@ when all of it is there; then older ones go, but for the last but one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from fxprune.scoring.identity import differences
 from fxprune.training.serialization import from_plain, to_plain
 
 NAME = re.compile(r"step-(\d{8})")
+SPARE = 2**16  # bytes free on a disk below which it is called full
 KEPT = 2  # the last one, and the one before, should the last turn out to be of no use
 
 
@@ -172,8 +174,9 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         try:
             torch.save(held, file)
-        except RuntimeError as e:  # so torch tells a disk that refuses
-            raise OSError(f"torch.save failed: {e!s:.200}") from e
+        except RuntimeError as e:  # so torch tells a disk that refuses, without saying why it did
+            why = os.strerror(errno.ENOSPC) if shutil.disk_usage(path.parent).free < SPARE else "torch.save failed"
+            raise OSError(f"{why}: {e!s:.200}") from e
         file.flush()
         os.fsync(file.fileno())
 

@@ -23,7 +23,7 @@ from saved_nets import tiny_unet
 from torch import Tensor, nn
 
 import fxprune
-from fuzz.moments import Work, at_event, by_clock, by_events, duration, events_of, interrupt, killed, small_disk
+from fuzz.moments import Work, apart, at_event, by_clock, by_events, duration, events_of, interrupt, killed, small_disk
 from fuzz.trials import RIGHT, Outcome, source
 from fxprune.errors import FxPruneError
 
@@ -65,7 +65,7 @@ _known: dict[str, tuple[int, float]] = {}
 
 def _measured(name: str, work: Work) -> tuple[int, float]:
     if name not in _known:
-        _known[name] = (events_of(work), duration(work))
+        _known[name] = apart(lambda: (events_of(work), duration(work)))
     return _known[name]
 
 
@@ -129,11 +129,12 @@ def _state(model: nn.Module) -> dict[str, Any]:
 
 @functools.cache
 def _reference() -> dict[str, Any]:
-    return _state(_trained())
+    return apart(lambda: _state(_trained()))
 
 
-def _differs(model: nn.Module) -> str:
-    state, reference = _state(model), _reference()
+def _differs(state: dict[str, Any]) -> str:
+    """How a run came out otherwise than one that nothing happened to."""
+    reference = _reference()
     names = [n for n in reference if n not in state or not torch.equal(state[n], reference[n])]
     return f"other bits in {names[:3]}" if names or len(state) != len(reference) else ""
 
@@ -141,7 +142,7 @@ def _differs(model: nn.Module) -> str:
 def run(r: random.Random, root: Path) -> str:
     for _ in range(r.choice([1, 1, 2])):
         killed(lambda: _trained(root / "ck"), _moment(r, lambda: _trained(), "run"))
-    return _differs(_trained(root / "ck"))
+    return _differs(apart(lambda: _state(_trained(root / "ck"))))
 
 
 def _compared(folder: Path | None) -> list[tuple[Any, ...]]:
@@ -156,7 +157,7 @@ def compare(r: random.Random, root: Path) -> str:
     file = root / "c" / "compare.csv"
     lines = file.read_text().splitlines(keepends=True)[2:] if file.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
-    if _compared(root / "c") != _tabled():
+    if apart(lambda: _compared(root / "c")) != _tabled():
         return "another table"
     lost = [line for line in whole if line not in file.read_text()]
     return f"rows are lost: {lost}" if lost else ""
@@ -164,18 +165,25 @@ def compare(r: random.Random, root: Path) -> str:
 
 @functools.cache
 def _tabled() -> list[tuple[Any, ...]]:
-    return _compared(None)
+    return apart(lambda: _compared(None))
 
 
 def interrupted(r: random.Random, root: Path) -> str:
     """Ctrl-C; afterwards the very model is pruned, and gives what it would have given."""
-    model = net()
-    before = {n: t.clone() for n, t in model.state_dict().items()}
     once = lambda m: fxprune.prune(m, "taylor", 0.4, **GIVEN)  # noqa: E731
     work = r.choice([once, lambda m: _trained(None, m)])
     events, _ = _measured(f"interrupted {work is once}", lambda: work(net()))
+    number = r.randrange(1, events + 1)
+    _reference()
+    return apart(lambda: _interrupted(work, number))
+
+
+def _interrupted(work: Callable[[nn.Module], object], number: int) -> str:
+    work(net())  # what is imported when it is first needed is there: a module that is cut off stays half made
+    model = net()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
     try:
-        with at_event(r.randrange(1, events + 1), interrupt):
+        with at_event(number, interrupt):
             work(model)
     except KeyboardInterrupt:
         pass
@@ -184,34 +192,38 @@ def interrupted(r: random.Random, root: Path) -> str:
         return "the model has changed"
     if not model.training or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         return "mode or hooks have changed"
-    return _differs(_trained(None, model))
+    return _differs(_state(_trained(None, model)))
 
 
 def full_disk(r: random.Random, root: Path) -> str:
     """A disk that has room for some of it."""
+    _reference()
+    _tabled()
     with small_disk(2**20) as disk:
-        if disk is None:
-            return ""
-        fxprune.save(net(1.0), disk / "m")
-        with (disk / "ballast").open("wb") as file:
-            file.write(bytes(max(0, shutil.disk_usage(disk).free - 4096 * r.randrange(40))))
-        kind = r.choice(["save", "run", "compare"])
-        try:
-            if kind == "save":
-                fxprune.save(net(2.0), disk / "m")
-            elif kind == "run":
-                _trained(disk / "ck")
-            else:
-                _compared(disk / "c")
-        except FxPruneError as e:
-            if "o space left" not in f"{e}":
-                return f"{kind}: {e}"
-        if (found := _value(fxprune.load(disk / "m", net()))) not in (1.0, 2.0):
-            return f"{kind}: the folder holds {found}"
-        (disk / "ballast").unlink()
-        if kind == "run":
-            return _differs(_trained(disk / "ck"))
-        return "" if kind == "save" or _compared(disk / "c") == _tabled() else "another table"
+        return "" if disk is None else apart(lambda: _filled(r, disk))
+
+
+def _filled(r: random.Random, disk: Path) -> str:
+    fxprune.save(net(1.0), disk / "m")
+    with (disk / "ballast").open("wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(disk).free - 4096 * r.randrange(40))))
+    kind = r.choice(["save", "run", "compare"])
+    try:
+        if kind == "save":
+            fxprune.save(net(2.0), disk / "m")
+        elif kind == "run":
+            _trained(disk / "ck")
+        else:
+            _compared(disk / "c")
+    except FxPruneError as e:
+        if "o space left" not in f"{e}":
+            return f"{kind}: {e}"
+    if (found := _value(fxprune.load(disk / "m", net()))) not in (1.0, 2.0):
+        return f"{kind}: the folder holds {found}"
+    (disk / "ballast").unlink()
+    if kind == "run":
+        return _differs(_state(_trained(disk / "ck")))
+    return "" if kind == "save" or _compared(disk / "c") == _tabled() else "another table"
 
 
 KINDS: dict[str, Callable[[random.Random, Path], str]] = {
