@@ -21,6 +21,20 @@ WEIGHT = 1e-9  # seconds
 WEIGHTED = ("aten::conv2d", "aten::linear")
 
 
+def net() -> nn.Module:
+    """A network for it, of images of 3 x 8 x 8."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 96, 3, padding=1),
+        nn.GroupNorm(8, 96),
+        nn.Conv2d(96, 48, 1),
+        nn.Flatten(),
+        nn.Linear(48 * 64, 10),
+    ).eval()
+
+
 def install(patch: pytest.MonkeyPatch, between: float = 0.0) -> list[int]:
     """Every bench runs on that device from now on; the list grows by one at each run.
 

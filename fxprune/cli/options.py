@@ -122,3 +122,12 @@ def shares(given: Iterable[Any] | None) -> dict[str, float] | None:
         except ValueError as e:
             raise InputsError(f"--group-ratio {item} is not of the form NAME=SHARE, such as 'mid_block.*=0.1'") from e
     return found or None
+
+
+def multiple(given: str) -> int | str:
+    """What `--round-to` says: a number, or a word.
+
+    >>> multiple("8"), multiple("auto")
+    (8, 'auto')
+    """
+    return int(given) if given.isdecimal() else given

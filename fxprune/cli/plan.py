@@ -72,7 +72,7 @@ def plan(
             loss=given.loss,
             attention=attention,
             ignore=o.listed(ignore),
-            round_to=int(round_to) if round_to.isdecimal() else round_to,
+            round_to=o.multiple(round_to),
             min_width=min_width,
             max_ratio=max_ratio,
             exact_norms=exact_norms,

@@ -106,7 +106,7 @@ def prune(
             check_picture(picture, "--picture")
         _refuse_untrained(steps, after, learning_rate, ema_decay, mixed_precision, checkpoints, picture)
         cut: dict[str, Any] = {"of": of, "target": target, "ratios": o.shares(group_ratio), "attention": attention}
-        cut |= {"ignore": o.listed(ignore), "round_to": int(round_to) if round_to.isdecimal() else round_to}
+        cut |= {"ignore": o.listed(ignore), "round_to": o.multiple(round_to)}
         cut |= {"min_width": min_width, "max_ratio": max_ratio, "exact_norms": exact_norms, "scope": scope}
         cut |= {"legal_for": legal_for, "shape": shape, "nearest": nearest, "granularity": granularity}
         cut |= {"normalize": normalize, "timesteps": timesteps, "samples": samples, "max_batches": max_batches}

@@ -123,7 +123,7 @@ def _candidates(value: Any, depth: int) -> Iterator[Rowed]:
         if (ids := _positions(value, name)) is not None:
             for n in reversed(chain):
                 ids = _moved(n, ids)
-            yield {value: set(torch.unique(ids).tolist())}
+            yield {value: _present(ids)}
         if name in _LAYERS and isinstance(weight := value.args[1], fx.Node) and weight.op != "placeholder":
             yield from _with_bias(value, weight, depth - 1)
         return
@@ -212,24 +212,30 @@ def _alone(
 
     A degree is an integer, or the positions of a layer's output of which only some are multiplied.
     """
-    degree: dict[fx.Node, Any] = {}
+    degree: dict[fx.Node, Any] = {}  # of those that have one: most of a network depends on none of the places
     try:
         for node in traced.graph.nodes:
             if node in places:
-                ids = _positions(node, _name(node))
-                degree[node] = _settled(ids, places[node])
-            elif node.op == "placeholder":
-                degree[node] = 0
-            elif node in live:
+                made = _settled(_positions(node, _name(node)), places[node])
+            elif node not in live or degree.keys().isdisjoint(node.all_input_nodes):
+                made = 0
+            else:
                 known, value = degree, readers.get(node)
                 if value is not None and degree.get(value) == 1 and _times_read(node, value) == 1:
                     known = {**degree, value: 0}
                 elif node is first:
                     return False
-                degree[node] = _degree(node, known)
+                made = _degree(node, known)
+            if made != 0:
+                degree[node] = made
     except _Mixed:
         return False
-    return all(degree.get(o, 0) == 0 for o in traced.outputs if isinstance(o, fx.Node))
+    return readers[first] in degree and degree.keys().isdisjoint(o for o in traced.outputs if isinstance(o, fx.Node))
+
+
+def _present(ids: Tensor) -> set[int]:
+    """The positions that occur: a count, since sorting as many as there are elements takes longer than all the rest."""
+    return set(torch.bincount(ids.flatten()).nonzero().flatten().tolist())
 
 
 def _times_read(reader: fx.Node, value: fx.Node) -> int:
@@ -241,7 +247,7 @@ def _settled(ids: Any, at: set[int]) -> Any:
     """1 or 0 where all or none of the positions are multiplied, else the positions with what is multiplied of them."""
     if isinstance(ids, (list, tuple)):
         return [_settled(i, at) for i in ids]
-    have = set(torch.unique(ids).tolist())
+    have = _present(ids)
     return 1 if have <= at else 0 if not have & at else (ids, at)
 
 

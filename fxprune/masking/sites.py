@@ -20,7 +20,7 @@ from torch import fx, nn
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.graph.rules.op import op_name
-from fxprune.graph.temperature import query_rows
+from fxprune.masking.queries import query_rows
 
 # The names under which Python calls the ops that can be call sites.
 FAMILIES: dict[str, str] = {

@@ -16,7 +16,8 @@ import numpy as np
 from fxprune.arguments import PATH, takes
 from fxprune.errors import FxPruneError, InputsError, SaveError
 from fxprune.notebook import shown
-from fxprune.reporting.figures import check_picture, drawn, figure_of, readable, writing
+from fxprune.reporting.figures import check_picture, drawn, figure_of, readable
+from fxprune.studies.tabled import frame, written
 
 CSV, PNG = "compare.csv", "compare.png"
 Key = tuple[str, float, int, str, int]
@@ -99,10 +100,7 @@ class Comparison:
         rows = csv.DictWriter(text, NAMES, lineterminator="\n")
         rows.writeheader()
         rows.writerows(asdict(row) for row in self.rows)
-        if path is not None:
-            with writing(path):
-                Path(path).write_text(text.getvalue(), encoding="utf-8")
-        return text.getvalue()
+        return written(text.getvalue(), path)
 
     def to_pandas(self) -> Any:
         """All rows as a `pandas.DataFrame`.
@@ -110,11 +108,7 @@ class Comparison:
         Raises:
             InputsError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as e:
-            raise InputsError("Comparison.to_pandas needs pandas: pip install pandas; to_csv needs nothing") from e
-        return pandas.DataFrame([asdict(row) for row in self.rows])
+        return frame(map(asdict, self.rows), "Comparison")
 
     def __repr__(self) -> str:
         cells = [TITLES, *self.summary()]

@@ -13,7 +13,8 @@ from fxprune.arguments import PATH, takes
 from fxprune.errors import InputsError
 from fxprune.notebook import shown
 from fxprune.planning.plan import Plan
-from fxprune.reporting.figures import drawn, figure_of, writing
+from fxprune.reporting.figures import drawn, figure_of
+from fxprune.studies.tabled import frame, written
 from fxprune.studies.trials import Ended
 
 SHOWN = 16  # rows of a text
@@ -127,10 +128,7 @@ class Search:
         rows = csv.DictWriter(text, list(self._record(Candidate(0))), lineterminator="\n")
         rows.writeheader()
         rows.writerows(self._record(row) for row in self.rows)
-        if path is not None:
-            with writing(path):
-                Path(path).write_text(text.getvalue(), encoding="utf-8")
-        return text.getvalue()
+        return written(text.getvalue(), path)
 
     def _record(self, row: Candidate) -> dict[str, Any]:
         front = row.value is not None and row in self.pareto
@@ -145,11 +143,7 @@ class Search:
         Raises:
             InputsError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as e:
-            raise InputsError("Search.to_pandas needs pandas: pip install pandas; to_csv needs nothing") from e
-        return pandas.DataFrame([self._record(row) for row in self.rows])
+        return frame(map(self._record, self.rows), "Search")
 
     @takes()
     def plot(self, path: str | Path) -> None:

@@ -17,7 +17,8 @@ from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.notebook import shown
 from fxprune.planning.planner import plan as make_plan
-from fxprune.reporting.figures import drawn, figure_of, readable, writing
+from fxprune.reporting.figures import drawn, figure_of, readable
+from fxprune.studies.tabled import written
 
 Floats = npt.NDArray[np.float64]
 TIE = 1e-9  # of the harm, for a whole group: what does no harm goes by the share that is gone
@@ -95,10 +96,7 @@ class Sensitivity:
         for c in self.curves:
             for share, value in zip((0.0, *c.shares), (self.base, *c.values), strict=True):
                 rows.writerow([c.groups[0], " ".join(c.groups[1:]), c.channels, repr(float(share)), repr(float(value))])
-        if path is not None:
-            with writing(path):
-                Path(path).write_text(text.getvalue(), encoding="utf-8")
-        return text.getvalue()
+        return written(text.getvalue(), path)
 
     @takes(named=FROM_ZERO)
     def plot(self, path: str | Path, named: int = 8) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import clockwork
 import pytest
 import torch
+from clockwork import net
 from torch import nn
 
 import fxprune
@@ -15,19 +16,6 @@ from fxprune.pruning.meeting import TRIES
 from fxprune.reporting.speed import NEAR, Timing
 
 X = torch.ones(2, 3, 8, 8)
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(64, 96, 3, padding=1),
-        nn.GroupNorm(8, 96),
-        nn.Conv2d(96, 48, 1),
-        nn.Flatten(),
-        nn.Linear(48 * 64, 10),
-    ).eval()
 
 
 @pytest.fixture(autouse=True)

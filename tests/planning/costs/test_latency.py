@@ -12,7 +12,7 @@ import clockwork
 import numpy as np
 import pytest
 import torch
-from clockwork import seconds_of
+from clockwork import net, seconds_of
 from torch import Tensor, nn
 
 import fxprune
@@ -22,19 +22,6 @@ from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.latency import Bench, Left, latency_of
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(64, 96, 3, padding=1),
-        nn.GroupNorm(8, 96),
-        nn.Conv2d(96, 48, 1),
-        nn.Flatten(),
-        nn.Linear(48 * 64, 10),
-    ).eval()
 
 
 @pytest.fixture(autouse=True)
