@@ -57,7 +57,7 @@ class Timing:
 
     def __str__(self) -> str:
         line = (
-            f"speed: {self.speedup:.2f}x, {self.before * 1e3:.2f} ms -> {self.after * 1e3:.2f} ms a forward, measured"
+            f"speed: {self.speedup:.2f}x, {self.before * 1e3:.4g} ms -> {self.after * 1e3:.4g} ms a forward, measured"
             f"{f' on {self.device}' if self.device else ''}"
         )
         if self.asked is None:

@@ -165,7 +165,7 @@ class Search:
             axes.axvline(self.budgets[measure] * self.dense[measure], color="0.6", linestyle=":", label="budget")
             axes.axhline(self.base, color="0.6", linestyle="--", label="dense")
             axes.set(xlabel=f"{measure} left", ylabel=self.metric, title=self.model)
-        grid[0].legend(fontsize="small")
+        figure.legend(*grid[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
         drawn(figure, path, 150)
 
     def __repr__(self) -> str:
