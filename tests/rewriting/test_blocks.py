@@ -569,7 +569,7 @@ def test_blocks_that_leave_most_of_a_budget_are_refused() -> None:
     graph = fxprune.trace(net, inputs(2))
     scores = {b: float(i) for i, b in enumerate(blocks)}
     least = min(_share(graph, [b], "params") for b in blocks)
-    with pytest.raises(fxprune.BudgetError, match="those that fit make 0.0%, with one more") as e:
+    with pytest.raises(fxprune.BudgetError, match=r"those that fit make 0\.0%, with one more") as e:
         fxprune.plan(graph, scores, least / 3, granularity="block")
     assert e.value.reachable == pytest.approx(least)
     near = fxprune.plan(graph, scores, least * 0.9, granularity="block")
