@@ -68,6 +68,8 @@ def _in_turns(net: nn.Module, small: nn.Module, graph: ChannelGraph, rounds: int
 
 
 def _words(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return str(device)
     threads = torch.get_num_threads()

@@ -71,7 +71,7 @@ def test_a_row_is_found_again_and_another_model_is_refused(tmp_path: Path, monke
         assert fxprune.compare(net(), (), models={"mine": net(8)}, out=tmp_path, **GIVEN).rows == first.rows[1:]
     changed = deepcopy(net(8))
     changed[0].bias.data += 1
-    with pytest.raises(fxprune.InputsError, match="mine was Sequential .* and now is Sequential"):
+    with pytest.raises(fxprune.InputsError, match=r"mine was Sequential .* and now is Sequential"):
         fxprune.compare(net(), (), models={"mine": changed}, out=tmp_path, **GIVEN)
 
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_measured_has_its_error_and_the_others_go_on() -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(fxprune.InputsError, match="has the name 'magnitude'"):
         fxprune.compare(net(), ["magnitude"], [0.5], models={"magnitude": net()}, **GIVEN)
-    with pytest.raises(fxprune.InputsError, match="int is neither an nn.Module nor a pipeline"):
+    with pytest.raises(fxprune.InputsError, match=r"int is neither an nn\.Module nor a pipeline"):
         fxprune.compare(net(), (), models={"mine": 3}, **GIVEN)
     with pytest.raises(fxprune.InputsError, match="at least one criterion or models="):
         fxprune.compare(net(), (), **GIVEN)
