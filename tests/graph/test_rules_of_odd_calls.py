@@ -34,6 +34,10 @@ def along_a_vector(net: Between, h: Tensor) -> Tensor:
     return h * F.linear(h.sigmoid(), net.one).unsqueeze(-1)
 
 
+def in_groups(net: Between, h: Tensor) -> Tensor:
+    return F.channel_shuffle(h.transpose(1, 2).unsqueeze(-1), 4).squeeze(-1).transpose(1, 2)
+
+
 WRITES: dict[str, Callable[[Between], tuple[object, object]]] = {
     "one for all": lambda net: ((slice(None), torch.tensor([1, 3])), net.one),
     "one for each": lambda net: ((slice(None), torch.tensor([1, 3, 5, 7])), net.four),
@@ -54,7 +58,7 @@ def written(how: str) -> Callable[[Between, Tensor], Tensor]:
     return write
 
 
-@pytest.mark.parametrize("between", [by_a_vector, along_a_vector, *map(written, WRITES)], ids=lambda b: b.__name__)
+@pytest.mark.parametrize("between", [by_a_vector, along_a_vector, in_groups, *map(written, WRITES)], ids=lambda b: b.__name__)
 def test_channels_pass(between: Callable[[Between, Tensor], Tensor]) -> None:
     net, x = Between(between), torch.randn(2, 8, 6)
     graph = fxprune.trace(net, x)
