@@ -34,10 +34,6 @@ def along_a_vector(net: Between, h: Tensor) -> Tensor:
     return h * F.linear(h.sigmoid(), net.one).unsqueeze(-1)
 
 
-def in_groups(net: Between, h: Tensor) -> Tensor:
-    return F.channel_shuffle(h.transpose(1, 2).unsqueeze(-1), 4).squeeze(-1).transpose(1, 2)
-
-
 WRITES: dict[str, Callable[[Between], tuple[object, object]]] = {
     "one for all": lambda net: ((slice(None), torch.tensor([1, 3])), net.one),
     "one for each": lambda net: ((slice(None), torch.tensor([1, 3, 5, 7])), net.four),
@@ -58,7 +54,7 @@ def written(how: str) -> Callable[[Between, Tensor], Tensor]:
     return write
 
 
-@pytest.mark.parametrize("between", [by_a_vector, along_a_vector, in_groups, *map(written, WRITES)], ids=lambda b: b.__name__)
+@pytest.mark.parametrize("between", [by_a_vector, along_a_vector, *map(written, WRITES)], ids=lambda b: b.__name__)
 def test_channels_pass(between: Callable[[Between, Tensor], Tensor]) -> None:
     net, x = Between(between), torch.randn(2, 8, 6)
     graph = fxprune.trace(net, x)
@@ -66,6 +62,15 @@ def test_channels_pass(between: Callable[[Between, Tensor], Tensor]) -> None:
     assert check_permutation(net, graph).ok
     small = fxprune.prune(net, "random", 0.4, example_inputs=x, progress=False)
     assert small.first.out_features < 16
+    assert all(c.ok for c in fxprune.report(small).checks)
+
+
+def test_a_shuffle_keeps_its_number_of_groups() -> None:
+    net = Between(lambda net, h: F.channel_shuffle(h.transpose(1, 2).unsqueeze(-1), 4).squeeze(-1).transpose(1, 2))
+    graph = fxprune.trace(net, x := torch.randn(2, 8, 6))
+    assert [len(g) for g in graph.groups] == [4]  # one place of each group
+    small = fxprune.prune(net, "random", 0.4, example_inputs=x, progress=False)
+    assert small.first.out_features == 8
     assert all(c.ok for c in fxprune.report(small).checks)
 
 
