@@ -102,7 +102,7 @@ def prune_once(model: M, order: Order) -> M:
     if entire is model:
         return moved_alike(model, lambda: _pruned_once(model, order))
     with parts_of(order.scoring.data):
-        small = _pruned_once(entire, order)
+        small: M = _pruned_once(entire, order)
     require_alike(small)
     return small
 
