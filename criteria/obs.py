@@ -33,7 +33,7 @@ class Obs:
 
     `compensate` corrects weights and biases, all taps of a convolution's kernel, layer by layer in the order in which
     they run: each for the inputs that it loses and for what the layers before it, already pruned and corrected, still
-    get wrong (`fxprune.rewriting.regression`).  Moments are means over the data; those of a diffusion model hold times
+    get wrong, on the stream that it is added to as well (`fxprune.rewriting.regression`).  Moments are means over the data; those of a diffusion model hold times
     as often as `timesteps=` says.  Text and image streams of one attention are readers of the same heads, and each is
     corrected on its own.
 
