@@ -145,7 +145,7 @@ SHAPE = Kind(
 )
 
 _PLAIN = (type(None), str, bytes, Real, list, dict, tuple, set, type, Tensor)
-MOST = 10**6  # tensors of a model
+MOST = 10**5  # tensors of a model
 MODEL = Kind("an nn.Module, or a pipeline around one", lambda v: not isinstance(v, _PLAIN))
 
 COMMON: Mapping[str, Kind] = {

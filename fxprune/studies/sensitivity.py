@@ -101,7 +101,7 @@ def sensitivity(
             data = adapter.calibration(model, samples, seed, progress)
         batches = as_batches(data)
         require_some(batches)
-        loss = loss or adapter.loss_of(model, seed)
+        loss = adapter.loss_of(model, seed) if loss is None else loss
         if metric is None:
             if batches is None or loss is None:
                 raise InputsError(
