@@ -90,6 +90,8 @@ def _is_device(value: Any) -> bool:
 
 
 def _is_batches(value: Any) -> bool:
+    if isinstance(value, (np.generic, type)):  # a numpy number has __getitem__ as well
+        return False
     return isinstance(value, Iterable) or hasattr(value, "__getitem__")
 
 

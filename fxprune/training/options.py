@@ -176,6 +176,8 @@ class Training:
         weights: list[Any] = tensors("parameters", parameters)
         if not weights:
             raise InputsError("parameters=[] is empty: there is nothing to train")
+        if any(w.is_meta for w in weights):
+            raise InputsError("parameters= are on the meta device, which holds no numbers to train")
         if self.optimizer is None:
             rate = self.learning_rate or relative_rate(weights)
             if not math.isfinite(rate):
