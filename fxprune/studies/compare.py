@@ -8,7 +8,8 @@
         the same after training: every criterion by every scheduler
 
 A comparison that was cut off goes on where it stopped: rows that are in the file are not made again, but for those
-that hold an error.  Rows of other weights, data, losses or options are refused.
+that hold an error.  Rows of other weights, data, losses or options are refused.  Several processes that make the same
+call share the rows out (see `fxprune.studies.shared`), and each returns all of them.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.use import looking
 from fxprune.studies.comparison import Compared, Comparison, Table
 from fxprune.studies.peak_memory import Peak
+from fxprune.studies.shared import shared
 from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler, scheduler_of
 
 CRITERIA = Kind("a list of names or criteria", lambda v: isinstance(v, Sequence) and not isinstance(v, str))
-Todo: TypeAlias = tuple[str, int, str, list[float]]
+Todo: TypeAlias = tuple[str, int, str]  # criterion, seed, scheduler
 SCHEDULERS = Kind("a list of names or schedulers", lambda v: isinstance(v, (list, tuple)))
 TRAINING = Kind("an fxprune.Training, or None", lambda v: v is None or isinstance(v, Training))
 HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an adapter draws them
@@ -101,7 +103,8 @@ def compare(
         attention: as for `fxprune.prune`.
         ignore: as for `fxprune.prune`.
         samples: as for `fxprune.prune`.
-        out: folder for compare.csv and compare.png; None: nothing is written.
+        out: folder for compare.csv and compare.png, shared by all processes that call this with the same arguments, and
+            that a later call goes on from; None: nothing is written.
         progress: as for `fxprune.prune`.
 
     Raises:
@@ -141,11 +144,15 @@ def compare(
             what |= {f"scheduler {k}": told(s) for k, s in runs.schedulers.items()}
         table = Table(what, {k: told(c) for k, c in labels.items()}, None if out is None else Path(out))
         wanted = [(c, seed, s) for seed in range(seeds) for c in labels for s in runs.schedulers]
-        todo = [
-            (c, seed, s, left)
-            for c, seed, s in wanted
-            if (left := [r for r in ratios if not table.holds((c, r, seed, s, runs.steps))])
-        ]
+
+        def left(label: str, seed: int, scheduler: str) -> list[float]:
+            return [r for r in ratios if not table.holds((label, r, seed, scheduler, runs.steps))]
+
+        def done(piece: Todo) -> bool:
+            table.look()
+            return not left(*piece)
+
+        todo = {repr(piece): piece for piece in wanted if left(*piece)}
         if todo:
             unseen = drawn.held_out()
             if how is None or unseen is None:
@@ -156,14 +163,15 @@ def compare(
             trial = _Trial(net, graph, of, limits, how, unseen)
             with looking(net, "comparing criteria"):
                 dense = trial.loss(net)
-            for label, seed, scheduler, left in _track(todo, progress):
+            for label, seed, scheduler in _track(shared(table.folder, todo, done), len(todo), progress):
+                missed = left(label, seed, scheduler)
                 if runs.training is None:
-                    rows = trial.rows(labels[label], label, left, seed, drawn.batches(seed))
+                    rows = trial.rows(labels[label], label, missed, seed, drawn.batches(seed))
                 else:
                     scoring = Scoring(labels[label], data=batches, loss=how)
                     own = Limits(ignore=tuple(stay))  # the adapter's are added where the model is cut
                     order = Order(Budget(0.5, of), own, scoring, example_inputs, attention=attention, progress=False)
-                    rows = trial.trained(runs, scheduler, label, left, replace(order, seed=seed))
+                    rows = trial.trained(runs, scheduler, label, missed, replace(order, seed=seed))
                 for row in rows:
                     table.add(row, dense)
         keys = [(c, r, s, k, runs.steps) for c in labels for k in runs.schedulers for r in ratios for s in range(seeds)]
@@ -345,9 +353,9 @@ def _label(criterion: str | Criterion) -> str:
     return criterion
 
 
-def _track(todo: list[Todo], progress: bool) -> Iterable[Todo]:
+def _track(todo: Iterable[Todo], number: int, progress: bool) -> Iterable[Todo]:
     if not progress:
         return todo
     from rich.progress import track
 
-    return track(todo, description="comparing")
+    return track(todo, description="comparing", total=number)
