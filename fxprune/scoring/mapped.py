@@ -125,7 +125,7 @@ class Scratch:
         try:
             os.posix_fallocate(self._file.fileno(), place, size)  # told now, and not when another page is written
             for piece in pieces:
-                data = memoryview(np.ascontiguousarray(piece)).cast("B")
+                data = np.ascontiguousarray(piece).data.cast("B")
                 while len(data):
                     done = os.pwrite(self._file.fileno(), data, at)
                     data, at = data[done:], at + done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ import fxprune
 from fxprune.errors import RewriteError, VerifyError
 from fxprune.graph.provenance import Attr
 from fxprune.pruning import attempt
+from fxprune.rewriting.unread import unread
+from fxprune.verification import check_dense
 
 
 class Wide(nn.Module):
@@ -36,16 +37,18 @@ def pruned(**options: Any) -> nn.Module:
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
-    real = attempt.check_dense
-    monkeypatch.setattr(attempt, "check_dense", lambda *a: (calls.append(1), real(*a))[1])
+
+    def counting(*args: Any) -> Any:
+        calls.append(1)
+        return check_dense(*args)
+
+    monkeypatch.setattr(attempt, "check_dense", counting)
     return calls
 
 
 def wrong(monkeypatch: pytest.MonkeyPatch, times: Any) -> None:
-    real: Callable[..., Any] = attempt.unread
-
     def misread(*args: Any) -> Any:
-        follow, stale = real(*args)
+        follow, stale = unread(*args)
         return {**follow, Attr("", "times", 2): times}, stale
 
     monkeypatch.setattr(attempt, "unread", misread)

@@ -51,7 +51,7 @@ def test_what_has_no_axes_or_lies_otherwise(tmp_path: Path) -> None:
         assert isinstance(kept, torch.nn.Parameter)
         assert not kept.requires_grad
         with torch.no_grad():
-            kept *= 2  # a temperature is folded into what has been cut
+            kept.mul_(2)  # a temperature is folded into what has been cut
         assert torch.equal(kept, 2 * weight[1:2])
 
 
