@@ -237,7 +237,8 @@ class Denoiser:
                     f"{model} is conditional and a batch has no {name!r}; give dicts such as "
                     f"dict(images=..., {name}=...), or leave data= out and the model draws its own"
                 )
-        return out
+        more = {k: v for k, v in given.get("conditions", {}).items() if k not in out}  # such as a mask of the padding
+        return out | pytree.tree_map_only(Tensor, lambda t: t.to(device), more)
 
     def _beside(self, model: nn.Module, noisy: Tensor, generator: torch.Generator) -> Tensor:
         if not self.beside:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.adapters.denoising import Denoiser
 from fxprune.adapters.diffusers_base import DiffusersAdapter, backbone, side_of, unknown_inputs
+from fxprune.adapters.encoding import grid
 from fxprune.adapters.noising import Flow, Noising, VariancePreserving
 from fxprune.adapters.tensors import draw, draw_integers, place
 
@@ -124,9 +125,7 @@ def _picture(m: Made) -> dict[str, Tensor] | None:
 
 
 def _image_ids(m: Made) -> Tensor:
-    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
-    return ids.to(*place(m.model))
+    return grid(SIDE, SIDE).to(*place(m.model))
 
 
 def _guidance(m: Made) -> Tensor | None:
