@@ -27,6 +27,8 @@ FLOWS = {
     "FluxTransformer2DModel": 1.0,
     "ChromaTransformer2DModel": 1.0,
     "AuraFlowTransformer2DModel": 1.0,
+    "WanTransformer3DModel": 1000.0,
+    "HunyuanVideoTransformer3DModel": 1000.0,
 }
 # The config keys that can hold the width of the text embeddings, the outermost projection first.
 TEXT_WIDTHS = (
