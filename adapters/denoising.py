@@ -237,8 +237,9 @@ class Denoiser:
                     f"{model} is conditional and a batch has no {name!r}; give dicts such as "
                     f"dict(images=..., {name}=...), or leave data= out and the model draws its own"
                 )
-        more = {k: v for k, v in given.get("conditions", {}).items() if k not in out}  # such as a mask of the padding
-        return out | pytree.tree_map_only(Tensor, lambda t: t.to(device), more)
+        for name in given.get("conditions", {}).keys() - out.keys():  # such as a mask of the padding
+            out[name] = pytree.tree_map_only(Tensor, lambda t: t.to(device), held[name])
+        return out
 
     def _beside(self, model: nn.Module, noisy: Tensor, generator: torch.Generator) -> Tensor:
         if not self.beside:

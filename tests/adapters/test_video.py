@@ -28,9 +28,7 @@ def hunyuan() -> nn.Module:
     sizes = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16}
     sizes |= {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1}
     more = {"text_embed_dim": 16, "pooled_projection_dim": 8, "rope_axes_dim": (4, 6, 6), "guidance_embeds": False}
-    return diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, **sizes, **more
-    )
+    return diffusers.HunyuanVideoTransformer3DModel(**sizes, **more)
 
 
 def batch(frames: int, side: int, **more: Any) -> dict[str, Any]:
