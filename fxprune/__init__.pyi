@@ -47,6 +47,7 @@ from .graph.groups import (
 from .graph.groups import (
     Slice as Slice,
 )
+from .graph.parts import parts as parts
 from .graph.rules.op import coupling as coupling
 from .planning.budget import Budget as Budget
 from .planning.limits import Limits as Limits
@@ -166,6 +167,7 @@ __all__ = [
     "load_pipeline",
     "open_data",
     "open_model",
+    "parts",
     "plan",
     "prune",
     "prune_folder",
