@@ -39,6 +39,7 @@ class BnScale:
 
     reduction: ClassVar[str] = "mean"
     partial: ClassVar[bool] = True
+    sharded: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(self, ctx: Context) -> dict[str, Tensor]:

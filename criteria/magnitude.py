@@ -42,6 +42,7 @@ class Magnitude:
     p: float = 2.0
     reduction: ClassVar[str] = "mean"
     normalization: ClassVar[str] = "mean"
+    sharded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_options(self, CriterionError)

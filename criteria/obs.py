@@ -33,9 +33,9 @@ class Obs:
 
     `compensate` corrects weights and biases, all taps of a convolution's kernel, layer by layer in the order in which
     they run: each for the inputs that it loses and for what the layers before it, already pruned and corrected, still
-    get wrong (`fxprune.rewriting.regression`).  Moments are means over the data; those of a diffusion model hold times
-    as often as `timesteps=` says.  Text and image streams of one attention are readers of the same heads, and each is
-    corrected on its own.
+    get wrong, on the stream that it is added to as well (`fxprune.rewriting.regression`).  Moments are means over the
+    data; those of a diffusion model hold times as often as `timesteps=` says.  Text and image streams of one attention
+    are readers of the same heads, and each is corrected on its own.
 
     Options: `damping`, relative; `together`, how many inputs of layers are looked at in one pass over the data (more is
     quicker, and less exact: their readers do not see each other's corrections); `select`, another criterion that

@@ -37,6 +37,7 @@ class Snip:
 
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     reduction: ClassVar[str] = "sum"
+    sharded: ClassVar[bool] = True
 
     def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""

@@ -53,6 +53,11 @@ class Taylor:
         if self.signed and self.per_sample:
             raise CriterionError("Taylor(signed=True, per_sample=True): a square has no sign; choose one of them")
 
+    @property
+    def sharded(self) -> bool:
+        """Of all samples' gradients FSDP gives the mean alone."""
+        return not self.per_sample
+
     def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
         if self.per_sample:

@@ -49,6 +49,12 @@ from .graph.groups import (
 )
 from .graph.parts import parts as parts
 from .graph.rules.op import coupling as coupling
+from .graph.sharding import (
+    shard_like as shard_like,
+)
+from .graph.sharding import (
+    whole as whole,
+)
 from .planning.budget import Budget as Budget
 from .planning.limits import Limits as Limits
 from .planning.plan import (

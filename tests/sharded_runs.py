@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import fxprune
 
 DATA = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
 SCORED = ("magnitude", "taylor", "snip", "bn_scale")
-REFUSED = ("wanda", "gradflow", "fisher", "diff_pruning")
+WHOLE = ("wanda", "gradflow", "fisher", "diff_pruning", "obs", "random")  # which see more than shards show
 
 
 class Net(nn.Module):
@@ -51,6 +52,40 @@ def scored(model: nn.Module, criterion: str, data: list[Tensor]) -> tuple[fxprun
     return scores, fxprune.plan(graph, scores, 0.4).to_json()
 
 
+class Claims:
+    """A criterion that says that shards will do, and then asks for each sample's gradient."""
+
+    sharded = True
+    needs = frozenset({"data", "loss"})
+
+    def __call__(self, ctx: Any) -> Any:
+        return ctx.squared_gradients()
+
+
+def refusals(model: nn.Module, own: list[Tensor]) -> dict[str, str]:
+    """What is refused, and in which words."""
+    from torch.distributed.fsdp import fully_shard
+
+    graph = fxprune.trace(net(), DATA[0])
+    given = {"data": own, "loss": loss, "example_inputs": DATA[0], "progress": False}
+    calls: dict[str, Callable[[], Any]] = {
+        "trace": lambda: fxprune.trace(model, DATA[0]),
+        "inplace": lambda: fxprune.prune(model, "taylor", inplace=True, **given),
+        "latency": lambda: fxprune.prune(model, "taylor", of="latency", **given),
+        "linear": lambda: fxprune.prune(model, granularity="block", replace="linear", **given),
+        "claims": lambda: fxprune.score(graph, model, Claims(), data=own, loss=loss),
+        "plain": lambda: fxprune.shard_like(net(), net()),
+        "twice": lambda: fxprune.shard_like(fully_shard(net()), model),
+    }
+    found = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except fxprune.FxPruneError as e:
+            found[name] = str(e)
+    return found
+
+
 def main(folder: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
@@ -63,17 +98,14 @@ def main(folder: str) -> None:
     own = [batch.chunk(number)[rank] for batch in DATA]
     before = [p.full_tensor() for p in model.parameters()]  # type: ignore[attr-defined]
     told: dict[str, Any] = {}
-    for criterion in SCORED:
+    for criterion in (*SCORED, *WHOLE):
         scores, plan = scored(model, criterion, own)
         told[criterion] = {"plan": plan, "scores": {n: v.tolist() for n, v in scores.values.items()}}
+        told[criterion]["notes"] = scores.notes
         assert all(p.grad is None for p in model.parameters())
     model(own[0])  # after which the parameters of the root are whole
     told["again"] = scored(model, "magnitude", own)[1]
-    for criterion in REFUSED:
-        try:
-            scored(model, criterion, own)
-        except fxprune.InputsError as e:
-            told[criterion] = str(e)
+    told["refused"] = refusals(model, own)
     after = [p.full_tensor() for p in model.parameters()]  # type: ignore[attr-defined]
     told["kept"] = all(map(torch.equal, before, after))
     Path(folder, f"told-{rank}.json").write_text(json.dumps(told), encoding="utf-8")

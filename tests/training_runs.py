@@ -107,10 +107,8 @@ def two(folder: str) -> None:
     told = {"plan": fxprune.report(small).plan.to_json(), "loss": fxprune.report(small).history.column("loss").tolist()}
     told["weights"] = float(sum(p.double().sum() for p in small.parameters()))
     sharded = fully_shard(net(), mesh=init_device_mesh("cpu", (2,)))
-    graph = fxprune.trace(net(), IMAGES[:2])
     calls = {
         "trace": lambda: fxprune.trace(sharded, IMAGES[:2]),
-        "masks": lambda: fxprune.masking.live.LiveMasks(sharded, graph),
         "prune": lambda: run(Training(30), model=sharded),
     }
     for name, call in calls.items():

@@ -105,7 +105,7 @@ def print_table(title: str, columns: Mapping[str, Any], rows: Iterable[Sequence[
     say_bold(title)
     table = Table(box=box.SIMPLE_HEAD)
     for name, justify in columns.items():
-        table.add_column(name, justify=justify, overflow="fold")
+        table.add_column(name, justify=justify, overflow="fold", min_width=max(map(len, name.split()), default=0))
     for row in rows:
         table.add_row(*map(safe, row))
     out.print(table)

@@ -52,16 +52,31 @@ def require_whole(model: nn.Module, shards: bool = False) -> None:
             f"the parameters of this {kind} are shared out by DeepSpeed (ZeRO-3): prune the whole model before "
             "deepspeed.initialize(), and hand it the small one"
         )
-    if any(type(p).__name__ == "DTensor" for p in model.parameters()) and not sharded(model):
+    if any(cls.__name__ == "FullyShardedDataParallel" for m in model.modules() for cls in type(m).__mro__):
+        raise InputsError(
+            f"this {kind} is wrapped in FullyShardedDataParallel (FSDP1): shard the model with fully_shard() (FSDP2), "
+            "which leaves its modules and names as they are, or prune it before you wrap it"
+        )
+    if any(_split(p) for p in model.parameters()) or (not sharded(model) and any(map(_d, model.parameters()))):
         raise InputsError(
             f"the parameters of this {kind} are split over devices (tensor parallel): prune the whole model, and "
             "parallelize the small one"
         )
     if sharded(model) and not shards:
         raise InputsError(
-            f"the parameters of this {kind} are sharded (FSDP): prune the whole model, before fully_shard() or from a "
-            "full state dict, and shard the small one; for training on several devices use DDP"
+            f"the parameters of this {kind} are sharded (FSDP), and no process has one whole: prune() without steps=, "
+            "Pruner and score() take it so; here pass fxprune.whole(model), which puts them together in each process"
         )
+
+
+def _d(tensor: torch.Tensor) -> bool:
+    return type(tensor).__name__ == "DTensor"
+
+
+def _split(tensor: Any) -> bool:
+    """Whether a tensor is in shards along several axes of its mesh, or in sums: tensor parallel beside FSDP."""
+    places = getattr(tensor, "placements", ())
+    return sum(not place.is_replicate() for place in places) > 1 or any(place.is_partial() for place in places)
 
 
 def as_inputs(example: ExampleInputs) -> Inputs:

@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputsError, TraceError
+from fxprune.graph.composite import expand
 from fxprune.graph.modules import Inputs, evaluating, same_draws, tensor_names, training
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.packing import called, copied
@@ -215,6 +216,7 @@ def _flatten(
         elif spec.kind is InputKind.USER_INPUT:
             users.append(name)
     graph, outputs = flat_graph(program.graph_module, prefix)
+    expand(graph)
     kinds = [s.kind for s in program.graph_signature.output_specs]
     outputs = tuple(o for o, k in zip(outputs, kinds, strict=True) if k is OutputKind.USER_OUTPUT)
     calls: dict[int, list[fx.Node]] = {}

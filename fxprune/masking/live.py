@@ -6,7 +6,7 @@ With ones everywhere nothing is multiplied and the fused kernels run: outputs an
 
 Names, parameters, `state_dict`, hooks and optimizers of the model stay as they are: only the classes of the modules
 concerned are exchanged for subclasses, and `detach()` puts them back.  It works in train mode, under autocast, gradient
-checkpointing, DDP and `torch.compile`.
+checkpointing, DDP, `fully_shard` (FSDP2) and `torch.compile`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import require_whole
+from fxprune.graph.modules import require_whole, sharded
 from fxprune.graph.packing import copied
+from fxprune.graph.sharding import whole
 from fxprune.graph.untouched import same_buffers, same_parameters
 from fxprune.masking.comparison import counted, relative_error, tolerance
 from fxprune.masking.interception import KEY, HeldSites, MaskedAxis, MaskedCall, Site, Switch, masked_class
@@ -39,31 +40,33 @@ class LiveMasks:
         model: the traced model.
         graph: its channels.
         check: prove on the example inputs that random masks do here what they do on the graph; groups for which they
-            do not are put into `held` and stay at one.
+            do not are put into `held` and stay at one.  Of a sharded model that is tried on a whole copy.
 
     Attributes:
         held: names of the groups that cannot be masked in this model's own Python.
 
     Raises:
-        InputsError: the model carries masks already, or its parameters are sharded (FSDP's DTensors).
+        InputsError: the model carries masks already, or its parameters are split over devices in another way than by
+            `fully_shard`.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, check: bool = True) -> None:
         _refuse(model)
         self.model, self.graph = model, graph
-        self.held: frozenset[str] = frozenset()
+        apart = check and sharded(model)
+        self.held: frozenset[str] = LiveMasks(whole(model), graph).held if apart else frozenset()
         self.switch = Switch()
         self._attached: list[tuple[nn.Module, type[nn.Module]]] = []
         self._install(weight_sites(graph, model), call_sites(graph))
         self.set(np.ones(int(graph.component.max()) + 1))
-        if check:
+        if check and not apart:
             self.held = self._unfaithful(graph.groups)
 
     # ---- values -------------------------------------------------------------------------------------------------
 
     def set(self, mask: npt.NDArray[Any]) -> None:
         """Take new masks: one number in [0, 1] for every component of the graph; frozen ones (0) count as one."""
-        mask = np.asarray(mask, np.float32).copy()
+        mask = self._given = np.asarray(mask, np.float32).copy()
         mask[0] = 1.0
         for name in self.held:
             mask[self.graph.group(name).components] = 1.0
@@ -104,6 +107,14 @@ class LiveMasks:
         finally:
             for module, masked, sites in held:
                 module.__class__, module.__dict__[KEY] = masked, sites
+
+    def copied(self) -> LiveMasks:
+        """The same masks on a whole copy of a sharded model."""
+        with self.off():
+            masks = LiveMasks(whole(self.model), self.graph, check=False)
+        masks.held = self.held
+        masks.set(self._given)
+        return masks
 
     # ---- installation -------------------------------------------------------------------------------------------
 
@@ -178,4 +189,4 @@ class LiveMasks:
 def _refuse(model: nn.Module) -> None:
     if any(KEY in m.__dict__ for m in model.modules()):
         raise InputsError(f"this {type(model).__name__} carries masks already; finish() or detach() the other pruner")
-    require_whole(model)
+    require_whole(model, shards=True)

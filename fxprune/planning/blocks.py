@@ -30,6 +30,7 @@ from fxprune.scoring.score import Scores
 
 GRANULARITIES = ("channel", "block", "both")
 SHARE = 0.5  # of a budget for blocks and channels together, the most that blocks take
+FAR = 2 / 3  # of a budget, the least that whole blocks alone must reach
 Floats: TypeAlias = npt.NDArray[np.float64]
 Channels: TypeAlias = Callable[[ChannelGraph, Mapping[str, Floats], float], Plan]
 Chosen: TypeAlias = Callable[..., "tuple[tuple[str, ...], float]"]
@@ -104,7 +105,7 @@ def choose(
     The lowest ranks, as long as they fit; with `nearest` one more where that is nearer.
 
     Raises:
-        BudgetError: with `nearest`, where all blocks together are less than the ratio.
+        BudgetError: with `nearest`, where all blocks together are less than the ratio, or no number of them is near.
         CriterionError: where a block has no finite score.
     """
     share = functools.cache(shares_of(graph, of))
@@ -120,6 +121,8 @@ def choose(
         best = min((taken | {n} for n in free if n not in taken), key=share, default=taken)
         if abs(share(best) - ratio) < abs(share(taken) - ratio):
             taken = best
+        elif share(taken) < FAR * ratio:
+            raise too_coarse(graph, ratio, of, share(taken), share(best))
     return _outermost(graph, taken), share(taken)
 
 
@@ -157,6 +160,15 @@ def _worth(worth: Mapping[str, float], name: str) -> float:
             "channels alone; take another, such as magnitude or taylor, or granularity='channel'"
         )
     return value
+
+
+def too_coarse(graph: ChannelGraph, ratio: float, of: str, fits: float, more: float) -> BudgetError:
+    """What to say where the blocks that fit into a budget leave most of it, and one more would be far too many."""
+    return BudgetError(
+        f"{ratio:.1%} of {of} cannot be removed from this {graph.model_class} by whole blocks: those that fit make "
+        f"{fits:.1%}, with one more {more:.1%}. Ask for one of these, or for granularity='both'",
+        reachable=more,
+    )
 
 
 def _reachable(graph: ChannelGraph, most: float, ratio: float, of: str, ignore: Ignore) -> None:

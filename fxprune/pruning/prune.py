@@ -37,6 +37,7 @@ from fxprune.pruning.order import LossFunction, Order
 from fxprune.pruning.realize import realize
 from fxprune.pruning.replacing import Replacement, recorded
 from fxprune.pruning.stock import constructor_of, replayed, stock_once
+from fxprune.pruning.together import agreed, parts_of, put_together, require_alike
 from fxprune.reporting.report import attach, is_pruned, report
 from fxprune.rewriting.compensation import compensated
 from fxprune.rewriting.rewrite import transplant
@@ -97,7 +98,13 @@ def moved_alike(model: M, work: Callable[[], M]) -> M:
 
 def prune_once(model: M, order: Order) -> M:
     """The smaller model (or pipeline) that an order asks for, without training."""
-    return moved_alike(model, lambda: _pruned_once(model, order))
+    entire = put_together(model, order)
+    if entire is model:
+        return moved_alike(model, lambda: _pruned_once(model, order))
+    with parts_of(order.scoring.data):
+        small: M = _pruned_once(entire, order)
+    require_alike(small)
+    return small
 
 
 @torch.inference_mode(False)
@@ -135,7 +142,7 @@ def _pruned_once(model: M, order: Order) -> M:
             scored.append(before)
             return before
         with clock("score"):
-            scores = score(graph, net, scoring.criterion, normalize=scoring.normalize, **given)
+            scores = agreed(score(graph, net, scoring.criterion, normalize=scoring.normalize, **given), net)
         scored.append(scores)
         known.append((graph, scores))
         if order.budget.of == "latency":

@@ -25,7 +25,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import Inputs, evaluating, seed_torch
 from fxprune.graph.packing import copied, packed
 from fxprune.graph.trace import place_of
-from fxprune.planning.blocks import shares_of
+from fxprune.planning.blocks import FAR, shares_of, too_coarse
 from fxprune.planning.cost_model import CostModel
 from fxprune.planning.costs.counted import dense_cost
 from fxprune.planning.plan import Plan
@@ -119,7 +119,8 @@ class Replacement:
         """Names of the blocks that go, and the share of the cost that goes with them, less that of the maps.
 
         Raises:
-            BudgetError: with `nearest`, where all of them together are less than the ratio.
+            BudgetError: with `nearest`, where all of them together are less than the ratio, or no number of
+                them is near.
         """
         held = ignored_blocks(graph, ignore)
         rows = units(self.net, graph, lambda b: b.name not in held)
@@ -141,8 +142,11 @@ class Replacement:
         if nearest:
             more = [[*taken, run] for run in order if not _overlaps(run, taken)]
             best = min([taken, *more], key=lambda runs: abs(left_over(runs) - ratio))
-            if left_over(best) < ratio - 0.005 and not any(left_over(m) > ratio for m in more):
+            above = [left for m in more if (left := left_over(m)) > ratio]
+            if left_over(best) < ratio - 0.005 and not above:
                 self._refuse(graph, left_over(best), ratio, of, len(candidates))
+            if left_over(best) < FAR * ratio and above:
+                raise too_coarse(graph, ratio, of, left_over(best), min(above))
             taken = best
         at = {b.name: i for i, b in enumerate(graph.blocks)}
         self.runs = tuple(joined(rows, taken))

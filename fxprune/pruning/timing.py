@@ -42,23 +42,34 @@ def _forward(model: nn.Module, inputs: Inputs) -> object:
 
 def timed(net: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> Timing | None:
     """Both in turns: at length for a latency, at a glance for any other budget; None where even that takes long."""
+    if plan.of != "latency":
+        return glanced(net, small, graph, plan.costs.get("macs", (0.0, 0.0))[0])
+    made = _in_turns(net, small, graph, ROUNDS)
+    return made and replace(made, predicted=plan.achieved, asked=plan.ratio)
+
+
+def glanced(net: nn.Module, small: nn.Module, graph: ChannelGraph, macs: float) -> Timing | None:
+    """Both in turns, a few times; None where even that takes long.
+
+    Args:
+        macs: of a forward of `net`. They decide, not the clock: every process decides alike.
+    """
     device = place_of(graph.traced)[0]
-    asked = plan.of == "latency"
-    if any(p.is_meta for p in net.parameters()) or not (asked or _light(plan, device)):
+    return _in_turns(net, small, graph, GLANCE) if macs <= HEAVY.get(device.type, HEAVIER) else None
+
+
+def _in_turns(net: nn.Module, small: nn.Module, graph: ChannelGraph, rounds: int) -> Timing | None:
+    if any(p.is_meta for p in net.parameters()):
         return None
-    before, after = seconds_of([net, small], graph, ROUNDS if asked else GLANCE)
+    before, after = seconds_of([net, small], graph, rounds)
     if not (before > 0 and after > 0):  # a clock too coarse for so small a model
         return None
-    made = Timing(before, after, device=_words(device))
-    return replace(made, predicted=plan.achieved, asked=plan.ratio) if asked else made
-
-
-def _light(plan: Plan, device: torch.device) -> bool:
-    # Decided by counts, not by the clock: every process decides alike.
-    return plan.costs.get("macs", (0.0, 0.0))[0] <= HEAVY.get(device.type, HEAVIER)
+    return Timing(before, after, device=_words(place_of(graph.traced)[0]))
 
 
 def _words(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return str(device)
     threads = torch.get_num_threads()

@@ -60,7 +60,7 @@ class Report:
         seed: what everything drawn at random came from.
         scoring: what the criterion tells about how it computed its scores.
         timing: dense and pruned model timed against each other, where both were run to prove the result and a forward
-            takes no long time (or the budget was a latency). It is not saved with the model.
+            takes no long time (or the budget was a latency), on the device that it names.
         unread: parameters that neither eval nor train mode read on the example inputs; they are whole.
         unseen: why train mode could not be looked at, where it could not.
         outputs: which outputs were released, and which compared, where not all of them count.

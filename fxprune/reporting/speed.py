@@ -15,7 +15,7 @@ class Timing:
         before, after: seconds.
         predicted: the share of the time that the plan said would go; None: it was no latency that was asked for.
         asked: the share that was asked for, with `of="latency"`.
-        device: what they ran on, in words.
+        device: what they ran on, in words; of a loaded model it need not be the device at hand.
         tries: how many finished networks were timed until the share was met, or no more came nearer.
     """
 
@@ -49,8 +49,13 @@ class Timing:
         """
         return 0.0 if self.asked is None else self.speedup * (1 - self.asked) - 1
 
-    def since(self, earlier: Timing) -> Timing:
-        """Of two cuts one after the other: what both of them took off, in the seconds of the second."""
+    def since(self, earlier: Timing) -> Timing | None:
+        """Of two cuts one after the other: what both of them took off, in the seconds of the second.
+
+        None where they were timed on different devices: a speed-up on one is none on the other.
+        """
+        if self.device != earlier.device:
+            return None
         before = self.before * earlier.speedup
         asked = None if self.asked is None else 1 - (1 - self.asked) * self.before / before
         return replace(self, before=before, predicted=None, asked=asked)

@@ -7,8 +7,13 @@ For a layer y = W x + b of the model, x' what the same layer reads in the small 
     (W' b') = ((W b) E[x̂ x̂'ᵀ] + λ (W_K b)) (E[x̂' x̂'ᵀ] + λ)⁻¹      with x̂ = (x, 1), and λ = 0 for the 1
 
 so that every layer makes up for its own lost inputs and for what the layers before it could not.  A convolution's
-columns are all taps of its kernel.  Layers go in the order in which they run, some at a time: for each such package
-both models run over the data once.
+columns are all taps of its kernel.  Where y is added to another tensor s, as at the end of a residual branch, their sum
+is what counts:
+
+    min over W', b'  Σ ‖s + W x + b − s' − W' x' − b'‖² + λ ‖W' − W_K‖²
+
+which adds E[x̂' (s − s')ᵀ] to the first factor: what went wrong on the stream before is made up for, too.  Layers go
+in the order in which they run, some at a time: for each such package both models run over the data once.
 
 Source: Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022; He et al., Channel Pruning for Accelerating Very
 Deep Neural Networks, ICCV 2017.
@@ -19,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +52,7 @@ class Reader:
     groups: int
     bias: str
     wide: bool  # the columns are all taps
+    whole: bool  # the columns make an output by themselves
 
 
 @dataclass
@@ -54,6 +62,13 @@ class Found:
     reader: Reader | None
     source: int
     calls: int = 0
+    sums: int = 0  # calls whose output is added to something
+
+    @property
+    def joins(self) -> bool:
+        """Whether each output is a part of a sum."""
+        r = self.reader
+        return r is not None and r.whole and r.groups == 1 and self.sums == self.calls
 
 
 class Enough(Exception):
@@ -66,6 +81,7 @@ class Sums:
 
     own: Tensor | float = 0.0  # x̂' x̂'ᵀ, (groups, columns, columns)
     cross: Tensor | float = 0.0  # x̂ x̂'ᵀ
+    lack: Tensor | float = 0.0  # x̂' (s − s')ᵀ
     drift: Tensor | float = 0.0
     size: Tensor | float = 0.0
 
@@ -76,6 +92,7 @@ class Pass:
 
     package: dict[str, Found]
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    beside: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __call__(self, call: Call) -> None:
         """Keep what a call reads: (groups, columns, samples and places)."""
@@ -84,14 +101,36 @@ class Pass:
         if reader is None or call.inputs is None:
             return
         x = call.unfolded() if reader.wide and call.unfolded is not None else call.inputs
-        x = x.float().reshape(len(x), call.groups, -1, x.shape[-1]).permute(1, 2, 0, 3).flatten(2)
-        if x.shape[2] > ROWS:  # more places tell little more
-            some = torch.randperm(x.shape[2], generator=torch.Generator().manual_seed(0))[:ROWS]
-            x = x[:, :, some.to(x.device)]
+        x = _rows(x, call.groups)
         held = self.inputs.setdefault(call.weight, [])
         held.append(torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x)
-        if all(len(self.inputs.get(name, ())) >= f.calls for name, f in self.package.items()):
-            raise Enough
+        self._ends()
+
+    def added(self, call: Call, other: Tensor) -> None:
+        """Keep what a call's output is added to: (1, outputs, samples and places)."""
+        found = self.package.get(call.weight)
+        if found is None or not found.joins:
+            return
+        self.beside.setdefault(call.weight, []).append(
+            _rows(other.flatten(2) if other.dim() > 2 else other[..., None], 1)
+        )
+        self._ends()
+
+    def _ends(self) -> None:
+        for name, found in self.package.items():
+            sums = found.calls if found.joins else 0
+            if len(self.inputs.get(name, ())) < found.calls or len(self.beside.get(name, ())) < sums:
+                return
+        raise Enough
+
+
+def _rows(x: Tensor, groups: int) -> Tensor:
+    """(n, channels, places) as (groups, channels, samples and places), no more than ROWS of these."""
+    x = x.float().reshape(len(x), groups, -1, x.shape[-1]).permute(1, 2, 0, 3).flatten(2)
+    if x.shape[2] > ROWS:  # more places tell little more
+        some = torch.randperm(x.shape[2], generator=torch.Generator().manual_seed(0))[:ROWS]
+        x = x[:, :, some.to(x.device)]
+    return x
 
 
 def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[str, Tensor]:
@@ -112,7 +151,7 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
     folded = {name for fold in temperature_folds(ctx.graph, keep) for name in fold.names}
     new: dict[str, Tensor] = {}
     for package in _packages(_readers(ctx, folded), together):
-        for reader, sums in _moments(ctx, small, package):
+        for reader, sums in _moments(ctx, small, package, keep):
             made = _solved(ctx, reader, sums, kept_positions(ctx.graph, reader.weight, keep), damping)
             for name, full in made.items():
                 _put(held[name], full, kept_positions(ctx.graph, name, keep))
@@ -141,8 +180,11 @@ def _readers(ctx: Context, folded: set[str]) -> dict[str, Found]:
         held.calls += 1
         held.reader = held.reader if held.reader == reader else None
 
+    def added(call: Call, other: Tensor) -> None:
+        every[call.weight].sums += 1
+
     first = next(iter(ctx.batches))
-    replace(ctx, data=[first], memo={}, progress=False).observe(visit, "")
+    replace(ctx, data=[first], memo={}, progress=False).observe(visit, "", added)
     found = {name: f for name, f in every.items() if f.reader is not None}
     biases = [f.reader.bias for f in found.values() if f.reader is not None]
     for f in found.values():
@@ -156,8 +198,8 @@ def _reader(ctx: Context, call: Call) -> Reader | None:
     if call.inputs is None or (call.reads == 0 and call.groups > 1):
         return None
     wide = call.unfolded is not None and weight[0].numel() <= LARGEST
-    linear = call.unfolded is None and call.reads == 1 and weight.dim() == 2
-    return Reader(call.weight, call.reads, call.groups, call.bias if wide or linear else "", wide)
+    whole = wide or (call.unfolded is None and call.reads == 1 and weight.dim() == 2)
+    return Reader(call.weight, call.reads, call.groups, call.bias if whole else "", wide, whole)
 
 
 def _is(a: Tensor, b: Tensor) -> bool:
@@ -171,7 +213,9 @@ def _packages(found: dict[str, Found], together: int) -> Iterator[dict[str, Foun
         yield {name: f for name, f in found.items() if f.source in mine}
 
 
-def _moments(ctx: Context, small: nn.Module, package: dict[str, Found]) -> Iterator[tuple[Reader, Sums]]:
+def _moments(
+    ctx: Context, small: nn.Module, package: dict[str, Found], keep: npt.NDArray[np.bool_]
+) -> Iterator[tuple[Reader, Sums]]:
     """Both models over all batches; one reader's moments after the other."""
     every = {name: Sums() for name in package}
     for number, batch in enumerate(ctx.track(f"correction of {next(iter(package))}, ...")):
@@ -179,12 +223,17 @@ def _moments(ctx: Context, small: nn.Module, package: dict[str, Found]) -> Itera
         before, after = Pass(package), Pass(package)
         for seen, model in ((before, ctx.model), (after, small)):
             try:
-                replace(ctx, **one, model=model).observe(seen, "")  # type: ignore[arg-type]
+                replace(ctx, **one, model=model).observe(seen, "", seen.added)  # type: ignore[arg-type]
             except Enough as ended:
                 ended.__traceback__ = ended.__context__ = None  # whose frames would hold the batch
         for name in package:
             for x, y in zip(before.inputs.get(name, ()), after.inputs.get(name, ()), strict=False):
                 _add(every[name], x, y)
+            outputs = kept_positions(ctx.graph, name, keep)[0]
+            for y, s, t in zip(
+                *(seen.get(name, ()) for seen in (after.inputs, before.beside, after.beside)), strict=False
+            ):
+                _add_lack(every[name], y, s if outputs is None else s[:, outputs.to(s.device)], t)
     for name, found in package.items():
         if found.reader is not None and isinstance(every[name].own, Tensor):
             ranks.add_up(vars(every[name]).values())
@@ -199,6 +248,13 @@ def _add(sums: Sums, x: Tensor, y: Tensor) -> None:
     sums.size = sums.size + x.square().sum()
     same = x.shape == y.shape
     sums.drift = sums.drift + ((x - y).square().sum() if same else x.square().sum())
+
+
+def _add_lack(sums: Sums, y: Tensor, s: Tensor, t: Tensor) -> None:
+    if s.shape == t.shape and s.shape[::2] == y.shape[::2]:
+        sums.lack = sums.lack + y @ (s - t).mT
+        off = (s - t).square().sum() / s.square().sum().clamp_min(torch.finfo(s.dtype).tiny)
+        sums.drift = sums.drift + off * y.square().sum()
 
 
 def _solved(ctx: Context, reader: Reader, sums: Sums, kept: list[Tensor | None], damping: float) -> dict[str, Tensor]:
@@ -221,7 +277,11 @@ def _solved(ctx: Context, reader: Reader, sums: Sums, kept: list[Tensor | None],
     ridge = torch.zeros_like(own)
     ridge.diagonal(dim1=1, dim2=2)[:, :n] = (damping * square)[:, None]
     ridge.diagonal(dim1=1, dim2=2)[:, n:] = 1e-12 * square[:, None]  # a mean is always known
-    made = torch.linalg.solve(own + ridge, cross.mT @ whole + ridge @ stays)
+    wanted = cross.mT @ whole + ridge @ stays
+    if isinstance(sums.lack, Tensor):
+        outputs = slice(None) if kept[0] is None else kept[0].to(weight.device)
+        wanted[:, :, outputs] += sums.lack.double()
+    made = torch.linalg.solve(own + ridge, wanted)
     columns[:, positions] = made[:, :n]
     out = {reader.weight: _weight(columns, weight, reader)}
     if bias is not None:

@@ -55,7 +55,8 @@ def card(
             lines += [f"In all, by {len(made.earlier) + 1} plans:", "", *_plan(made.total)]
         for plan in (*made.earlier, made.plan):
             lines += _plan(plan)
-        lines += [f"- {check}" for check in made.checks] + [""] * bool(made.checks)
+        told = [*map(str, made.checks), *filter(None, [made.speed])]
+        lines += [f"- {line}" for line in told] + [""] * bool(told)
     if metrics:
         lines += ["## Measured", "", *_table(("", "value"), [(k, _text(v)) for k, v in metrics.items()])]
     wrote = ", ".join(f"{k} {v}" for k, v in versions.items())

@@ -69,6 +69,7 @@ def describe(model: nn.Module, metrics: Mapping[str, Any] | None = None) -> Save
         versions=versions(model),
         metrics=metrics,
         anatomy=None if made is None else made.anatomy,
+        timing=None if made is None else made.timing,
     )
 
 

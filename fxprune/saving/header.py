@@ -18,6 +18,7 @@ of a model                                              of a pipeline
     skips       modules that were taken out, by path: {answer, sizes} (see `fxprune.rewriting.skip`), and where a linear
                 map stands for blocks {block, key} (see `fxprune.rewriting.fitted`), whose layer is `PATH.fitted`
     forward, checks, held
+    timing      seconds of a forward before and after, and the device; null: not timed (older folders have none)
     anatomy     what went layer by layer, for a report's page (null: nobody knows; older folders have none)
     told        what else the report says (older folders have none): {scoring, unread, unseen, outputs, reduced, stale,
                 maker, steps, fitted}
@@ -37,6 +38,7 @@ from fxprune.errors import SaveError, printable
 from fxprune.planning.plan import Plan
 from fxprune.reporting.anatomy import Anatomy
 from fxprune.reporting.report import Cause, Report
+from fxprune.reporting.speed import Timing
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import Answer, Key, to_data
 from fxprune.rewriting.unread import Stale
@@ -121,6 +123,7 @@ class Saved:
     metrics: Mapping[str, Any] | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
     anatomy: Anatomy | None = field(default=None, repr=False)
+    timing: Timing | None = None
 
     @property
     def report(self) -> Report | None:
@@ -128,6 +131,7 @@ class Saved:
         if self.plan is None:
             return None
         kept: dict[str, Any] = {"held": self.held, "seed": self.seed, "earlier": self.earlier, "anatomy": self.anatomy}
+        kept["timing"] = self.timing
         return Report(self.plan, self.changes, self.checks, **kept, **self.told.values())
 
     def __repr__(self) -> str:
@@ -215,6 +219,7 @@ def _model_data(saved: Saved) -> dict[str, Any]:
         "checks": [asdict(c) for c in saved.checks],
         "held": [{"name": c.name, "axes": c.axes, "share": c.share} for c in saved.held],
         "anatomy": None if saved.anatomy is None else asdict(saved.anatomy),
+        "timing": None if saved.timing is None else asdict(saved.timing),
         "told": asdict(saved.told),
     }
 

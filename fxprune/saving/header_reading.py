@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from fxprune.planning.norms import NormChange
 from fxprune.planning.plan import Plan
 from fxprune.reporting.anatomy import Anatomy, Choice, Layer, Shape
 from fxprune.reporting.report import Cause
+from fxprune.reporting.speed import Timing
 from fxprune.rewriting.attributes import Change
 from fxprune.rewriting.skip import from_data, key_of
 from fxprune.rewriting.unread import Stale
@@ -97,6 +99,7 @@ def _saved(data: dict[str, Any]) -> Saved:
         metrics=_maybe(data, "metrics", dict),
         checksums=_table(data, checksums.ENTRY, _text) if checksums.ENTRY in data else {},
         anatomy=_anatomy(made, "anatomy") if (made := data.get("anatomy")) is not None else None,
+        timing=_timing(timed) if (timed := data.get("timing")) is not None else None,
     )
     _require_own_files(saved.checksums)
     for alias, first in saved.tied.items():
@@ -258,6 +261,17 @@ def _check(value: Any, where: str) -> Check:
 
 def _cause(value: Any, where: str) -> Cause:
     return Cause(_get(value, "name", str), _get(value, "axes", int), _number(value.get("share"), f"{where}.share"), ())
+
+
+def _timing(data: Any) -> Timing:
+    before, after = (_number(_get(data, k, object), f"timing.{k}") for k in ("before", "after"))
+    shares = {k: None if data.get(k) is None else _number(data[k], f"timing.{k}") for k in ("predicted", "asked")}
+    tries = _size(_get(data, "tries", object), "timing.tries")
+    if not (0 < before < math.inf and 0 < after < math.inf):
+        raise _Bad(f"timing has {before:g} and {after:g} seconds, not two times")
+    if any(v is not None and not v < 1 for v in shares.values()):
+        raise _Bad(f"timing has shares {shares} that are not below 1")
+    return Timing(before, after, **shares, device=_get(data, "device", str), tries=tries)
 
 
 def _told(data: dict[str, Any]) -> Told:

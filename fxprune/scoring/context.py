@@ -23,7 +23,7 @@ from fxprune.scoring.batches import batch_size, blind, describe, missing, named,
 from fxprune.scoring.elementwise import Elementwise, Part
 from fxprune.scoring.hessian import Curvature, Method, curvature
 from fxprune.scoring.moments import Gathering, Inputs, Key
-from fxprune.scoring.observation import Call, Observer, Visit
+from fxprune.scoring.observation import Added, Observer, Visit
 from fxprune.scoring.parts import Halving, out_of_memory, part_of
 from fxprune.scoring.sharded import refuse_samples, sharded_backward
 from fxprune.scoring.storage import Rows, Sums
@@ -376,19 +376,20 @@ class Context:
 
     # ---- passes over the data ---------------------------------------------------------------------------------------
 
-    def observe(self, visit: Visit, title: str) -> None:
-        """Run the model forward on every batch; `visit` gets every contraction with one of its tensors.
+    def observe(self, visit: Visit, title: str, added: Added | None = None) -> None:
+        """Run the model forward on every batch; `visit` gets every contraction with one of its tensors, `added` what
+        is added to its output as it is.
 
         The loss runs the model, without gradients; where there is none, a batch is what the model takes.
         """
         failed: list[Exception] = []
         calls = 0
 
-        def visited(call: Call) -> None:
+        def visited(visit: Callable[..., None], *seen: Any) -> None:
             nonlocal calls
             calls += 1
             try:
-                visit(call)
+                visit(*seen)
             except Exception as e:
                 failed.append(e)
                 raise
@@ -397,15 +398,19 @@ class Context:
             number, at = self._seeded(part), itertools.count()
             whole = part_of(part)
 
-            def fresh(call: Call) -> None:
+            def fresh(visit: Callable[..., None], *seen: Any) -> None:
                 if (k := next(at)) not in done:  # an observed part's calls come in the whole batch's order
-                    visited(call)
+                    visited(visit, *seen)
                     done.add(k)
 
             try:
                 with (
                     torch.no_grad(),
-                    Observer(self.tensors, fresh),
+                    Observer(
+                        self.tensors,
+                        functools.partial(fresh, visit),
+                        None if added is None else functools.partial(fresh, added),
+                    ),
                     ranks.placed(None if whole is None else whole.place),
                 ):
                     self._call(self.loss_function or run, part, number)

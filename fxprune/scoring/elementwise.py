@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fxprune.scoring.sharded import whole
+from fxprune.graph.sharding import full
 
 BLOCK = 1 << 17  # elements: half a megabyte of float32, which stays in a core's cache
 
@@ -57,7 +57,7 @@ class Elementwise:
 
         A GPU takes them at once.
         """
-        data = whole(self.tensor.detach())
+        data = full(self.tensor.detach())
         if not data.dim():
             yield self.of(wide(data), *(wide(b if isinstance(b, Tensor) else b[:]) for b in self.beside))
             return

@@ -4,6 +4,8 @@
     convolution              the same over channels, at every place
     embedding                rows of a table: an output, but no input
 
+Also told, where one asks for it: what is added to the output of a contraction next, as in a residual block.
+
 Seen below autograd, at the level of ATen kernels, where it makes no difference whether a module, a functional call or
 `nn.MultiheadAttention` uses a weight, or a part of one; a weight is known by its storage.  A weight that is computed on
 the way (by weight norm, say) is not seen, unless who computes it says what it `stands_for` (masks do).
@@ -51,6 +53,7 @@ class Call:
 
 
 Visit: TypeAlias = Callable[[Call], None]
+Added: TypeAlias = Callable[[Call, Tensor], None]
 Located: TypeAlias = tuple[str, Tensor]
 
 
@@ -65,11 +68,16 @@ def stands_for(computed: Tensor, weight: Tensor) -> None:
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within, `visit` is called for every contraction with one of the tensors."""
+    """Within, `visit` is called for every contraction with one of the tensors.
 
-    def __init__(self, tensors: Mapping[str, Tensor], visit: Visit) -> None:
+    `added` is called where the output of the last one is added, as it is, to another tensor of its shape: with that
+    tensor, laid out like `Call.output`.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], visit: Visit, added: Added | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.visit = visit
+        self.visit, self.added = visit, added
+        self.last: tuple[Call, Tensor, int] | None = None  # alive, so that no other tensor has its place
         self.held: dict[int, list[Located]] = {}
         for name, t in tensors.items():
             self.hold(name, t)
@@ -93,12 +101,28 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.held.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if self.last is not None and func in _SUMS and not kwargs:
+            self._told(*self.last, args[0], args[1])
         out = func(*args, **(kwargs or {}))
         handler = _HANDLERS.get(func)
         if handler is not None:
             for call in handler(self, args, out):
                 self.visit(call)
+                if self.added is not None and not out.is_inference():
+                    self.last = (call, out, out._version)
         return out
+
+    def _told(self, call: Call, out: Tensor, version: int, a: Any, b: Any) -> None:
+        """Tell what is added to an output, if that is one of two tensors and nothing was written into it."""
+        assert self.added is not None
+        for own, other in ((a, b), (b, a)):
+            if isinstance(own, Tensor) and isinstance(other, Tensor) and _is_all_of(own, out):
+                self.last = None
+                if own.shape == other.shape and out._version == version and _is_all_of(call.output, out):
+                    laid = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device)
+                    _same_place(laid, own, out).copy_(other)
+                    self.added(call, _same_place(laid, call.output, out))
+                return
 
     def locate(self, tensor: Any) -> Located | None:
         """The tensor that this one is a view of, with its name."""
@@ -160,6 +184,21 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [Call(name, reads, makes, start, 1, x.reshape(-1, x.shape[-1], 1), out.reshape(-1, out.shape[-1]))]
 
 
+def _is_all_of(view: Tensor, whole: Tensor) -> bool:
+    """Whether a tensor is another one's elements, each once, in whatever order."""
+    same = view.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr() and view.dtype == whole.dtype
+    return (
+        same
+        and view.numel() == whole.numel()
+        and all(s or n == 1 for n, s in zip(view.shape, view.stride(), strict=True))
+    )
+
+
+def _same_place(laid: Tensor, view: Tensor, whole: Tensor) -> Tensor:
+    """The elements of `laid` that stand where those of a view of `whole` do."""
+    return laid.as_strided(view.shape, view.stride(), view.storage_offset() - whole.storage_offset())
+
+
 def _axis(whole: Tensor, view: Tensor, dim: int, part: bool = False) -> int:
     """The axis of a tensor that one of a view's is (with `part`, or a part of it); -1 if none is."""
     size, step = view.shape[dim], view.stride(dim)
@@ -170,6 +209,7 @@ def _axis(whole: Tensor, view: Tensor, dim: int, part: bool = False) -> int:
 
 
 _aten = torch.ops.aten
+_SUMS = {_aten.add.Tensor, _aten.add_.Tensor}
 _HANDLERS: dict[Any, Callable[[Observer, tuple[Any, ...], Tensor], list[Call]]] = {
     _aten._to_copy.default: Observer._copied,
     _aten.clone.default: Observer._copied,

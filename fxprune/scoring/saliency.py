@@ -32,8 +32,8 @@ from torch import Tensor
 from fxprune.errors import CriterionError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Group, Slice
+from fxprune.graph.sharding import full
 from fxprune.scoring.elementwise import Elementwise
-from fxprune.scoring.sharded import whole
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Reduction: TypeAlias = Literal["sum", "mean", "max", "l2", "first"]
@@ -103,7 +103,7 @@ def _numbers(given: Any) -> Floats:
     if isinstance(given, Elementwise):
         given = given.fold(list(range(given.tensor.dim())))
     return np.asarray(
-        whole(given.detach()).sum(dtype=torch.float64).cpu() if isinstance(given, Tensor) else given, np.float64
+        full(given.detach()).sum(dtype=torch.float64).cpu() if isinstance(given, Tensor) else given, np.float64
     )
 
 

@@ -13,6 +13,8 @@ It may declare, as attributes:
     moments                    "squares" or "covariances" of inputs, where it gathers them: what they take is foretold
     derivatives                2 where it differentiates twice
     partial                    true where it may have nothing to say about some groups; these are pruned last
+    sharded                    true where parameters in shards (FSDP2's DTensors) will do, and the mean gradient; else
+                               a sharded model is put together first
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from fxprune import registry
 from fxprune.arguments import MAPPING, MODULE, TEXT, require, takes
 from fxprune.errors import CriterionError, FxPruneError, InputsError, printable
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import comes_from, require_whole, seed_torch
+from fxprune.graph.modules import comes_from, require_whole, seed_torch, sharded
 from fxprune.graph.offloading import at_rest
+from fxprune.graph.sharding import resharded, whole
 from fxprune.graph.turns import in_turn
 from fxprune.notebook import shown
 from fxprune.scoring.batches import missing, named
@@ -49,7 +52,7 @@ from fxprune.scoring.saliency import (
     channel_scores,
     normalized,
 )
-from fxprune.scoring.sharded import refuse_hidden, resharded
+from fxprune.scoring.sharded import told_whole
 from fxprune.scoring.tp_importance import TorchPruningImportance
 
 Criterion: TypeAlias = Callable[[Context], Mapping[str, Any]]
@@ -206,10 +209,12 @@ def score(
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
     with in_turn, at_rest(model):
-        refuse_hidden(named(name, package), model, needs_of(call), getattr(call, "derivatives", 1))
         _check_model(graph, resharded(model), bool(getattr(call, "weights", True)))
         memo: dict[Any, Any] = {} if reuse is None else reuse
-        ctx = Context(graph, model, name, data, loss, seed, progress, package, memo)
+        apart = sharded(model) and not takes_shards(call)
+        ctx = Context(graph, whole(model) if apart else model, name, data, loss, seed, progress, package, memo)
+        if apart:
+            ctx.note(told_whole(ctx.parameters))
         returned = _called(call, ctx)
         with torch.no_grad():
             values = channel_scores(graph, ctx.who, returned, reduce, partial)
@@ -277,6 +282,15 @@ def needs_of(criterion: str | type[Any] | Criterion) -> frozenset[str]:
         CriterionError, PluginError: as `resolve`.
     """
     return frozenset(getattr(resolve(criterion)[0], "needs", ()))
+
+
+def takes_shards(criterion: str | type[Any] | Criterion) -> bool:
+    """Whether a criterion says that parameters in shards will do.
+
+    Raises:
+        CriterionError, PluginError: as `resolve`.
+    """
+    return bool(getattr(resolve(criterion)[0], "sharded", False))
 
 
 def _call(criterion: Any) -> Criterion:

@@ -7,6 +7,9 @@
     compare(model, ["taylor"], [0.5], schedulers=["one_shot", "soft"], steps=500, data=loader)
         the same after training: every criterion by every scheduler
 
+    compare(model, ["taylor"], [0.5], models={"mine": net})
+        finished networks beside them, however they were made: measured alike
+
 A comparison that was cut off goes on where it stopped: rows that are in the file are not made again, but for those
 that hold an error.  Rows of other weights, data, losses or options are refused.
 """
@@ -14,7 +17,7 @@ that hold an error.  Rows of other weights, data, losses or options are refused.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,48 +26,52 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fxprune import registry
 from fxprune.adapter import Adapter, find_adapter
 from fxprune.arguments import RATIOS, Kind, takes
-from fxprune.errors import CriterionError, InputsError
+from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, evaluating, seed_torch
 from fxprune.graph.offloading import at_rest
 from fxprune.graph.turns import in_turn
 from fxprune.planning.budget import Budget
+from fxprune.planning.costs.counted import CountedCosts, dense_cost
 from fxprune.planning.limits import Limits
 from fxprune.planning.planner import planned
-from fxprune.planning.selectors import Ignore, named
+from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.finish import finished
 from fxprune.pruning.order import Order, Scoring
-from fxprune.pruning.prune import settled
+from fxprune.pruning.prune import settled_on, trace
+from fxprune.pruning.timing import glanced
 from fxprune.reporting.report import report
 from fxprune.rewriting.compensation import compensated
 from fxprune.scoring.batches import loss_on, missing, require_some
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
 from fxprune.scoring.preservation import attributes_kept
-from fxprune.scoring.score import COMPARED, Criterion, Scores, resolve, score
+from fxprune.scoring.score import COMPARED, Criterion, Scores, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.use import looking
+from fxprune.studies.asked import Runs, labelled, networks, runs_of, trainer
 from fxprune.studies.comparison import Compared, Comparison, Table
 from fxprune.studies.peak_memory import Peak
 from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler, scheduler_of
 
 CRITERIA = Kind("a list of names or criteria", lambda v: isinstance(v, Sequence) and not isinstance(v, str))
+MODELS = Kind("a dict of name -> model, or None", lambda v: v is None or isinstance(v, Mapping))
 Todo: TypeAlias = tuple[str, int, str, list[float]]
 SCHEDULERS = Kind("a list of names or schedulers", lambda v: isinstance(v, (list, tuple)))
 TRAINING = Kind("an fxprune.Training, or None", lambda v: v is None or isinstance(v, Training))
 HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an adapter draws them
 
 
-@takes(criteria=CRITERIA, ratios=RATIOS, schedulers=SCHEDULERS, training=TRAINING)
+@takes(criteria=CRITERIA, models=MODELS, ratios=RATIOS, schedulers=SCHEDULERS, training=TRAINING)
 def compare(
     model: Any,
     criteria: Sequence[str | Criterion] = COMPARED,
     ratios: Sequence[float] = (0.3, 0.5),
     *,
+    models: Mapping[str, Any] | None = None,
     schedulers: Sequence[str | Scheduler] = (),
     steps: int | None = None,
     training: Training | None = None,
@@ -80,15 +87,17 @@ def compare(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Prune a model by several criteria (and schedulers) to several ratios, and measure its loss.
+    """Prune a model by several criteria (and schedulers) to several ratios, and measure its loss and speed.
 
     All criteria see the same graph, batches and limits.  A criterion that fails has its error in its rows, and the
-    others go on.
+    others go on.  Finished models, of your own or of another library, stand beside them.
 
     Args:
         model: as for `fxprune.prune`; it is left as it is.
-        criteria: registered names or criteria.
+        criteria: registered names or criteria; `()` where `models` alone are to be measured.
         ratios: shares of `of` to remove, in (0, 1).
+        models: name -> a finished model (or pipeline) that does what `model` does, pruned and trained in whatever way:
+            its loss is measured on the same batches, its costs and its speed on the same example inputs.
         schedulers: names or schedulers, with `steps`: every criterion is trained by each; none: as `("one_shot",)`.
         steps: of training on `data`; None: the loss is that before any training.
         training: how, in place of `steps`.
@@ -118,13 +127,14 @@ def compare(
         >>> [(row.criterion, row.ratio) for row in made.rows]
         [('magnitude', 0.5), ('random', 0.5)]
     """
-    if not len(criteria) or not len(ratios) or not all(0 < r < 1 for r in ratios) or seeds < 1:
+    if not (criteria or models) or not len(ratios) or not all(0 < r < 1 for r in ratios) or seeds < 1:
         raise InputsError(
-            f"criteria={list(criteria)}, ratios={list(ratios)}, seeds={seeds}: pass at least one criterion, ratios in "
-            "(0, 1), and a positive number of seeds"
+            f"criteria={list(criteria)}, ratios={list(ratios)}, seeds={seeds}: pass at least one criterion or "
+            "models=, ratios in (0, 1), and a positive number of seeds"
         )
-    labels = _labelled(criteria)
-    runs = _runs(schedulers, steps, training, data)
+    labels = labelled(criteria)
+    others = networks(models or {}, labels)
+    runs = runs_of(schedulers, steps, training, data)
     adapter = find_adapter(model)
     net = adapter.unwrap(model)[0]
     with in_turn, at_rest(net):
@@ -139,23 +149,30 @@ def compare(
         if runs.training is not None:
             what |= {"training": told(sorted(runs.training.told().items()))}
             what |= {f"scheduler {k}": told(s) for k, s in runs.schedulers.items()}
-        table = Table(what, {k: told(c) for k, c in labels.items()}, None if out is None else Path(out))
+        names = {k: told(c) for k, c in labels.items()} | {k: of_model(m) for k, m in others.items()}
+        table = Table(what, names, None if out is None else Path(out))
         wanted = [(c, seed, s) for seed in range(seeds) for c in labels for s in runs.schedulers]
         todo = [
             (c, seed, s, left)
             for c, seed, s in wanted
             if (left := [r for r in ratios if not table.holds((c, r, seed, s, runs.steps))])
         ]
-        if todo:
+        missed = {k: m for k, m in others.items() if not table.holds(Compared(k, 0.0, 0).key)}
+        if todo or missed:
             unseen = drawn.held_out()
             if how is None or unseen is None:
                 raise InputsError(missing("comparing criteria", unseen is None, how is None))
             stay = named(net, ignore)
             limits = Limits(ignore=(*stay, *adapter.protect(net)))
-            graph = settled(net, Budget(min(ratios), of), limits, example_inputs, attention, stay).graph
+            graph = trace(net, example_inputs, attention=attention)
+            require_known(graph, stay)
+            if todo:
+                graph = settled_on(graph, net, Budget(min(ratios), of), limits).graph
             trial = _Trial(net, graph, of, limits, how, unseen)
             with looking(net, "comparing criteria"):
                 dense = trial.loss(net)
+            for label, other in missed.items():
+                table.add(trial.given(Compared(label, 0.0, 0), other), dense)
             for label, seed, scheduler, left in _track(todo, progress):
                 if runs.training is None:
                     rows = trial.rows(labels[label], label, left, seed, drawn.batches(seed))
@@ -167,60 +184,7 @@ def compare(
                 for row in rows:
                     table.add(row, dense)
         keys = [(c, r, s, k, runs.steps) for c in labels for k in runs.schedulers for r in ratios for s in range(seeds)]
-        return table.comparison(keys)
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """How models are trained: schedulers by their labels; {"": ...} and no training where they are not."""
-
-    schedulers: Mapping[str, str | Scheduler]
-    training: Training | None = None
-
-    @property
-    def steps(self) -> int:
-        return 0 if self.training is None else self.training.total
-
-
-def _trainer() -> Callable[[nn.Module, Scheduler, Training, Order], nn.Module]:
-    """What trains.
-
-    Raises:
-        InputsError: accelerate is not installed.
-    """
-    try:  # accelerate is optional
-        from fxprune.training.run import trained
-    except ModuleNotFoundError as e:
-        if (e.name or "").partition(".")[0] != "accelerate":
-            raise
-        raise InputsError('training needs accelerate: pip install "fxprune[train]"') from e
-    return trained
-
-
-def _runs(schedulers: Sequence[str | Scheduler], steps: int | None, training: Training | None, data: Any) -> _Runs:
-    """What was asked, checked.
-
-    Raises:
-        InputsError: schedulers without steps, steps without data, or both ways to say them; two schedulers of one name.
-        PluginError: a scheduler's name is unknown.
-    """
-    if steps is not None and training is not None:
-        raise InputsError(f"steps={steps} and training= both say how long: pass one of them")
-    if steps is None and training is None:
-        if schedulers:
-            raise InputsError("schedulers= train a model: pass steps=, such as 500, and data= to train on")
-        return _Runs({"": ""})
-    if data is None:
-        raise InputsError("steps= trains a model: pass data=, batches to train on, and held_out= to measure on")
-    _trainer()
-    made = [scheduler_of(s) for s in schedulers or ("one_shot",)]
-    names = [s if isinstance(s, str) else type(s).__name__ for s in schedulers or ("one_shot",)]
-    if len(set(names)) < len(names):
-        shown = [repr(s) for s in made]
-        names = shown if len(set(shown)) == len(shown) else names
-    if len(set(names)) < len(names):
-        raise InputsError(f"two of the schedulers are called the same: {', '.join(names)}")
-    return _Runs(dict(zip(names, made, strict=True)), training or Training(steps or 1))
+        return table.comparison([*keys, *(Compared(k, 0.0, 0).key for k in others)])
 
 
 @dataclass(frozen=True)
@@ -274,13 +238,13 @@ class _Trial:
         plan = planned(self.graph, scores, Budget(row.ratio, self.of), self.limits)
         base = compensated(self.graph, self.net, plan, criterion, **given)
         small = finished(base, self.graph, plan, verify=True, strict=False, seed=row.seed)
-        return row.measured(self.loss(small), report(small).plan.costs)
+        return row.measured(self.loss(small), report(small).plan.costs, report(small).timing)
 
     def trained(
-        self, runs: _Runs, scheduler: str, label: str, ratios: Sequence[float], order: Order
+        self, runs: Runs, scheduler: str, label: str, ratios: Sequence[float], order: Order
     ) -> Iterator[Compared]:
         """One row a ratio, each a run of its own."""
-        trained = _trainer()
+        trained = trainer()
         assert runs.training is not None
         for ratio in ratios:
             row = Compared(label, ratio, order.seed, scheduler=scheduler, steps=runs.steps)
@@ -289,8 +253,22 @@ class _Trial:
                 given = replace(order, budget=Budget(ratio, self.of))
                 small = trained(self.net, scheduler_of(runs.schedulers[scheduler]), runs.training, given)
                 seconds = time.perf_counter() - start
-                row = replace(row, seconds=seconds).measured(self.loss(small), report(small).total.costs)
+                made = report(small)
+                row = replace(row, seconds=seconds).measured(self.loss(small), made.total.costs, made.timing)
             yield replace(row, error=failed.text)
+
+    def given(self, row: Compared, other: nn.Module) -> Compared:
+        """The row of a finished model, traced and timed on the dense one's example inputs."""
+        with _noted() as failed:
+            with at_rest(other):
+                with looking(other, f"measuring {row.criterion}"):
+                    loss = self.loss(other)
+                now = CountedCosts(trace(other, self.graph.traced.example))
+            dense = CountedCosts(self.graph)
+            costs = {k: (dense_cost(dense, k), dense_cost(now, k)) for k in ("params", "macs")}
+            timing = glanced(self.net, other, self.graph, costs["macs"][0])
+            row = row.measured(loss, costs, timing)
+        return replace(row, error=failed.text)
 
     def loss(self, model: nn.Module) -> float:
         """The mean over the held-out batches; each draws the same random numbers every time."""
@@ -315,34 +293,6 @@ def _noted() -> Iterator[_Failed]:
         yield failed
     except Exception as e:  # noqa: BLE001 - whatever it is, it is the row's answer
         failed.text = " ".join(f"{type(e).__name__}: {e}".split())
-
-
-def _labelled(criteria: Sequence[str | Criterion]) -> dict[str, str | Criterion]:
-    """Label of a row -> criterion.
-
-    Raises:
-        InputsError: two different ones would have the same label.
-    """
-    labels: dict[str, str | Criterion] = {}
-    for c in criteria:
-        label = _label(c)
-        if told(labels.setdefault(label, c)) != told(c):
-            raise InputsError(f"two of the criteria are called {label!r}; give functions names of their own")
-    return labels
-
-
-def _label(criterion: str | Criterion) -> str:
-    """A criterion's name in the table.
-
-    Raises:
-        CriterionError: nobody registered that name.
-    """
-    if not isinstance(criterion, str):
-        return resolve(criterion)[1]
-    if criterion not in registry.names("criteria"):
-        registry.get("criteria", criterion)
-        raise CriterionError(f"there is no criterion called {criterion!r}")
-    return criterion
 
 
 def _track(todo: list[Todo], progress: bool) -> Iterable[Todo]:

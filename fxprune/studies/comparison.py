@@ -1,4 +1,4 @@
-"""What a comparison of criteria found: its rows, kept in a CSV file while it runs, and its picture."""
+"""What a comparison of criteria and models found: its rows, kept in a CSV file while it runs, and its picture."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fxprune.arguments import PATH, takes
 from fxprune.errors import FxPruneError, InputsError, SaveError
 from fxprune.notebook import shown
 from fxprune.reporting.figures import check_picture, drawn, figure_of, readable
+from fxprune.reporting.speed import Timing
 from fxprune.studies.tabled import frame, written
 
 CSV, PNG = "compare.csv", "compare.png"
@@ -25,9 +26,11 @@ Key = tuple[str, float, int, str, int]
 
 @dataclass(frozen=True)
 class Compared:
-    """One criterion, ratio and seed, and how it was trained.
+    """One criterion, ratio and seed, and how it was trained; or a finished model.
 
     Attributes:
+        criterion: its name, or that of the model.
+        ratio: the share that was asked for; 0 where a finished model was given.
         loss: on held-out batches, after pruning (and after training, where there was some).
         dense: the same before.
         params, macs: shares that went.
@@ -35,6 +38,8 @@ class Compared:
         memory: bytes that scoring took beyond what was held before; see `fxprune.studies.peak_memory`.
         error: what went wrong, if anything did; the figures are then missing.
         scheduler, steps: how it was trained: by which scheduler, and for how many steps; "" and 0: not at all.
+        speedup: how many times as fast as the dense model one forward on the example inputs was, both timed in turns;
+            missing where that would have taken long.
     """
 
     criterion: str
@@ -49,6 +54,7 @@ class Compared:
     error: str = ""
     scheduler: str = ""
     steps: int = 0
+    speedup: float | None = None
 
     @property
     def key(self) -> Key:
@@ -59,13 +65,19 @@ class Compared:
         """What a table and a legend call it."""
         return f"{self.criterion}, {self.scheduler}" if self.scheduler else self.criterion
 
-    def measured(self, loss: float, costs: Mapping[str, tuple[float, float]]) -> Compared:
-        """The row with its loss, and with what a plan's costs say."""
+    @property
+    def given(self) -> bool:
+        """Whether it is a finished model, of which nothing was asked."""
+        return not self.ratio
+
+    def measured(self, loss: float, costs: Mapping[str, tuple[float, float]], timing: Timing | None) -> Compared:
+        """The row with its loss, with what a plan's costs say, and with what the clock says."""
         gone = {k: 1 - after / before if before else 0.0 for k, (before, after) in costs.items()}
-        return replace(self, loss=loss, params=gone.get("params"), macs=gone.get("macs"))
+        speedup = None if timing is None else timing.speedup
+        return replace(self, loss=loss, params=gone.get("params"), macs=gone.get("macs"), speedup=speedup)
 
 
-TITLES = ("criterion", "ratio", "loss", "params gone", "MACs gone", "scored in", "memory", "error")
+TITLES = ("criterion", "ratio", "loss", "params gone", "MACs gone", "speed", "scored in", "memory", "error")
 NAMES = [f.name for f in fields(Compared)]
 NUMBERS = {"ratio": float, "seed": int, "memory": int, "steps": int}
 TEXTS = ("criterion", "error", "scheduler")
@@ -80,22 +92,22 @@ class Comparison:
     rows: tuple[Compared, ...]
 
     def summary(self) -> list[tuple[str, ...]]:
-        """Cells of a table: criterion, ratio, loss (± spread over seeds), parameters, MACs, seconds, memory."""
+        """Cells of a table: criterion, ratio, loss (± spread over seeds), parameters, MACs, speed, seconds, memory."""
         out = []
         for name, ratio in dict.fromkeys((r.name, r.ratio) for r in self.rows):
             found = [r for r in self.rows if (r.name, r.ratio) == (name, ratio)]
             good = [r for r in found if not r.error]
             cells = [_spread([r.loss for r in good])]
             cells += [_mean([getattr(r, k) for r in good], "{:.1%}") for k in ("params", "macs")]
-            cells += [_mean([r.seconds for r in good], "{:.2f} s")]
+            cells += [_mean([r.speedup for r in good], "{:.2f}x"), _mean([r.seconds for r in good], "{:.2f} s")]
             cells += [_mean([r.memory and r.memory / 2**20 for r in good], "{:.0f} MiB")]
             errors = list(dict.fromkeys(r.error for r in found if r.error))
-            out.append((name, f"{ratio:g}", *cells, "; ".join(errors)))
+            out.append((name, f"{ratio:g}" if ratio else "given", *cells, "; ".join(errors)))
         return out
 
     @takes(path=PATH.or_none.raising(InputsError))
     def to_csv(self, path: str | Path | None = None) -> str:
-        """All rows, one a criterion, ratio and seed; written to `path` if there is one."""
+        """All rows, one a criterion, ratio and seed, and one a model; written to `path` if there is one."""
         text = io.StringIO()
         rows = csv.DictWriter(text, NAMES, lineterminator="\n")
         rows.writeheader()
@@ -120,7 +132,7 @@ class Comparison:
     @property
     def how(self) -> str:
         """How the rows were trained, in words."""
-        steps = sorted({r.steps for r in self.rows})
+        steps = sorted({r.steps for r in self.rows if not r.given})
         return "without training" if steps in ([], [0]) else f"with {' or '.join(map(str, steps))} steps of training"
 
     def _repr_html_(self) -> str:
@@ -137,8 +149,10 @@ class Comparison:
         measured = any(r.memory is not None for r in good)
         figure = figure_of(14 if measured else 11, 4.5)
         loss, seconds, *memory = figure.subplots(1, 2 + measured, width_ratios=[2, 1, 1][: 2 + measured])
-        for name in dict.fromkeys(r.name for r in good):
+        for name in dict.fromkeys(r.name for r in good if not r.given):
             _draw_loss(loss, name, [r for r in good if r.name == name])
+        for row in (r for r in good if r.given):
+            _draw_given(loss, row, self.of)
         if dense := [r.dense for r in good if r.dense is not None]:
             loss.axhline(float(np.mean(dense)), color="0.6", linestyle="--", label="dense")
         bands = "; bands: lowest to highest of the seeds" if len({r.seed for r in good}) > 1 else ""
@@ -146,16 +160,17 @@ class Comparison:
         loss.set_title(f"{self.model}{bands}", fontsize="medium")
         if min((r.loss or 0.0 for r in good), default=0.0) <= 0:
             loss.set_yscale("linear")
-        readable(loss, sorted({r.ratio for r in good}))
+        readable(loss, sorted({r.ratio for r in good if not r.given}))
         if good:
             figure.legend(*loss.get_legend_handles_labels(), fontsize="small", loc="outside right upper")
         _draw_bars(
             seconds,
             "seconds, in all" if any(r.steps for r in good) else "seconds to score",
-            {r.key: (r.name, r.seconds) for r in good},
+            {r.key: (r.name, r.seconds) for r in good if not r.given},
         )
         for axes in memory:
-            _draw_bars(axes, "MiB to score", {r.key: (r.name, r.memory and r.memory / 2**20) for r in good})
+            asked = (r for r in good if not r.given)
+            _draw_bars(axes, "MiB to score", {r.key: (r.name, r.memory and r.memory / 2**20) for r in asked})
         drawn(figure, path, 150)
 
 
@@ -176,6 +191,16 @@ def _draw_loss(axes: Any, criterion: str, rows: list[Compared]) -> None:
     (line,) = axes.plot(ratios, [np.mean(v) for v in values], marker=".", label=criterion)
     low, high = [min(v) for v in values], [max(v) for v in values]
     axes.fill_between(ratios, low, high, color=line.get_color(), alpha=0.15)
+
+
+def _draw_given(axes: Any, row: Compared, of: str) -> None:
+    """A point where it is known how much is gone, else the height of its loss."""
+    gone = {"params": row.params, "macs": row.macs}.get(of)
+    color = axes._get_lines.get_next_color() if gone is None else None
+    if gone is None:
+        axes.axhline(row.loss, color=color, linestyle=":", label=row.name)
+    else:
+        axes.plot([gone], [row.loss], marker="D", linestyle="", label=row.name)
 
 
 def _draw_bars(axes: Any, title: str, values: Mapping[Key, tuple[str, float | None]]) -> None:
@@ -236,9 +261,10 @@ class Table:
             raise InputsError(f"{file} is damaged: it holds no text ({e}); remove it, or name another folder") from e
         if lines:
             self._same(file, lines[0])
-        whole = (cells for cells in csv.reader(x for x in lines[2:] if x.endswith("\n")) if len(cells) == len(NAMES))
+        columns = _columns(file, lines[1]) if len(lines) > 1 and lines[1].endswith("\n") else NAMES
+        whole = (cells for cells in csv.reader(x for x in lines[2:] if x.endswith("\n")) if len(cells) == len(columns))
         try:
-            self.rows = {row.key: row for row in map(_read, whole)}
+            self.rows = {row.key: row for row in (_read(columns, cells) for cells in whole)}
         except ValueError as e:
             raise InputsError(
                 f"{file} is damaged ({e}); repair that row, remove the file, or name another folder"
@@ -299,8 +325,20 @@ def _line(row: Compared) -> str:
     return text.getvalue()
 
 
-def _read(cells: Sequence[str]) -> Compared:
-    held: dict[str, Any] = dict(zip(NAMES, cells, strict=True))
+def _columns(file: Path, line: str) -> list[str]:
+    """The names of a file's columns; an earlier fxprune wrote fewer.
+
+    Raises:
+        InputsError: they are others.
+    """
+    names = line.rstrip("\n").split(",")
+    if names != NAMES[: len(names)]:
+        raise InputsError(f"{file} has other columns ({line.strip()[:80]}); name another folder, or remove it")
+    return names
+
+
+def _read(columns: Sequence[str], cells: Sequence[str]) -> Compared:
+    held: dict[str, Any] = dict(zip(columns, cells, strict=True))
     for name, text in held.items():
         if name not in TEXTS:
             held[name] = NUMBERS.get(name, float)(text) if text else None

@@ -91,7 +91,8 @@ def search(
 
     The scores decide which channels of a part go first, the search how much of every part goes.  The first candidates
     are the planner's own choices, one for each measure; the others are drawn from what those before them gave.  Each is
-    made a dense model, proven, and measured; nothing is trained, unless the metric does so.
+    made a dense model, proven, and measured; nothing is trained, unless the metric does so.  Shares that lead to a plan
+    which an earlier candidate had take its metric, and nothing is run.
 
     Args:
         model: as for `fxprune.prune`; it is left as it is.
@@ -215,16 +216,18 @@ class _Trial:
         run.begin([(name, space.shares(plan)) for name, plan in first.items()])
         with _bar(trials, progress) as show, run:
             while (claimed := run.claim(trials)) is not None:
-                run.tell(claimed, *self._tried(claimed, space, first))
+                run.tell(claimed, *self._tried(run, claimed, space, first))
                 show(claimed.number + 1)
 
     def _tried(
-        self, claimed: Claimed, space: Space, first: Mapping[str, Plan]
+        self, run: Trials, claimed: Claimed, space: Space, first: Mapping[str, Plan]
     ) -> tuple[Plan | None, float | None, str]:
         """A candidate's plan, and its metric or an error: a bad one must not end the search."""
         plan, value, error = None, None, ""
         try:
             plan = first.get(claimed.seed) or space.plan(claimed.shares)
+            if (known := run.measured(plan)) is not None:
+                return plan, known, ""
             value = self._measured(finished(self.net, space.graph, plan, verify=True, strict=False, seed=self.seed))
             if not math.isfinite(value):
                 value, error = None, f"the {name_of(self.metric)} is {value}"

@@ -15,7 +15,7 @@ from fxprune.notebook import shown
 from fxprune.planning.plan import Plan
 from fxprune.reporting.figures import drawn, figure_of
 from fxprune.studies.tabled import frame, written
-from fxprune.studies.trials import Ended
+from fxprune.studies.trials import Ended, cut_of
 
 SHOWN = 16  # rows of a text
 
@@ -94,8 +94,10 @@ class Search:
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """The plans that were measured, the best first."""
-        return tuple(r.plan for r in self.ranked if r.plan is not None)
+        """The plans that were measured, each once, the best first."""
+        every = [r.plan for r in self.ranked if r.plan is not None]
+        cuts = [cut_of(plan) for plan in every]
+        return tuple(plan for n, plan in enumerate(every) if cuts[n] not in cuts[:n])
 
     @property
     def pareto(self) -> tuple[Candidate, ...]:

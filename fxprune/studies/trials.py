@@ -65,6 +65,11 @@ class Ended:
     plan: Plan | None
 
 
+def cut_of(plan: Plan) -> tuple[object, ...]:
+    """All of a plan that the network it leaves depends on."""
+    return {g: gone for g, gone in plan.removed.items() if gone}, plan.norm_groups, plan.blocks
+
+
 class Trials:
     """The trials of one search.
 
@@ -175,6 +180,14 @@ class Trials:
         self.study.sampler = self.sampler or _sampler(self.seed * STRIDE + number)
         trial = self.study.ask() if cut_off is None else Trial(self.study, cut_off._trial_id)
         return Claimed(trial, {name: trial.suggest_float(name, 0.0, most) for name, most in self.most.items()})
+
+    def measured(self, plan: Plan) -> float | None:
+        """The value of a trial that cut the same; None where none has one."""
+        what = cut_of(plan)
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.value is not None and (other := self._plan(trial.number)) is not None and cut_of(other) == what:
+                return float(trial.value)
+        return None
 
     def tell(self, claimed: Claimed, plan: Plan | None, value: float | None, error: str) -> None:
         """Keep what a trial gave: its plan and value, or an error."""

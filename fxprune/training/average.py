@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.arguments import MAPPING, MODULE, number, read_from, takes
 from fxprune.errors import InputsError
+from fxprune.graph.sharding import in_shards, resharded
 from fxprune.training.carry_over import Carry
 
 
@@ -42,7 +43,10 @@ class Average:
         now = self._same(model)
         self.taken += 1
         weight = 1 - min(self.decay, (1 + self.taken) / (10 + self.taken))
-        torch._foreach_lerp_([self.values[n] for n in now], list(now.values()), weight)
+        for shards in (False, True):  # which torch takes apart from tensors that are whole
+            names = [n for n, t in now.items() if in_shards(t) == shards]
+            if names:
+                torch._foreach_lerp_([self.values[n] for n in names], [now[n] for n in names], weight)
 
     @torch.no_grad()
     @takes(model=MODULE)
@@ -85,7 +89,7 @@ class Average:
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = {**dict(resharded(model).named_parameters()), **dict(model.named_buffers())}
     return {n: t for n, t in named.items() if t.is_floating_point()}
 
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.arguments import MAPPING, MODULE, TENSORS, takes, tensors
 from fxprune.errors import InputsError, PlanError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.sharding import full, laid_out
 from fxprune.planning.plan import Plan
 from fxprune.rewriting.rewrite import rewrite
 from fxprune.rewriting.slicing import kept_positions
@@ -118,7 +119,7 @@ class Carry:
         name = names[id(p)]
         try:
             if state:
-                optimizer.state[new] = {k: self._state(name, p, v) for k, v in state.items()}
+                optimizer.state[new] = {k: self._laid_out(self._state(name, p, v), new) for k, v in state.items()}
         except _Unclear:
             anew.append(name)
         return new
@@ -136,6 +137,7 @@ class Carry:
             raise _Unclear
         if value.numel() == 1:
             return value
+        value = full(value)
         cuts = {
             tuple(None if d is None else _key(kept[d]) for d in axes): axes
             for axes in _axes(tuple(value.shape), tuple(p.shape))
@@ -148,6 +150,12 @@ class Carry:
                 value = value.index_select(d, positions.to(value.device))
         return value
 
+    def _laid_out(self, value: Any, new: nn.Parameter) -> Any:
+        """Shards of a state put together; shared out again where the small model's parameters are."""
+        if not isinstance(value, Tensor):
+            return value
+        return laid_out(full(value), new) if value.dim() else full(value)
+
     def _kept(self, name: str) -> list[Tensor | None]:
         """For every axis of a tensor the positions that stay; None where all do, no axes where it is unused."""
         if name not in self.graph.tensors:
@@ -155,10 +163,11 @@ class Carry:
         return kept_positions(self.graph, name, self.plan.kept(self.graph))
 
     def _cut(self, name: str, tensor: Tensor) -> Tensor:
+        tensor = full(tensor)
         for d, kept in enumerate(self._kept(name)):
             if kept is not None:
                 tensor = tensor.index_select(d, kept.to(tensor.device))
-        return tensor
+        return laid_out(tensor, dict(self.small.named_parameters()).get(name, tensor))
 
 
 class _Unclear(Exception):

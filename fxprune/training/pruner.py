@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -18,9 +18,10 @@ from fxprune.adapter import find_adapter
 from fxprune.arguments import COUNT, MAPPING, MODULE, Kind, read_from, takes
 from fxprune.errors import CriterionError, InputsError, PluginError, SaveError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.modules import ExampleInputs, require_whole
+from fxprune.graph.modules import ExampleInputs, require_whole, sharded
 from fxprune.graph.offloading import require_unmoved
 from fxprune.graph.outputs import Wanted
+from fxprune.graph.sharding import everywhere, resharded, shard_like, whole
 from fxprune.graph.turns import in_turn
 from fxprune.masking.live import LiveMasks
 from fxprune.planning.budget import Budget
@@ -37,7 +38,7 @@ from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import empty, fewer
 from fxprune.scoring.identity import differences, told
 from fxprune.scoring.saliency import Normalization
-from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
+from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score, takes_shards
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 from fxprune.training.average import carry_average
@@ -68,9 +69,11 @@ class Pruner(Generic[M]):
 
     The model trains as it is: its parameters, names, hooks and wrappers (DDP, `torch.compile`) stay.  Under several
     processes each scores its own batches, and the scores of all are averaged, so that every process makes one plan.
+    One that `fully_shard` (FSDP2) has shared out trains in shards; each process has it whole for a while here, in
+    `finish`, and where the criterion sees more than shards show.
 
     Args:
-        model: the model that trains, or DDP around it.
+        model: the model that trains, sharded or not, or DDP around it.
         scheduler: a name (see `fxprune list`), or an instance with options, such as `Soft(refreshes=16)`.
         criterion: see `fxprune.prune`.
         ratio: the share of `of` to remove in the end.
@@ -136,16 +139,18 @@ class Pruner(Generic[M]):
             raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        require_whole(self.net)
-        require_unmoved(self.net)
-        adapter = seeing(find_adapter(self.net), timesteps)
+        with ranks.told():
+            entire: nn.Module = whole(self.net)
+        require_whole(entire)
+        require_unmoved(entire)
+        adapter = seeing(find_adapter(entire), timesteps)
         self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
-        self.loss = loss or adapter.loss_of(self.net, seed)
+        self.loss = loss or adapter.loss_of(entire, seed)
         self.scope = limits.scope
         if self.scope in ("knapsack", "global"):
             limits = replace(limits, scope=None)  # costs count below; the planner ranks by the other scopes only
-        stay = named(self.net, limits.ignore)
-        limits = replace(limits, ignore=(*stay, *adapter.protect(self.net)))
+        stay = named(entire, limits.ignore)
+        limits = replace(limits, ignore=(*stay, *adapter.protect(entire)))
         chosen = scheduler_of(scheduler)
         _check_needs(criterion, self.loss)
         self.batches: deque[Any] = deque(maxlen=remember)
@@ -154,8 +159,10 @@ class Pruner(Generic[M]):
         self.notes: tuple[str, ...] = ()
         self.unscored: frozenset[str] | None = None
         with in_turn:
-            made = settled(self.net, Budget(ratio, of), limits, example_inputs, attention, stay, outputs)
-            self.graph: ChannelGraph = made.graph
+            self.graph: ChannelGraph = settled(
+                entire, Budget(ratio, of), limits, example_inputs, attention, stay, outputs
+            ).graph
+            del entire
             self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
         self.problem = Problem(self.graph, ratio, steps, of, limits)
@@ -231,7 +238,7 @@ class Pruner(Generic[M]):
     @torch.no_grad()
     def _shrink(self, decay: np.ndarray[Any, Any]) -> None:
         """Multiply every slice of every channel by 1 − its decay."""
-        named = dict(self.net.named_parameters())
+        named = dict(resharded(self.net).named_parameters())
         for group, own in zip(self.graph.groups, np.split(decay, self.problem.starts[1:-1]), strict=True):
             if own.any():
                 for s in group.slices:
@@ -241,10 +248,10 @@ class Pruner(Generic[M]):
     def _scores(self) -> Mapping[str, np.ndarray[Any, Any]]:
         # What each process trains on is its part of one batch; data that were given are whole in each.
         parts = contextlib.nullcontext() if self.given else ranks.parts()
-        with self.masks.straight_through(), parts:
+        with self._scored() as net, parts:
             scores = score(
                 self.graph,
-                self.net,
+                net,
                 self.criterion,
                 data=self._sample(),
                 loss=self.loss,
@@ -258,6 +265,14 @@ class Pruner(Generic[M]):
         if scope_of(self.scope, scores, of) == "knapsack":
             values = per_cost(self.problem.cost, of, values, scores.unscored)
         return self._agreed(values)
+
+    @contextlib.contextmanager
+    def _scored(self) -> Iterator[nn.Module]:
+        """The model to score, whose gradients pass the masks: one in shards is put together if the criterion asks."""
+        apart = sharded(self.net) and not takes_shards(self.criterion)
+        masks = self.masks.copied() if apart else self.masks
+        with masks.straight_through():
+            yield masks.model
 
     def _sample(self) -> Any:
         """The batches that this refresh looks at; streamed ones are read whole."""
@@ -293,8 +308,9 @@ class Pruner(Generic[M]):
             RewriteError, VerifyError: it would not; the model is as it was.
         """
         with self.masks.off():
-            scores = score(self.graph, self.net, "magnitude")
-            finished(self.net, self.graph, self.problem.plan(scores.values), True, strict, self.seed)
+            net = whole(self.net)
+            scores = score(self.graph, net, "magnitude")
+            finished(net, self.graph, self.problem.plan(scores.values), True, strict, self.seed)
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
@@ -306,6 +322,7 @@ class Pruner(Generic[M]):
         *,
         verify: bool = True,
         strict: bool = False,
+        shard: bool = False,
     ) -> M:
         """The dense model: what the masked one computes, without the channels that are gone.
 
@@ -315,9 +332,12 @@ class Pruner(Generic[M]):
                 `AveragedModel`.
             verify: prove masked = dense.
             strict: see `fxprune.prune`.
+            shard: share it out over the processes as the model was (`fxprune.shard_like`), and its optimizer's state
+                too; else every process has all of it.
 
         Raises:
             PluginError: steps are left.
+            InputsError: `shard`, and the model is not sharded.
         """
         plan = self.flow.plan if self.done else None
         if plan is None:
@@ -325,9 +345,14 @@ class Pruner(Generic[M]):
             raise PluginError(
                 f"the schedule is not over: {left} of {self.problem.steps} steps are left; take them first"
             )
+        if shard and not sharded(self.net):
+            raise InputsError(f"shard=True: this {type(self.net).__name__} is not sharded; leave shard= out")
         plan = replace(plan, criterion=self.scored)
         self.masks.detach()
-        small = finished(self.net, self.graph, plan, verify, strict, self.seed)
+        with ranks.told():
+            small = finished(whole(self.net), self.graph, plan, verify, strict, self.seed)
+        if shard:
+            shard_like(small, self.net)
         carry = Carry(self.net, small, self.graph, plan)
         if optimizer is not None:
             carry.optimizer(optimizer)
@@ -391,4 +416,5 @@ def _check_needs(criterion: Any, loss: Any) -> None:
 def _scale(p: nn.Parameter, axis: int, positions: np.ndarray[Any, Any], factor: np.ndarray[Any, Any]) -> None:
     along = torch.ones(p.shape[axis], dtype=torch.float64)
     along[torch.from_numpy(positions.reshape(-1))] = torch.from_numpy(np.repeat(factor, positions.shape[1]))
-    p.mul_(along.to(device=p.device, dtype=p.dtype).view([-1 if d == axis else 1 for d in range(p.dim())]))
+    shaped = along.to(device=p.device, dtype=p.dtype).view([-1 if d == axis else 1 for d in range(p.dim())])
+    p.mul_(everywhere(shaped, p))

@@ -194,7 +194,8 @@ class Run:
         else:
             batches = list(itertools.islice(self.stream, self.training.remember))
             scoring = replace(order.scoring, data=batches, loss=self.scoring)
-            self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self.shown))
+            with ranks.parts():  # each process took its part of the first batches
+                self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self.shown))
         self.plans = plans_of(self.net)[len(plans_of(dense)) :]
         if self.training.distillation:
             dense = deep_copy(dense) if dense is self.given else dense

@@ -203,7 +203,15 @@ def test_a_budget_is_met_within_one_block(name: str, of: str, ratio: float, seed
     graph = _traced(name, net, inputs)
     rng = np.random.default_rng(seed)
     scores = {b.name: rng.normal() for b in graph.blocks}
-    plan = fxprune.plan(graph, scores, ratio, of, granularity="block")
+    try:
+        plan = fxprune.plan(graph, scores, ratio, of, granularity="block")
+        more = None
+    except fxprune.BudgetError as e:
+        more = e.reachable
+    if more is not None:  # less than two thirds would go, and one more block would be farther off
+        assert more - ratio > ratio / 3 - 1e-9
+        return
+    assert plan.achieved > ratio * 2 / 3 - 1e-9
     small = fxprune.rewrite(net, graph, plan).model
     before, after = plan.costs[of]
     assert plan.achieved == 1 - after / before
@@ -554,3 +562,15 @@ def test_masks_of_blocks_and_channels_agree_with_the_reduced_graph() -> None:
     masked = run_masked(graph, net, x, plan.kept(graph), plan.norms, plan.blocks)
     reduced = run_masked(graph.without(plan.blocks), net, x, plan.kept(graph), plan.norms)
     torch.testing.assert_close(masked[0], reduced[0])
+
+
+def test_blocks_that_leave_most_of_a_budget_are_refused() -> None:
+    net, inputs, blocks = made("pre-norm")
+    graph = fxprune.trace(net, inputs(2))
+    scores = {b: float(i) for i, b in enumerate(blocks)}
+    least = min(_share(graph, [b], "params") for b in blocks)
+    with pytest.raises(fxprune.BudgetError, match=r"those that fit make 0\.0%, with one more") as e:
+        fxprune.plan(graph, scores, least / 3, granularity="block")
+    assert e.value.reachable == pytest.approx(least)
+    near = fxprune.plan(graph, scores, least * 0.9, granularity="block")
+    assert len(near.blocks) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import sharded_runs
 import torch
-from sharded_runs import DATA, REFUSED, SCORED, scored
+from sharded_runs import DATA, SCORED, WHOLE, scored
 from torch import nn
 
 import fxprune
@@ -37,19 +38,30 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_scores_and_plans_are_those_of_one_process(told: list[dict[str, Any]]) -> None:
     assert all(one == told[0] for one in told)
-    for criterion in SCORED:
+    for criterion in (*SCORED, *WHOLE):
         scores, plan = scored(sharded_runs.net(), criterion, list(DATA))
         assert json.loads(told[0][criterion]["plan"]) == json.loads(plan), criterion
         for name, values in scores.values.items():
             assert told[0][criterion]["scores"][name] == pytest.approx(values.tolist(), rel=1e-4), criterion
+        assert any("put together" in note for note in told[0][criterion]["notes"]) == (criterion in WHOLE)
     assert told[0]["again"] == told[0]["magnitude"]["plan"]
     assert told[0]["kept"]
 
 
-def test_what_fsdp_hides_is_refused_by_name(told: list[dict[str, Any]]) -> None:
-    for criterion in REFUSED:
-        assert f"criterion '{criterion}'" in told[0][criterion]
-        assert "before fully_shard()" in told[0][criterion]
+REFUSALS = {
+    "trace": r"sharded \(FSDP\).*pass fxprune.whole\(model\)",
+    "inplace": r"inplace=True cannot cut: leave it out, and fxprune.shard_like",
+    "latency": r"would measure a latency of its own: call fxprune.prune\(fxprune.whole\(model\), ...\) on one process",
+    "linear": r"replace='linear' fits layers to one process's data: call fxprune.prune\(fxprune.whole",
+    "claims": r"says that it takes sharded parameters.*leave its attribute `sharded` out",
+    "plain": r"this Net is not sharded: pass the one that fully_shard\(\) was called on",
+    "twice": r"this FSDPNet are sharded|are sharded \(FSDP\)",
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_fsdp_hides_is_refused_by_name(told: list[dict[str, Any]], name: str) -> None:
+    assert re.search(REFUSALS[name], told[0]["refused"][name]), told[0]["refused"][name]
 
 
 def test_other_ways_to_share_out_are_refused_by_name() -> None:

@@ -183,7 +183,7 @@ def test_the_command_line(tmp_path: Path, shaky: None) -> None:
     assert result.exit_code == 0, result.output + str(result.exception)
     shown = re.sub(r"\s+", " ", result.stdout)
     assert "UNet2DModel: loss after pruning, without training (dense: " in shown
-    assert re.search(r"magnitude 0\.4 \S+ (39\.9|40\.\d)% \d+\.\d% \d+\.\d\d s", shown)
+    assert re.search(r"magnitude 0\.4 \S+ (39\.9|40\.\d)% \d+\.\d% \d+\.\d\dx \d+\.\d\d s", shown)
     assert "shape: CriterionError: criterion 'shape' of package 'shaky-plugin' returned" in result.stderr
     lines = (tmp_path / "out" / CSV).read_text(encoding="utf-8").splitlines()
     assert lines[1] == ",".join(NAMES)

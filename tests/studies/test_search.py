@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,14 @@ BUDGETS = {"params": 0.6, "macs": 0.8}
 
 def searched(net: nn.Module, metric: Callable[[Any], Any] | None = None, **more: Any) -> fxprune.Search:
     return fxprune.search(net, metric or Distance(net), more.pop("budgets", BUDGETS), **{"trials": 12, **GIVEN, **more})
+
+
+def first_of_each(rows: Iterable[Any]) -> list[Any]:
+    """Without the rows whose plan an earlier one has."""
+    out: dict[str, Any] = {}
+    for row in rows:
+        out.setdefault(str({g: gone for g, gone in row.plan.removed.items() if gone}), row)
+    return list(out.values())
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +127,7 @@ def test_the_front_is_what_nothing_beats(found: fxprune.Search) -> None:
         beaten = any(all(a <= b for a, b in zip(p, point(row), strict=True)) and p != point(row) for p in points)
         assert beaten == (point(row) not in [point(r) for r in found.pareto])
     assert found.pareto[0].plan == found.best
-    assert list(found.plans) == [r.plan for r in sorted(found.rows, key=lambda r: (r.value, r.number))]
+    assert list(found.plans) == [r.plan for r in first_of_each(sorted(found.rows, key=lambda r: (r.value, r.number)))]
 
 
 def test_a_seed_repeats_and_another_does_not(net: nn.Sequential, found: fxprune.Search) -> None:
@@ -137,7 +145,7 @@ def test_a_metric_that_fails_is_a_row(net: nn.Sequential) -> None:
             raise RuntimeError("no such\nthing")
         return float("nan") if len(calls) == 4 else 1.0
 
-    made = searched(net, odd, trials=5)
+    made = searched(net, odd, trials=5, budgets={"params": 0.6})
     assert [r.error for r in made.rows] == ["", "RuntimeError: no such thing", "the odd is nan", "", ""]
     assert [r.value is None for r in made.rows] == [False, True, True, False, False]
     assert made.rows[1].plan is not None
@@ -250,7 +258,8 @@ def test_a_search_that_was_killed_goes_on_and_ends_the_same(
     made = searched(net, Noted(net), trials=8, out=out)
     assert made.rows == found.rows[:8]
     calls = len(noted.read_text().split())
-    assert calls == 5 + 1 + (8 - 3), "four had ended, one of the dense model: that one again, and what was left"
+    left = len(first_of_each(found.rows[:8])) - 3
+    assert calls == 5 + 1 + left, "four had ended, one of the dense model: that one again, and what was left"
     assert searched(net, Noted(net), trials=8, out=out).rows == made.rows
     assert len(noted.read_text().split()) == calls + 1, "nothing is measured twice"
     assert (out / "search.csv").read_text() == made.to_csv()
@@ -263,8 +272,8 @@ def test_two_processes_share_the_candidates(net: nn.Sequential, tmp_path: Path) 
         one.join()
     assert [p.exitcode for p in both] == [0, 0]
     who = noted.read_text().split()
-    assert len(who) == 8 + 2, "every candidate once, and the dense model by each"
-    assert all(who.count(str(p.pid)) > 1 for p in both)
     tables = [out.with_suffix(f".{p.pid}").read_text() for p in both]
+    assert len(who) <= 8 + 2, "every candidate once at most, and the dense model by each"
+    assert all(who.count(str(p.pid)) > 1 for p in both)
     assert tables[0] == tables[1]
     assert len(tables[0].splitlines()) == 1 + 8

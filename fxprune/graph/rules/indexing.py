@@ -154,6 +154,18 @@ def index_add(op: Op) -> Labels:
     return tuple(None if k == d else op.tie(a, b) for k, (a, b) in enumerate(zip(labels, source, strict=True)))
 
 
+@aten("slice_scatter select_scatter")
+def slice_scatter(op: Op) -> Labels:
+    """out = self, with src at some places of the axis `dim`; the others are equal."""
+    labels, source = list(op.labels("self")), list(op.labels("src"))
+    d = int(op.arg("dim", 0)) % len(labels)
+    if len(source) < len(labels):
+        source.insert(d, None)
+    for axis in (labels[d], source[d]):
+        op.freeze(axis, "is written by place", cause="indexed by value")
+    return tuple(None if k == d else op.tie(a, b) for k, (a, b) in enumerate(zip(labels, source, strict=True)))
+
+
 def _alongside(op: Op, d: int, *names: str) -> list[Axis]:
     """The joint axes of tensors that are read side by side but for `d`, where one holds positions of another.
 

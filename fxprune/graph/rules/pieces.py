@@ -103,7 +103,7 @@ def split(op: Op) -> list[Labels]:
     return _cut(op, labels, d, pieces)
 
 
-@aten("cat concat concatenate hstack")
+@aten("cat concat concatenate")
 def cat(op: Op) -> Labels:
     """Labels one after the other along `dim`; other axes are equal."""
     nodes = [n for n in op.arg("tensors") if op.shape(n) != (0,)]
