@@ -143,8 +143,11 @@ def _write_model(
     to_json(saved)  # what cannot be written is told before the weights are
     tensors = all_tensors(model)
     folder.mkdir(parents=True, exist_ok=True)
-    weights.write({name: tensors[name] for name in saved.tensors}, folder, limit, variant)
-    saved = replace(saved, checksums=checksums.of_files(folder, weights.written(folder, variant)))
+    with checksums.Beside() as beside:
+        weights.write({name: tensors[name] for name in saved.tensors}, folder, limit, variant, beside.add)
+        found = beside.found()
+    found |= checksums.of_files(folder, weights.written(folder, variant) - found.keys())
+    saved = replace(saved, checksums=found)
     (folder / header).write_text(to_json(saved, header), encoding="utf-8")
     return saved
 
