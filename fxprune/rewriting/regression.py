@@ -162,8 +162,8 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
                 layers.append((reader.weight, sums.rows * ranks.number() < torch.as_tensor(sums.own).shape[1]))
     if few := [name for name, so in layers if so]:
         ctx.note(
-            f"{len(few)} of {len(layers)} corrected layers, such as {few[0]}, saw fewer samples than they have columns, "
-            "and are fitted to these samples more than to the task: give data= more of them"
+            f"{len(few)} of {len(layers)} corrected layers, such as {few[0]}, saw fewer samples than they have columns "
+            "and fit these samples more than the task: give data= more of them"
         )
     return new
 
