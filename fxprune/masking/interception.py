@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fxprune.graph.sharding import everywhere
 from fxprune.masking.sites import FAMILIES, CallSite
 from fxprune.masking.statistics import (
     kept_pairs,
@@ -77,7 +78,7 @@ class Site:
         """x times its mask."""
         if self.full:
             return x
-        y = x * self.mask(x)
+        y = x * everywhere(self.mask(x), x)
         y = x + (y - x).detach() if self.switch.straight_through else y
         if not torch.compiler.is_compiling():
             stands_for(y, x)

@@ -2,9 +2,11 @@
 
     DIR/step-00000200/shared.pt       weights, optimizer, averages, what the run is; by the first process
     DIR/step-00000200/process-0.pt    masks, place in the data, random numbers; by each
+    DIR/step-00000200/shards/         what is sharded (FSDP2) of weights, optimizer and averages, as torch.distributed's
+                                      `checkpoint` writes it; each process its own
 
-Both hold tensors, numbers and text, and are read without pickle.  A folder is filled under another name and renamed
-when all of it is there; then older ones go, but for the last but one.
+All hold tensors, numbers and text, and are read without pickle; torch's list of shards is one.  A folder is filled
+under another name and renamed when all of it is there; then older ones go, but for the last but one.
 """
 
 from __future__ import annotations
@@ -61,8 +63,13 @@ class Checkpoints:
         """The last complete one."""
         return next(reversed(self.all()), None)
 
-    def write(self, step: int, shared: Mapping[str, Any], own: Mapping[str, Any]) -> Path:
+    def write(
+        self, step: int, shared: Mapping[str, Any], own: Mapping[str, Any], more: Callable[[Path], None] | None = None
+    ) -> Path:
         """Write one; every process calls this.
+
+        Args:
+            more: writes what else belongs into the folder.
 
         Raises:
             SaveError: the disk refuses, or the state holds something else than plain data.
@@ -77,6 +84,8 @@ class Checkpoints:
                 new.mkdir(parents=True)
             wait()
             _write(own, new / f"process-{self.accelerator.process_index}.pt")
+            if more is not None:
+                more(new)
             if first:
                 _write({**shared, "processes": self.accelerator.num_processes}, new / "shared.pt")
             wait()
