@@ -14,12 +14,15 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 import training_runs
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
+from accelerate.state import AcceleratorState
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from training_runs import IMAGES, Stopping, die, loader, loss
 
 import fxprune
 from fxprune import Training
+from fxprune.integrations.accelerate import prepared
 
 RUNS = {"soft": "gradflow", "iterative": "taylor", "group_lasso": "magnitude"}  # scheduler -> criterion
 CUTS = ("gradflow", "wanda")
@@ -140,6 +143,44 @@ def steps(folder: str | None = None, at: int = 1000) -> dict[str, Any]:
     return {**told_by(small), "running": sums([small.batch.running_mean]), "taken": 1000 - counted.left}
 
 
+def accelerated(folder: str = "", resume: bool = False) -> dict[str, Any]:
+    """A loop with accelerate, under its FSDP plugin if there are several processes; it saves after the step SAVED."""
+    accelerator = Accelerator(cpu=True)
+    if world() > 1:
+        own_kind = {"auto_wrap_policy": "transformer_based_wrap", "transformer_cls_names_to_wrap": ["Conv2d"]}
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False, **own_kind)
+        # accelerate takes its plugin on GPUs alone
+        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+    model = training_runs.net()
+    model.batch, model.drop = nn.Identity(), nn.Identity()
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), 1e-2))
+    pruning = prepared(accelerator, model, optimizer, steps=STEPS, loss=loss, example_inputs=IMAGES[:2])
+    if resume:
+        accelerator.load_state(f"{folder}/accelerate")
+    losses = []
+    for step in range(SAVED if resume else 0, STEPS + AFTER):
+        batch = own(IMAGES[16 * step % 64 :][:16])
+        value = loss(pruning.model, batch)
+        accelerator.backward(value)
+        optimizer.step()
+        optimizer.zero_grad()
+        pruning.step(batch)
+        losses.append(float(_mean(value.detach())))
+        if folder and not resume and step == SAVED - 1:
+            accelerator.save_state(f"{folder}/accelerate")
+    small = pruning.model
+    told = {"plan": fxprune.report(small).plan.to_json(), "losses": losses, "weights": sums(small.parameters())}
+    whole = accelerator.get_state_dict(small)
+    accelerator.free_memory()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return {
+        **told,
+        "sharded": _all(small),
+        "saved": sorted(whole) if world() == 1 or distributed.get_rank() == 0 else [],
+    }
+
+
 def told_by(small: nn.Module) -> dict[str, Any]:
     made = fxprune.report(small)
     held = {"plan": made.plan.to_json(), "losses": made.history.column("loss").tolist()}
@@ -168,6 +209,7 @@ def results(folder: str = "") -> dict[str, Any]:
     found["lone"] = cut(lone)
     for scheduler, criterion in RUNS.items():
         found[scheduler] = trained(scheduler, criterion, save=folder if scheduler == "soft" else "")
+    found["accelerate"] = accelerated(folder)
     return {**found, "steps": {s: plain_steps(s, c) for s, c in STEPPED.items()}}
 
 
@@ -179,7 +221,11 @@ def main(which: str, folder: str, rank: int, processes: int) -> None:
     if which == "first":
         told = {**results(folder), "uninterrupted": steps()}
     else:
-        told = {"loop": trained("soft", RUNS["soft"], resume=folder), "run": steps(runs)}
+        told = {
+            "loop": trained("soft", RUNS["soft"], resume=folder),
+            "run": steps(runs),
+            "accelerate": accelerated(folder, True),
+        }
     Path(folder, f"{which}-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
     if which == "first":
         steps(runs, at=15)  # the last checkpoint is that of step 12

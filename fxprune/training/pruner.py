@@ -200,8 +200,8 @@ class Pruner(Generic[M]):
         """
         if ranks.several() and sharded(self.net) != self.shards:
             raise InputsError(
-                f"fully_shard() was called on this {type(self.net).__name__} after its masks were put on: call it first, "
-                "and make the Pruner afterwards"
+                f"fully_shard() was called on this {type(self.net).__name__} after its masks were put on: call it "
+                "first, and make the Pruner afterwards"
             )
         if isinstance(batch, Tensor) and batch.dim() == 0:
             batch, loss = None, batch

@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from fxprune.errors import InputsError
@@ -70,13 +71,13 @@ def whole_state(net: nn.Module) -> dict[str, Any]:
 
 def write_shards(folder: Path, net: nn.Module, optimizer: Optimizer, average: Average | None) -> None:
     """Write what is in shards; each process its own."""
-    dcp.save(_state(net, optimizer, average), checkpoint_id=folder / SHARDS)
+    save(_state(net, optimizer, average), checkpoint_id=folder / SHARDS)
 
 
 def read_shards(folder: Path, net: nn.Module, optimizer: Optimizer, average: Average | None) -> None:
     """Go on with what `write_shards` wrote."""
     state = _state(net, optimizer, average)
-    dcp.load(state, checkpoint_id=folder / SHARDS)
+    load(state, checkpoint_id=folder / SHARDS)
     set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 

@@ -95,11 +95,22 @@ def test_a_whole_run_trains_shards(told: list[dict[str, Any]], alone: dict[str, 
         assert there[what] == pytest.approx(here[what], **NEAR), what
 
 
+def test_accelerates_plugin_trains_shards(told: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    here, there = alone["accelerate"], told[0]["accelerate"]
+    assert removed(there["plan"]) == removed(here["plan"])
+    assert there["sharded"]
+    assert there["saved"] == here["saved"]
+    for what in ("losses", "weights"):
+        assert there[what] == pytest.approx(here[what], **NEAR), what
+
+
 def test_what_was_saved_goes_on_after_a_kill(folder: tuple[Path, int], told: list[dict[str, Any]]) -> None:
     """A loop of one's own and a run, bit for bit; each process has its own batches, draws and running statistics."""
     assert started("second", *folder) == [0] * folder[1]
     for first, second in zip(told, read("second", *folder), strict=True):
         want, loop = first["soft"], second["loop"]
+        assert {**loop, "losses": want["losses"][:SAVED] + loop["losses"]} == want
+        want, loop = first["accelerate"], second["accelerate"]
         assert {**loop, "losses": want["losses"][:SAVED] + loop["losses"]} == want
         assert second["run"].pop("taken") == 24 - 12
         assert first["uninterrupted"].pop("taken") == 24
