@@ -74,7 +74,8 @@ def hand_over(pruner: Pruner[Any], optimizers: Sequence[Any]) -> nn.Module:
         with only(holding[0], own):
             small = pruner.finish(holding[0], shard=pruner.shards)
     if pruner.shards:
-        return small.train(net.training)
+        going_on: nn.Module = small.train(net.training)
+        return going_on
     made = report(small)
     transplant(net, small)
     attach(net, made)

@@ -30,6 +30,7 @@ from fxprune.scoring.identity import differences
 from fxprune.training.serialization import from_plain, to_plain
 
 NAME = re.compile(r"step-(\d{8})")
+SHARED, SHARDS = "shared.pt", "shards"  # in each folder
 SPARE = 2**16  # bytes free on a disk below which it is called full
 KEPT = 2  # the last one, and the one before, should the last turn out to be of no use
 
@@ -87,7 +88,7 @@ class Checkpoints:
             if more is not None:
                 more(new)
             if first:
-                _write({**shared, "processes": self.accelerator.num_processes}, new / "shared.pt")
+                _write({**shared, "processes": self.accelerator.num_processes}, new / SHARED)
             wait()
             if first:
                 self._publish(new, final)
@@ -105,7 +106,7 @@ class Checkpoints:
             SaveError: the checkpoint is of another run or another number of processes, or damaged.
         """
         with of_this_version(path):
-            shared = _read(path / "shared.pt")
+            shared = _read(path / SHARED)
             what, processes = differences(shared["run"], run), shared["processes"]
         if what:
             raise SaveError(
@@ -139,10 +140,15 @@ def of_this_version(path: Path) -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
         told = " ".join(str(e).split())[:200]
+        weights = (
+            f"lie in {path / SHARDS}"
+            if (path / SHARDS).exists()
+            else f"are torch.load({str(path / SHARED)!r})['model']"
+        )
         raise SaveError(
             f"{path} holds no state that this version of fxprune can go on from ({type(e).__name__}: {told}): "
             "another version wrote it. Finish the run with that one, or start anew with another checkpoint_dir=; the "
-            f"weights are torch.load({str(path / 'shared.pt')!r})['model']"
+            f"weights {weights}"
         ) from e
 
 

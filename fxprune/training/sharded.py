@@ -23,10 +23,10 @@ from fxprune.graph.sharding import full, resharded, shard_like, whole
 from fxprune.pruning.order import Order
 from fxprune.reporting.report import attach, is_pruned, report
 from fxprune.training.average import Average
+from fxprune.training.checkpoints import SHARDS
 from fxprune.training.options import Training
 
 M = TypeVar("M", bound=nn.Module)
-SHARDS = "shards"
 
 
 def require_trainable(model: nn.Module, training: Training, order: Order) -> None:
