@@ -13,7 +13,7 @@ from fxprune.arguments import TEXT, require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring.activations import PLACES, Place, channel_means
 from fxprune.scoring.context import Context
-from fxprune.scoring.saliency import Floats
+from fxprune.scoring.folding import Floats
 
 
 @dataclass(frozen=True)

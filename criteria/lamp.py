@@ -9,7 +9,8 @@ import torch
 
 from fxprune.scoring.context import Context
 from fxprune.scoring.elementwise import Elementwise
-from fxprune.scoring.saliency import Floats, channel_scores
+from fxprune.scoring.folding import Floats
+from fxprune.scoring.saliency import channel_scores
 
 
 @dataclass(frozen=True)

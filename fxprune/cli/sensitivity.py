@@ -24,6 +24,9 @@ def sensitivity(
     argument: o.Argument = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves, as .png, .svg or .pdf.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="OUT", help="Folder that keeps what is measured, to go on from.")
+    ] = None,
     criterion: Annotated[str, typer.Option(help="Which channels go first; see `fxprune list`.")] = DEFAULT_CRITERION,
     share: Annotated[
         list[str] | None, typer.Option("--shares", "--share", metavar="R,...", help="Shares of the channels to remove.")
@@ -60,6 +63,7 @@ def sensitivity(
             ignore=o.listed(ignore),
             samples=samples,
             seed=seed,
+            out=out,
             progress=not quiet,
         )
         say(repr(table))

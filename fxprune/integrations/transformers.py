@@ -80,7 +80,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             )
         self.batches.net = net
         require_here(net)
-        loss = self.loss or _own_loss
+        loss = _own_loss if self.loss is None else self.loss
         self.pruner = Pruner(net, ratio=self.ratio, steps=steps, loss=loss, **self.options)
         if self.batches.hooked:
             self._hook = net.register_forward_pre_hook(self.batches, with_kwargs=True)

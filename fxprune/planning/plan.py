@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from fxprune.planning.indices import Channels, named_channels, zero_channels
 from fxprune.planning.names import Names
 from fxprune.planning.norms import NormChange, norm_changes
 from fxprune.planning.plan_diff import PlanDiff
-from fxprune.planning.plan_json import FORMAT, plan_fields
+from fxprune.planning.plan_json import plan_data, plan_fields, text_of
 from fxprune.planning.removals import Bounds, Removals, clusters, sequences
 from fxprune.planning.search import Cut
 
@@ -176,9 +175,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text."""
-        data = asdict(self)
-        data["cost"], data["format"] = data.pop("costs"), FORMAT
-        return json.dumps(data, indent=1)
+        return text_of(plan_data(self))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from fxprune.errors import PlanError
@@ -13,6 +15,26 @@ FORMAT = 1
 _FIELDS = """
 model fingerprint removed sizes norms ratio of achieved cost criterion traced blocks made_by uncounted config
 """
+
+
+def plan_data(plan: Any) -> dict[str, Any]:
+    """A plan as plain data."""
+    data: dict[str, Any] = {f.name: getattr(plan, f.name) for f in fields(plan)}
+    data = {name: dict(v) if isinstance(v, Mapping) else v for name, v in data.items()}
+    data["norms"] = {node: asdict(change) for node, change in plan.norms.items()}
+    data["cost"], data["format"] = data.pop("costs"), FORMAT
+    return data
+
+
+def text_of(data: Any, depth: int = 2, nan: bool = True, indent: str = "") -> str:
+    """JSON text with a line for each entry of a dict, and of those within it.
+
+    One number a line, as `json` indents them, would take twenty times as long.
+    """
+    if not (isinstance(data, dict) and data and depth):
+        return json.dumps(data, allow_nan=nan)
+    entries = (f"{indent} {json.dumps(k)}: {text_of(v, depth - 1, nan, indent + ' ')}" for k, v in data.items())
+    return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
 
 
 def plan_fields(text: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +13,8 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import Equation
+from fxprune.graph.packing import in_parts
+from fxprune.graph.provenance import Attr
 from fxprune.masking.masked_run import Numbers
 from fxprune.planning.plan import Plan
 from fxprune.reporting.speed import Timing
@@ -83,10 +85,12 @@ def attempt(
             f"{trouble}; the rewritten graph cannot be the forward, since it gives only the outputs that count, as "
             "plain tensors: keep that part with ignore=, or return all outputs in tuples, lists and dicts"
         )
+    if forward == "graph" and in_parts(graph.traced.example):
+        raise RewriteError(f"{trouble}; parts have no forward that the rewritten graph could be: use ignore= there")
     if not verify and forward == "module" and any(eq.node for eq in changed_literals(graph, plan, graph.literals)):
         raise VerifyError(f"{type(net).__name__} holds plain numbers for sizes that change")
     with clock("rewrite"):
-        made = dense(net, graph, plan, forward, verify, exact)
+        made, brought = _made(net, graph, plan, forward, verify, exact)
     graph, plan = made.graph, made.plan
     for check in made.checks:
         if not check.ok:
@@ -96,7 +100,9 @@ def attempt(
             f"{trouble}; the rewritten graph could be the forward of {type(net).__name__}, but only for the batch size "
             "of the example inputs: trace with the batch size you need and verify=False, or keep that part with ignore="
         )
-    return Realized(graph, plan, *_brought_along(net, made), trouble, made.follow)
+    told, stale = _described(net, made.done.model, list(brought.stale))
+    done = replace(made.done, changes=(*made.done.changes, *brought.changes, *told))
+    return Realized(graph, plan, done, made.checks, tuple(stale), trouble, made.follow)
 
 
 def changed_literals(graph: ChannelGraph, plan: Plan, literals: Iterable[Equation]) -> list[Equation]:
@@ -112,23 +118,42 @@ def proofs(
     return (check_dense(net, small, graph, plan, numbers), *check_training(net, small, graph, plan, numbers))
 
 
-def _brought_along(net: nn.Module, made: Dense) -> tuple[Rewritten, tuple[Check, ...], tuple[Stale, ...]]:
-    """The integers that no trace has read, brought along where they can only mean a width and the proof still holds."""
-    done, graph, plan = made.done, made.graph, made.plan
-    follow, stale = unread(done.model, graph, plan.kept(graph), find_adapter(net).widths(net))
-    changes = [c for attr, new in follow.items() for c in set_attribute(done.model, attr, new)]
-    told, stale = _described(net, done.model, stale)
-    if changes and made.checks:
-        try:
-            holds = all(c.ok for c in proofs(net, done.model, graph, plan, made.numbers))
-        except VerifyError:
-            holds = False
-        if not holds:
-            for attr in follow:
-                set_attribute(done.model, attr, attr.old)
-            left = (Stale(a.path, str(a).removeprefix(f"{a.path}."), a.old, (new,)) for a, new in follow.items())
-            changes, stale = [], [*left, *stale]
-    return replace(done, changes=(*done.changes, *changes, *told)), made.checks, tuple(stale)
+@dataclass(frozen=True)
+class Brought:
+    """The integers that no trace has read, as they were brought along where they can only mean a width."""
+
+    follow: Mapping[Attr, int]
+    changes: tuple[Change, ...]
+    stale: tuple[Stale, ...]
+
+    def left(self) -> Brought:
+        """None of them, since the proof does not hold with them."""
+        named = ((a, str(a).removeprefix(f"{a.path}."), new) for a, new in self.follow.items())
+        return Brought({}, (), (*(Stale(a.path, name, a.old, (new,)) for a, name, new in named), *self.stale))
+
+
+def _made(
+    net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify: bool, exact: bool
+) -> tuple[Dense, Brought]:
+    """The dense model with all its integers brought along; without those that no trace has read where a proof fails.
+
+    One proof is for both: a second would read a large model once more.
+    """
+    tried: list[Brought] = []
+
+    def bring(small: nn.Module) -> None:
+        follow, stale = unread(small, graph, plan.kept(graph), find_adapter(net).widths(net))
+        changes = tuple(c for attr, new in follow.items() for c in set_attribute(small, attr, new))
+        tried.append(Brought(follow, changes, tuple(stale)))
+
+    try:
+        made = dense(net, graph, plan, forward, verify, exact, bring)
+        if not tried[0].follow or all(c.ok for c in made.checks):
+            return made, tried[0]
+    except VerifyError:
+        if not (tried and tried[0].follow):
+            raise
+    return dense(net, graph, plan, forward, verify, exact), tried[0].left()
 
 
 def _described(net: nn.Module, small: nn.Module, stale: list[Stale]) -> tuple[list[Change], list[Stale]]:
@@ -138,13 +163,22 @@ def _described(net: nn.Module, small: nn.Module, stale: list[Stale]) -> tuple[li
     return changes, [s for s in stale if s.path or s.dotted not in told]
 
 
-def dense(net: nn.Module, graph: ChannelGraph, plan: Plan, forward: str, verify: bool, exact: bool = False) -> Dense:
-    """The dense model and its proofs.
+def dense(
+    net: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    forward: str,
+    verify: bool,
+    exact: bool = False,
+    bring: Callable[[nn.Module], None] = lambda small: None,
+) -> Dense:
+    """The dense model and its proofs; `bring` may change its integers before these.
 
     Scales that its Python computes from a width are those of the given model, as far as weights can undo a change;
     where none can, they follow the width (not if `exact`).
     """
     done = rewrite(net, graph, plan, forward=forward)
+    bring(done.model)
     if forward == "module" and graph.follows:
         return _following(net, Dense(done, (), graph, plan), verify)
     checks = proofs(net, done.model, graph, plan) if verify else ()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools, Ints
 from fxprune.graph.temperature import temperature_rows
-from fxprune.scoring.elementwise import BLOCK
 from fxprune.scoring.mapped import scratch
+
+AT_ONCE = 1 << 20  # bytes that are cut at a time, which stay in a core's cache
 
 
 def kept_positions(graph: ChannelGraph, name: str, keep: Bools) -> list[torch.Tensor | None]:
@@ -47,28 +50,58 @@ def _get(model: nn.Module, name: str) -> torch.Tensor:
 
 
 def _cut(tensor: torch.Tensor, positions: list[torch.Tensor | None]) -> torch.Tensor:
-    data = tensor.detach()
-    index = {d: p.to(data.device) for d, p in enumerate(positions) if p is not None}
-    if list(index) == [0, 1] and data.is_contiguous():
-        data = _submatrix(data, index[0], index[1])
+    data, place = tensor.detach(), scratch()
+    index = {d: p for d, p in enumerate(positions) if p is not None}
+    if type(data) is torch.Tensor and data.device.type == "cpu" and data.is_contiguous() and data.itemsize in BITS:
+        shape = tuple(len(index[d]) if d in index else n for d, n in enumerate(data.shape))
+        pieces = _pieces(data, index)
+        data = _filled(data.new_empty(shape), pieces) if place is None else place.written(pieces, data.dtype, shape)
     else:
         for d, p in index.items():
-            data = data.index_select(d, p)
-    if tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_last(tensor)):
-        data = data.contiguous(memory_format=_last(tensor))
-    if (place := scratch()) is not None:
-        data = place.moved(data)
+            data = data.index_select(d, p.to(data.device))
+        if tensor.dim() in (4, 5) and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_last(tensor)):
+            data = data.contiguous(memory_format=_last(tensor))
+        data = data if place is None else place.moved(data)
     if not isinstance(tensor, nn.Parameter):
         return data
     return nn.Parameter(data, requires_grad=tensor.requires_grad)
 
 
-def _submatrix(matrix: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """`matrix[rows][:, columns]`, a block of rows at a time, so that what lies between is never whole in memory."""
-    out = matrix.new_empty(len(rows), len(columns), *matrix.shape[2:])
-    at_once = max(1, BLOCK // max(1, matrix[0].numel()))
-    for block, some in zip(torch.split(out, at_once), torch.split(rows, at_once), strict=True):
-        torch.index_select(matrix.index_select(0, some), 1, columns, out=block)
+# A number of that many bytes is moved as an integer, by numpy: three times as fast as `index_select` of half precision.
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _pieces(data: torch.Tensor, index: Mapping[int, torch.Tensor]) -> Iterator[npt.NDArray[Any]]:
+    """What stays, as integers, some rows (positions of axis 0) at a time, so that no more than these is in memory."""
+    held = data.view(BITS[data.itemsize]).numpy()
+    if not held.ndim:
+        yield held
+        return
+    rows = index[0].numpy() if 0 in index else None
+    count = len(held) if rows is None else len(rows)
+    at_once = max(1, AT_ONCE * len(held) // max(1, held.nbytes))
+    for start in range(0, count, at_once):
+        stop = min(count, start + at_once)
+        piece = held[start:stop] if rows is None else _rows(held, rows[start:stop])
+        for d in sorted(index.keys() - {0}):
+            piece = np.take(piece, index[d].numpy(), d)
+        yield piece
+
+
+def _rows(held: npt.NDArray[Any], rows: Ints) -> npt.NDArray[Any]:
+    """Rows in ascending order: as they lie, where none between them goes."""
+    first, last = int(rows[0]), int(rows[-1])
+    return held[first : last + 1] if last - first + 1 == len(rows) else np.take(held, rows, 0)
+
+
+def _filled(out: torch.Tensor, pieces: Iterator[npt.NDArray[Any]]) -> torch.Tensor:
+    into, start = out.view(BITS[out.itemsize]).numpy(), 0
+    for piece in pieces:
+        if not into.ndim:
+            into[...] = piece
+            break
+        into[start : start + len(piece)] = piece
+        start += len(piece)
     return out
 
 

@@ -9,20 +9,22 @@ for the user to look at.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from fxprune.graph.blocks import inside
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools
 from fxprune.graph.provenance import Attr, leaves
 from fxprune.graph.rules.op import op_name, shape_of
 from fxprune.graph.rules.pieces import SPLITS, split_axis
 
+Pair: TypeAlias = tuple[int, int]  # a size before and after
 LEAST = 8  # below it an integer is more often a count than a width
 
 
@@ -99,37 +101,60 @@ class _Sizes:
 
     def within(self, path: str, old: int) -> set[int]:
         """The new sizes of all axes of that size in a module's tensors."""
-        out: set[int] = set()
-        for tensor, shape in self.graph.shapes.items():
-            if any(inside(name, path) for name in self.graph.within.get(tensor, (tensor,))) or not path:
-                out |= {n for d, size in enumerate(shape) if size == old for n in self.of(tensor, d)}
-        return out
+        return {new for size, new in self._axes.get(path, ()) if size == old}
 
     def pieces(self, path: str, old: int) -> set[int]:
         """The new sizes of the pieces of that size that a module's own code cuts axes into."""
-        out: set[int] = set()
-        for node in self.graph.traced.graph.nodes:
-            if node.op != "call_function" or op_name(node.target) not in SPLITS or node.meta["fxprune_module"] != path:
-                continue
-            d = split_axis(node)
-            for piece, labels in zip(node.meta["val"], self.graph.env[node], strict=True):
-                if piece.shape[d] == old:
-                    out.add(self.graph.kept(labels[d], self.keep, old))
-        return out
+        return {new for size, new in self._pieces.get(path, ()) if size == old}
 
     def elsewhere(self, path: str, old: int) -> bool:
         """Whether a value inside a module, or an input of it, has an axis of that size that stays."""
+        return old in self._staying.get(path, ())
+
+    @cached_property
+    def _axes(self) -> dict[str, set[Pair]]:
+        """Module -> old and new sizes of its tensors; "" is the whole."""
+        out: defaultdict[str, set[Pair]] = defaultdict(set)
+        for tensor, shape in self.graph.shapes.items():
+            pairs = {(size, new) for d, size in enumerate(shape) for new in self.of(tensor, d)}
+            for name in self.graph.within.get(tensor, (tensor,)):
+                for path in _holding(name):
+                    out[path] |= pairs
+            out[""] |= pairs
+        return out
+
+    @cached_property
+    def _pieces(self) -> dict[str, set[Pair]]:
+        out: defaultdict[str, set[Pair]] = defaultdict(set)
         for node in self.graph.traced.graph.nodes:
-            calls = node.meta.get("fxprune_calls", ())
+            if node.op == "call_function" and op_name(node.target) in SPLITS:
+                d = split_axis(node)
+                for piece, labels in zip(node.meta["val"], self.graph.env[node], strict=True):
+                    size = piece.shape[d]
+                    out[node.meta["fxprune_module"]].add((size, self.graph.kept(labels[d], self.keep, size)))
+        return out
+
+    @cached_property
+    def _staying(self) -> dict[str, set[int]]:
+        """Module -> sizes of axes that stay, of values inside it and of its inputs; "" is the whole."""
+        out: defaultdict[str, set[int]] = defaultdict(set)
+        for node in self.graph.traced.graph.nodes:
             labels = self.graph.env.get(node)
             if not isinstance(node.meta.get("val"), torch.Tensor) or not isinstance(labels, tuple):
                 continue
-            if path and path not in calls and not any(path in u.meta.get("fxprune_calls", ()) for u in node.users):
-                continue
-            for size, axis in zip(shape_of(node), labels, strict=True):
-                if size == old and self.graph.kept(axis, self.keep, old) == old:
-                    return True
-        return False
+            axes = zip(shape_of(node), labels, strict=True)
+            stay = {size for size, axis in axes if self.graph.kept(axis, self.keep, size) == size}
+            calls = {path for n in (node, *node.users) for path in n.meta.get("fxprune_calls", ())}
+            for path in (*calls, ""):
+                out[path] |= stay
+        return out
+
+
+def _holding(name: str) -> Iterator[str]:
+    """A dotted name and those of the modules around it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def _integers(model: nn.Module) -> Iterator[Attr]:

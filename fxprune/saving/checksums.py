@@ -11,11 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from fxprune.errors import SaveError
-from fxprune.saving.files import read_object
+from fxprune.saving.files import flush_file, read_object
 
 HEADER = "fxprune.json"
 ENTRY = "checksums"
@@ -32,6 +33,38 @@ def of_header(data: Mapping[str, Any]) -> str:
 def of_files(directory: Path, names: Iterable[str]) -> dict[str, str]:
     """The checksums of some files of a folder."""
     return {name: _of_file(directory / name) for name in sorted(names)}
+
+
+class Beside:
+    """Checksums of files that are done, made on a thread while others are written; they are on the disk then, too."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Future[str]] = {}
+        self._thread = ThreadPoolExecutor(1, "fxprune-checksums")
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def add(self, path: Path) -> None:
+        """Begin with a file, which is not written to any more."""
+        self._made[path.name] = self._thread.submit(_settled, path)
+
+    def found(self) -> dict[str, str]:
+        """File name -> checksum.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        return {name: made.result() for name, made in self._made.items()}
+
+
+def _settled(path: Path) -> str:
+    found = _of_file(path)
+    flush_file(path)
+    return found
 
 
 def require(directory: Path, expected: Mapping[str, str]) -> None:

@@ -107,6 +107,11 @@ def flush_entry(path: Path) -> None:
     _sync(path.parent)
 
 
+def flush_file(path: Path) -> None:
+    """Have the system put what a file holds on the disk."""
+    _sync(path)
+
+
 def _sync(path: str | os.PathLike[str]) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

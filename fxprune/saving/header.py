@@ -36,6 +36,7 @@ import torch
 
 from fxprune.errors import SaveError, printable
 from fxprune.planning.plan import Plan
+from fxprune.planning.plan_json import plan_data, text_of
 from fxprune.reporting.anatomy import Anatomy
 from fxprune.reporting.report import Cause, Report
 from fxprune.reporting.speed import Timing
@@ -178,6 +179,9 @@ def to_json(saved: Header, name: str = HEADER) -> str:
     Raises:
         SaveError: where config or metrics hold what JSON cannot.
     """
+    named: list[Any] = list(saved.metrics or ())
+    if odd := [k for k in named if not isinstance(k, str)]:
+        raise SaveError(f"metrics= has the key {odd[0]!r:.60}; name what you measured by strings")
     data = _model_data(saved) if isinstance(saved, Saved) else _pipeline_data(saved)
     for key in ("config", "metrics"):
         try:
@@ -188,7 +192,7 @@ def to_json(saved: Header, name: str = HEADER) -> str:
                 "numbers, lists and dicts of these"
             ) from e
     data[checksums.ENTRY] = {**saved.checksums, name: checksums.of_header(json.loads(json.dumps(data)))}
-    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    return text_of(dict(sorted(data.items())), depth=3, nan=False) + "\n"
 
 
 def _common(saved: Header, kind: str) -> dict[str, Any]:
@@ -206,8 +210,8 @@ def _model_data(saved: Saved) -> dict[str, Any]:
     return _common(saved, "model") | {
         "adapter": saved.adapter,
         "config": None if saved.config is None else dict(saved.config),
-        "plan": None if plan is None else json.loads(plan.to_json()),
-        "earlier": [json.loads(p.to_json()) for p in saved.earlier],
+        "plan": None if plan is None else plan_data(plan),
+        "earlier": [plan_data(p) for p in saved.earlier],
         "criterion": None if plan is None else plan.criterion,
         "budget": None if plan is None else {"ratio": plan.ratio, "of": plan.of, "achieved": plan.achieved},
         "seed": saved.seed,

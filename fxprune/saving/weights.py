@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,16 +39,28 @@ def size_of(limit: int | str) -> int:
     return size
 
 
-def write(tensors: Mapping[str, torch.Tensor], folder: Path, limit: int, variant: str | None = None) -> None:
-    """Write tensors into files of at most `limit` bytes each (or of one tensor, where that is larger)."""
+def write(
+    tensors: Mapping[str, torch.Tensor],
+    folder: Path,
+    limit: int,
+    variant: str | None = None,
+    done: Callable[[Path], None] = lambda path: None,
+) -> None:
+    """Write tensors into files of at most `limit` bytes each (or of one tensor, where that is larger).
+
+    Args:
+        done: is told of each file of tensors when it is there.
+    """
     parts = _parts(tensors, limit)
     if len(parts) == 1:
-        _write(tensors, folder / named(WEIGHTS, variant))
+        _write(tensors, path := folder / named(WEIGHTS, variant))
+        done(path)
         return
     stem = named(WEIGHTS, variant).removesuffix(".safetensors")
     names = [f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
         _write({key: tensors[key] for key in part}, folder / name)
+        done(folder / name)
     where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
     (folder / named(INDEX, variant)).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")

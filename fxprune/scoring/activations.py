@@ -12,8 +12,8 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context
+from fxprune.scoring.folding import Floats
 from fxprune.scoring.observation import Call
-from fxprune.scoring.saliency import Floats
 
 Place: TypeAlias = Literal["made", "read"]
 PLACES: tuple[Place, ...] = ("made", "read")

@@ -5,7 +5,7 @@ A copy of every weight would double the memory of a large model, and writing it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,17 +66,29 @@ class Elementwise:
             part = slice(start, start + rows)
             yield self.of(wide(data[part]), *(wide(b[part].detach()) for b in self.beside))
 
-    def fold(self, dims: list[int], largest: bool = False) -> Tensor:
+    def fold(self, dims: Sequence[int], largest: bool = False) -> Tensor:
         """Σ over some axes, or the largest value along them."""
-        if not dims:
-            parts = list(self.blocks())
-        else:
-            parts = [block.amax(dims) if largest else block.sum(dims) for block in self.blocks()]
-        if len(parts) == 1:
-            return parts[0]
-        if 0 not in dims:
-            return torch.cat(parts)
-        return torch.stack(parts).amax(0) if largest else torch.stack(parts).sum(0)
+        return self.folds([dims], largest)[0]
+
+    def folds(self, many: Sequence[Sequence[int]], largest: bool = False) -> list[Tensor]:
+        """`fold` for several sets of axes, in one pass over the elements."""
+        parts: list[list[Tensor]] = [[] for _ in many]
+        for block in self.blocks():
+            for found, dims in zip(parts, many, strict=True):
+                found.append(_folded(block, dims, largest) if dims else block)
+        return [_joined(found, 0 in dims, largest) for found, dims in zip(parts, many, strict=True)]
+
+
+def _folded(block: Tensor, dims: Sequence[int], largest: bool) -> Tensor:
+    return block.amax(tuple(dims)) if largest else block.sum(tuple(dims))
+
+
+def _joined(parts: list[Tensor], over_rows: bool, largest: bool) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    if not over_rows:
+        return torch.cat(parts)
+    return torch.stack(parts).amax(0) if largest else torch.stack(parts).sum(0)
 
 
 def wide(block: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -104,18 +106,35 @@ class Scratch:
         Raises:
             SaveError: the disk refuses.
         """
-        size, data = tensor.nbytes, tensor.detach().contiguous()
+        data = tensor.detach().cpu().contiguous()
+        bytes_of = data.reshape(-1).view(torch.uint8).numpy()
+        return self.written([bytes_of], data.dtype, tuple(data.shape))
+
+    def written(self, pieces: Iterable[npt.NDArray[Any]], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of the numbers in `pieces`, in the file.
+
+        Written, not mapped and filled: that would stop at every page.
+
+        Raises:
+            SaveError: the disk refuses.
+        """
+        size = torch.Size(shape).numel() * dtype.itemsize
         if not size:
-            return data
-        place = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            return torch.empty(shape, dtype=dtype)
+        place = at = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         try:
-            os.posix_fallocate(self._file.fileno(), place, size)  # told now, not by a signal when a page is written
+            os.posix_fallocate(self._file.fileno(), place, size)  # told now, and not when another page is written
+            for piece in pieces:
+                data = np.ascontiguousarray(piece).data.cast("B")
+                while len(data):
+                    done = os.pwrite(self._file.fileno(), data, at)
+                    data, at = data[done:], at + done
             held = mmap.mmap(self._file.fileno(), size, offset=place)
         except OSError as e:
             raise SaveError(f"the folder for what is cut has no room for another {size:,} bytes: {e}") from e
         self._end = place + size
         self._pages.add(held)
-        return tensor_in(held, data.dtype, tuple(data.shape), 0).copy_(data)
+        return tensor_in(held, dtype, shape, 0)
 
 
 @contextlib.contextmanager

@@ -14,20 +14,23 @@ from fxprune.errors import CriterionError
 from fxprune.graph.modules import cuda_devices, evaluating
 from fxprune.scoring.sharded import own
 
+WORD = 8  # bytes
+
 
 @contextlib.contextmanager
-def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[None]:
+def unchanged(model: nn.Module, who: str, restore: bool = False, compare: bool = True) -> Iterator[None]:
     """Within: eval mode, all parameters require grad, no `.grad`, own random state.  Afterwards all is as before.
 
-    Weights themselves are compared by version and by sum (a write through `.data` has no version); with `restore`
-    copies of them are kept, and put back where they changed, also on the way out of an error.
+    Weights themselves are compared by version and, with `compare`, by the sum of their bits (a write through `.data`
+    has no version); with `restore` copies of them are kept, and put back where they changed, also on the way out of an
+    error.
 
     Raises:
         CriterionError: a parameter was written to or replaced, or a hook was left on a module.
     """
     before = dict(model.named_parameters())
     versions = {n: p._version for n, p in before.items()}
-    sums, hooks = _sums(before.values()), _hooks(model)
+    sums, hooks = _sums(before.values() if compare else ()), _hooks(model)
     copies = {n: p.detach().clone() for n, p in before.items()} if restore else {}
     written: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -40,8 +43,8 @@ def unchanged(model: nn.Module, who: str, restore: bool = False) -> Iterator[Non
         try:
             yield
         finally:
-            same = (_sums(before.values()) == sums).tolist()
-            pairs = zip(before.items(), same, strict=True)
+            same = [now == was for now, was in zip(_sums(before.values()), sums, strict=True)] if compare else []
+            pairs = zip(before.items(), same or [True] * len(before), strict=True)
             written += [n for (n, p), ok in pairs if p._version != versions[n] or not ok]
             with torch.no_grad():
                 for n in written if restore else ():
@@ -80,15 +83,27 @@ def _dicts(module: nn.Module) -> dict[str, Any]:
     return {k: v.copy() for k, v in vars(module).items() if type(v) in (dict, OrderedDict)}
 
 
-def _sums(tensors: Iterable[Tensor]) -> Tensor:
-    """The bits of one number a tensor, which changes where any element does (but for rare cancellations)."""
+def _sums(tensors: Iterable[Tensor]) -> list[int]:
+    """The sum of each tensor's bits, which changes where any element does (but for rare cancellations)."""
     with torch.no_grad():
-        real = (torch.view_as_real(t) if t.is_complex() else t for t in map(own, tensors))
-        sums = [torch.sum(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in real]
-        sums = [torch.zeros(()) if s.is_meta else s for s in sums]
+        sums = [_sum(own(t).detach()) for t in tensors]
         # One transfer for all, not one each.
-        together = torch.stack([s.to(sums[0].device) for s in sums]) if sums else torch.zeros(0)
-    return together.cpu().double().view(torch.int64)
+        found: list[int] = torch.stack([s.to(sums[0].device) for s in sums]).tolist() if sums else []
+    return found
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """As integers of eight bytes: as fast as memory, where a sum of half-precision numbers takes twenty times that."""
+    if tensor.is_meta:
+        return torch.zeros((), dtype=torch.int64)
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_complex():
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        return real.sum(dtype=torch.promote_types(real.dtype, torch.float32)).double().view(torch.int64)
+    data = tensor.reshape(-1).view(torch.uint8)
+    start = min(len(data), -data.storage_offset() % WORD)
+    stop = start + (len(data) - start) // WORD * WORD
+    ends = data[:start].sum(dtype=torch.int64) + data[stop:].sum(dtype=torch.int64)
+    return data[start:stop].view(torch.int64).sum() + ends
 
 
 def _hooks(model: nn.Module) -> int:

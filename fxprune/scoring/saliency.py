@@ -34,18 +34,24 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.groups import Group, Slice
 from fxprune.graph.sharding import full
 from fxprune.scoring.elementwise import Elementwise
+from fxprune.scoring.folding import Floats, Folded, Reduction, finite
 
-Floats: TypeAlias = npt.NDArray[np.float64]
-Reduction: TypeAlias = Literal["sum", "mean", "max", "l2", "first"]
 Normalization: TypeAlias = Literal["none", "mean", "max", "standardize", "rank"]
-REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "max", "l2", "first")
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "mean", "max", "standardize", "rank")
 
 
 def channel_scores(
     graph: ChannelGraph, who: str, returned: Any, reduce: Reduction, partial: bool = False
 ) -> dict[str, Floats]:
-    """Group name -> one score a channel, from what a criterion returned.
+    """`summed` without what it has summed."""
+    return summed(graph, who, returned, reduce, partial)[0]
+
+
+def summed(
+    graph: ChannelGraph, who: str, returned: Any, reduce: Reduction, partial: bool = False
+) -> tuple[dict[str, Floats], Folded | None]:
+    """Group name -> one score a channel, from what a criterion returned, and its saliencies as they were folded (None:
+    it returned scores).
 
     Args:
         who: the criterion, as messages name it.
@@ -69,32 +75,46 @@ def channel_scores(
         raise CriterionError(
             f"{who} returned scores of groups ({of_groups[0]}) beside saliencies of tensors; return one kind"
         )
+    folded = None
     if of_groups:
         scored = {g.name: _of_group(g, who, returned) for g in graph.groups if g.name in returned}
     else:
-        cut = {s.tensor for g in graph.groups for s in g.slices}
-        folded = _Folded(who, {n: _saliency(graph, who, n, v) for n, v in returned.items() if n in cut}, reduce)
+        cut: dict[str, set[int]] = {}
+        for s in (s for g in graph.groups for s in g.slices):
+            cut.setdefault(s.tensor, set()).add(s.axis)
+        held = {n: _saliency(graph, who, n, v) for n, v in returned.items() if n in cut}
+        folded = Folded(who, held, reduce, {n: sorted(cut[n]) for n in held})
         parts = ((g, _reduced(g, folded, graph)) for g in graph.groups)
-        scored = {g.name: _finite(v, who, f"the score of group {g.name}") for g, v in parts if v is not None}
+        scored = {g.name: finite(v, who, f"the score of group {g.name}") for g, v in parts if v is not None}
     missing = next((g for g in graph.groups if g.name not in scored), None)
     if missing is not None and not (partial and scored):
         raise CriterionError(_nothing_for(who, missing, bool(of_groups), partial, graph))
-    return scored
+    return scored, folded
 
 
-def block_scores(graph: ChannelGraph, returned: Mapping[str, Any]) -> dict[str, float]:
+def block_scores(graph: ChannelGraph, returned: Mapping[str, Any], folded: Folded | None = None) -> dict[str, float]:
     """Block name -> what the criterion gave to all that goes with it: saliencies of tensors, or scores of channels.
 
     A block of which the criterion says nothing gets no score.
+
+    Args:
+        folded: what has been summed of the saliencies already.
     """
     owner = {g.name: {s.tensor for s in g.slices} for g in graph.groups}
-    total = {n: float(np.sum(_numbers(v))) for n, v in returned.items()}
+    total: dict[str, float] = {}
+
+    def total_of(name: str) -> float:
+        if name not in total:
+            known = None if folded is None else folded.total(name)
+            total[name] = float(np.sum(_numbers(returned[name]))) if known is None else known
+        return total[name]
+
     out = {}
     for block in graph.blocks:
         gone = set(block.tensors)
-        scored = [n for n in total if owner.get(n, {n}) <= gone]
+        scored = [n for n in returned if owner.get(n, {n}) <= gone]
         if scored:
-            out[block.name] = sum(total[n] for n in scored)
+            out[block.name] = sum(total_of(n) for n in scored)
     return out
 
 
@@ -137,7 +157,7 @@ def _of_group(group: Group, who: str, returned: Mapping[str, Any]) -> Floats:
             f"{who} returned shape {values.shape} for group {group.name}; return one number for "
             f"each of its {len(group)} channels, shape ({len(group)},)"
         )
-    return _finite(values, who, f"the scores of group {group.name}")
+    return finite(values, who, f"the scores of group {group.name}")
 
 
 def _saliency(graph: ChannelGraph, who: str, name: str, given: Any) -> Elementwise:
@@ -151,54 +171,7 @@ def _saliency(graph: ChannelGraph, who: str, name: str, given: Any) -> Elementwi
     return value
 
 
-def _not_finite(who: str, what: str, kind: str) -> str:
-    return f"{who}: {what} holds {kind}; check the model's weights, the data and the loss for it"
-
-
-def _finite(values: Floats, who: str, what: str) -> Floats:
-    if not np.isfinite(values).all():
-        raise CriterionError(_not_finite(who, what, "NaN" if np.isnan(values).any() else "an infinite value"))
-    return values
-
-
-class _Folded:
-    """Saliencies, each folded over all but some axes once, however many groups cut those axes."""
-
-    def __init__(self, who: str, saliency: Mapping[str, Elementwise], reduce: Reduction) -> None:
-        self.who, self.saliency, self.reduce = who, saliency, reduce
-        self._small: dict[str, Elementwise] = {}
-        self._cache: dict[tuple[str, tuple[int, ...]], Floats] = {}
-
-    def over_all_but(self, tensor: str, axes: tuple[int, ...]) -> Floats:
-        """Σ s, Σ s² or max s over the other axes, with the axes in the given (ascending) order.
-
-        Raises:
-            CriterionError: the saliency holds NaN or an infinite value.
-        """
-        if (tensor, axes) not in self._cache:
-            value = self._without_taps(tensor) if max(axes) < 2 else self._values(tensor)
-            folded = self._fold(value, axes).cpu().double().numpy()
-            self._cache[tensor, axes] = _finite(folded, self.who, f"the saliency of {tensor}")
-        return self._cache[tensor, axes]
-
-    def _values(self, tensor: str) -> Elementwise:
-        value = self.saliency[tensor]
-        return value.then(torch.square) if self.reduce == "l2" else value
-
-    def _without_taps(self, tensor: str) -> Elementwise:
-        """Folded over a kernel's taps once: most of a network's elements, which several axes have in common."""
-        if tensor not in self._small:
-            value = self._values(tensor)
-            if math.prod(value.shape[2:]) > 1:
-                value = Elementwise(self._fold(value, (0, 1)), lambda block: block)
-            self._small[tensor] = value
-        return self._small[tensor]
-
-    def _fold(self, value: Elementwise, axes: tuple[int, ...]) -> Tensor:
-        return value.fold([d for d in range(len(value.shape)) if d not in axes], largest=self.reduce == "max")
-
-
-def _reduced(group: Group, folded: _Folded, graph: ChannelGraph) -> Floats | None:
+def _reduced(group: Group, folded: Folded, graph: ChannelGraph) -> Floats | None:
     """One number a channel; None where no tensor of the group has a saliency."""
     known = [s for s in group.slices if s.tensor in folded.saliency]
     if not known:
@@ -217,7 +190,7 @@ def _reduced(group: Group, folded: _Folded, graph: ChannelGraph) -> Floats | Non
     return total / count if folded.reduce == "mean" else total
 
 
-def _union(cuts: tuple[Slice, ...], folded: _Folded) -> tuple[Floats, int]:
+def _union(cuts: tuple[Slice, ...], folded: Folded) -> tuple[Floats, int]:
     """Sum and number of one tensor's elements that lie in any of a channel's cuts, by inclusion and exclusion."""
     shape = folded.saliency[cuts[0].tensor].shape
     total, count = np.zeros(len(cuts[0].positions)), 0

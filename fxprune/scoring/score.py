@@ -39,19 +39,11 @@ from fxprune.graph.turns import in_turn
 from fxprune.notebook import shown
 from fxprune.scoring.batches import missing, named
 from fxprune.scoring.context import Context, Loss
+from fxprune.scoring.folding import REDUCTIONS, Floats, Reduction
 from fxprune.scoring.outlook import tell
 from fxprune.scoring.parts import SMALLER, out_of_memory
 from fxprune.scoring.preservation import attributes_kept, unchanged
-from fxprune.scoring.saliency import (
-    NORMALIZATIONS,
-    REDUCTIONS,
-    Floats,
-    Normalization,
-    Reduction,
-    block_scores,
-    channel_scores,
-    normalized,
-)
+from fxprune.scoring.saliency import NORMALIZATIONS, Normalization, block_scores, normalized, summed
 from fxprune.scoring.sharded import told_whole
 from fxprune.scoring.tp_importance import TorchPruningImportance
 
@@ -217,14 +209,14 @@ def score(
             ctx.note(told_whole(ctx.parameters))
         returned = _called(call, ctx)
         with torch.no_grad():
-            values = channel_scores(graph, ctx.who, returned, reduce, partial)
-            blocks = block_scores(graph, returned)
+            values, folded = summed(graph, ctx.who, returned, reduce, partial)
+            blocks = block_scores(graph, returned, folded)
     values = {g: normalized(v, normalize) for g, v in values.items()}
     unscored = tuple(g.name for g in graph.groups if g.name not in values)
     top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)
     filled = {g.name: values.get(g.name, np.full(len(g), top)) for g in graph.groups}
-    summed = reduce == "sum" and normalize == "none" and not any(g.name in returned for g in graph.groups)
-    return Scores(filled, name, unscored, blocks, summed, tuple(ctx.notes))
+    additive = reduce == "sum" and normalize == "none" and not any(g.name in returned for g in graph.groups)
+    return Scores(filled, name, unscored, blocks, additive, tuple(ctx.notes))
 
 
 def _called(call: Criterion, ctx: Context) -> Any:
@@ -235,7 +227,8 @@ def _called(call: Criterion, ctx: Context) -> Any:
         ctx.notes.extend(notes)
         return held
     own = type(call).__module__.startswith("fxprune.criteria.")
-    with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own):
+    alone = own and not needs_of(call)  # nobody else's code runs, and no weight needs to be read for a comparison
+    with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own, compare=not alone):
         tell(ctx, call)
         seed_torch(ctx.model, ctx.seed)
         try:

@@ -11,7 +11,8 @@
         finished networks beside them, however they were made: measured alike
 
 A comparison that was cut off goes on where it stopped: rows that are in the file are not made again, but for those
-that hold an error.  Rows of other weights, data, losses or options are refused.
+that hold an error.  Rows of other weights, data, losses or options are refused.  Several processes that make the same
+call share the rows out (see `fxprune.studies.shared`), and each returns all of them.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ from fxprune.scoring.use import looking
 from fxprune.studies.asked import Runs, labelled, networks, runs_of, trainer
 from fxprune.studies.comparison import Compared, Comparison, Table
 from fxprune.studies.peak_memory import Peak
+from fxprune.studies.shared import shared
 from fxprune.training.options import Training
 from fxprune.training.scheduler import Scheduler, scheduler_of
 
 CRITERIA = Kind("a list of names or criteria", lambda v: isinstance(v, Sequence) and not isinstance(v, str))
 MODELS = Kind("a dict of name -> model, or None", lambda v: v is None or isinstance(v, Mapping))
-Todo: TypeAlias = tuple[str, int, str, list[float]]
+Todo: TypeAlias = tuple[str, int, str]  # criterion or given model, seed, scheduler
 SCHEDULERS = Kind("a list of names or schedulers", lambda v: isinstance(v, (list, tuple)))
 TRAINING = Kind("an fxprune.Training, or None", lambda v: v is None or isinstance(v, Training))
 HELD_OUT = 1 << 20  # seed of the samples that the loss is measured on, where an adapter draws them
@@ -110,7 +112,8 @@ def compare(
         attention: as for `fxprune.prune`.
         ignore: as for `fxprune.prune`.
         samples: as for `fxprune.prune`.
-        out: folder for compare.csv and compare.png; None: nothing is written.
+        out: folder for compare.csv and compare.png, shared by all processes that call this with the same arguments, and
+            that a later call goes on from; None: nothing is written.
         progress: as for `fxprune.prune`.
 
     Raises:
@@ -142,7 +145,7 @@ def compare(
         require_some(batches)
         require_some(test, "held_out")
         drawn = _Drawn(adapter, model, samples, batches, batches if test is None else test)
-        how = loss or adapter.loss_of(model)
+        how = adapter.loss_of(model) if loss is None else loss
         what = {"model": of_model(net), "of": of, "attention": attention, "samples": str(samples)}
         what |= {"data": of_data(batches), "held_out": of_data(test), "ignore": told(ignore)}
         what |= {"loss": told(loss), "example_inputs": told(example_inputs)}
@@ -152,13 +155,19 @@ def compare(
         names = {k: told(c) for k, c in labels.items()} | {k: of_model(m) for k, m in others.items()}
         table = Table(what, names, None if out is None else Path(out))
         wanted = [(c, seed, s) for seed in range(seeds) for c in labels for s in runs.schedulers]
-        todo = [
-            (c, seed, s, left)
-            for c, seed, s in wanted
-            if (left := [r for r in ratios if not table.holds((c, r, seed, s, runs.steps))])
-        ]
-        missed = {k: m for k, m in others.items() if not table.holds(Compared(k, 0.0, 0).key)}
-        if todo or missed:
+        wanted += [(k, 0, "") for k in others]
+
+        def left(label: str, seed: int, scheduler: str) -> list[float]:
+            if label in others:
+                return [] if table.holds(Compared(label, 0.0, 0).key) else [0.0]
+            return [r for r in ratios if not table.holds((label, r, seed, scheduler, runs.steps))]
+
+        def done(piece: Todo) -> bool:
+            table.look()
+            return not left(*piece)
+
+        todo = {repr(piece): piece for piece in wanted if left(*piece)}
+        if todo:
             unseen = drawn.held_out()
             if how is None or unseen is None:
                 raise InputsError(missing("comparing criteria", unseen is None, how is None))
@@ -166,21 +175,22 @@ def compare(
             limits = Limits(ignore=(*stay, *adapter.protect(net)))
             graph = trace(net, example_inputs, attention=attention)
             require_known(graph, stay)
-            if todo:
+            if any(label in labels for label, _, _ in todo.values()):
                 graph = settled_on(graph, net, Budget(min(ratios), of), limits).graph
             trial = _Trial(net, graph, of, limits, how, unseen)
             with looking(net, "comparing criteria"):
                 dense = trial.loss(net)
-            for label, other in missed.items():
-                table.add(trial.given(Compared(label, 0.0, 0), other), dense)
-            for label, seed, scheduler, left in _track(todo, progress):
-                if runs.training is None:
-                    rows = trial.rows(labels[label], label, left, seed, drawn.batches(seed))
+            for label, seed, scheduler in _track(shared(table.folder, todo, done), len(todo), progress):
+                missed = left(label, seed, scheduler)
+                if label in others:
+                    rows: Iterable[Compared] = [trial.given(Compared(label, 0.0, 0), others[label])]
+                elif runs.training is None:
+                    rows = trial.rows(labels[label], label, missed, seed, drawn.batches(seed))
                 else:
                     scoring = Scoring(labels[label], data=batches, loss=how)
                     own = Limits(ignore=tuple(stay))  # the adapter's are added where the model is cut
                     order = Order(Budget(0.5, of), own, scoring, example_inputs, attention=attention, progress=False)
-                    rows = trial.trained(runs, scheduler, label, left, replace(order, seed=seed))
+                    rows = trial.trained(runs, scheduler, label, missed, replace(order, seed=seed))
                 for row in rows:
                     table.add(row, dense)
         keys = [(c, r, s, k, runs.steps) for c in labels for k in runs.schedulers for r in ratios for s in range(seeds)]
@@ -295,9 +305,9 @@ def _noted() -> Iterator[_Failed]:
         failed.text = " ".join(f"{type(e).__name__}: {e}".split())
 
 
-def _track(todo: list[Todo], progress: bool) -> Iterable[Todo]:
+def _track(todo: Iterable[Todo], number: int, progress: bool) -> Iterable[Todo]:
     if not progress:
         return todo
     from rich.progress import track
 
-    return track(todo, description="comparing")
+    return track(todo, description="comparing", total=number)

@@ -18,6 +18,7 @@ from fxprune.errors import FxPruneError, InputsError, SaveError
 from fxprune.notebook import shown
 from fxprune.reporting.figures import check_picture, drawn, figure_of, readable
 from fxprune.reporting.speed import Timing
+from fxprune.studies.shared import alone
 from fxprune.studies.tabled import frame, written
 
 CSV, PNG = "compare.csv", "compare.png"
@@ -231,12 +232,14 @@ class Table:
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._begin(folder / CSV)
+                with alone(folder):
+                    self._begin(folder / CSV)
             except OSError as e:
                 raise SaveError(
                     f"out={str(folder)!r} cannot be written to: {type(e).__name__}: {e}; name another"
                 ) from e
             check_picture(folder / PNG, "out")
+        self._failed = {key: row for key, row in self.rows.items() if row.error}  # to be made again, once
 
     @property
     def model(self) -> str:
@@ -255,20 +258,10 @@ class Table:
         Raises:
             InputsError: the file is of another comparison.
         """
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        except UnicodeDecodeError as e:
-            raise InputsError(f"{file} is damaged: it holds no text ({e}); remove it, or name another folder") from e
+        lines = _lines(file)
         if lines:
             self._same(file, lines[0])
-        columns = _columns(file, lines[1]) if len(lines) > 1 and lines[1].endswith("\n") else NAMES
-        whole = (cells for cells in csv.reader(x for x in lines[2:] if x.endswith("\n")) if len(cells) == len(columns))
-        try:
-            self.rows = {row.key: row for row in (_read(columns, cells) for cells in whole)}
-        except ValueError as e:
-            raise InputsError(
-                f"{file} is damaged ({e}); repair that row, remove the file, or name another folder"
-            ) from e
+        self.rows = _rows(file, lines)
         fresh = file.with_suffix(".new")
         kept = [_line(row) for row in self.rows.values()]
         fresh.write_text("".join([self._title(), ",".join(NAMES) + "\n", *kept]), encoding="utf-8")
@@ -293,16 +286,22 @@ class Table:
         self.criteria = {**criteria, **self.criteria}
 
     def holds(self, key: Key) -> bool:
-        """Whether a row is there, without an error."""
+        """Whether a row is there, without an error; or with one that came since this table was opened."""
         row = self.rows.get(key)
-        return row is not None and not row.error
+        return row is not None and not (row.error and row == self._failed.get(key))
+
+    def look(self) -> None:
+        """Take over what other processes have written meanwhile."""
+        if self.folder is not None:
+            with alone(self.folder):
+                self.rows |= _rows(self.folder / CSV, _lines(self.folder / CSV))
 
     def add(self, row: Compared, dense: float) -> None:
         """Keep a row, in the file too."""
         row = replace(row, dense=dense)
         self.rows[row.key] = row
         if self.folder is not None:
-            with (self.folder / CSV).open("a", encoding="utf-8") as file:
+            with alone(self.folder), (self.folder / CSV).open("a", encoding="utf-8") as file:
                 file.write(_line(row))
 
     def comparison(self, keys: Iterable[Key]) -> Comparison:
@@ -310,11 +309,29 @@ class Table:
         made = Comparison(self.model, self.what["of"], tuple(self.rows[key] for key in keys))
         if self.folder is not None:
             try:
-                made.plot(self.folder / PNG)
+                with alone(self.folder):
+                    made.plot(self.folder / PNG)
             except FxPruneError as e:
                 e.kept = made
                 raise
         return made
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    except UnicodeDecodeError as e:
+        raise InputsError(f"{file} is damaged: it holds no text ({e}); remove it, or name another folder") from e
+
+
+def _rows(file: Path, lines: Sequence[str]) -> dict[Key, Compared]:
+    """The whole rows of a file; the last one of each key counts."""
+    columns = _columns(file, lines[1]) if len(lines) > 1 and lines[1].endswith("\n") else NAMES
+    whole = (cells for cells in csv.reader(x for x in lines[2:] if x.endswith("\n")) if len(cells) == len(columns))
+    try:
+        return {row.key: row for row in (_read(columns, cells) for cells in whole)}
+    except ValueError as e:
+        raise InputsError(f"{file} is damaged ({e}); repair that row, remove the file, or name another folder") from e
 
 
 def _line(row: Compared) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,10 +31,13 @@ from fxprune.pruning.prune import trace
 from fxprune.rewriting.rewrite import UnsolvedError, rewrite
 from fxprune.scoring.batches import loss_on, missing, require_some
 from fxprune.scoring.context import Loss
-from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score
+from fxprune.scoring.identity import of_data, of_model, told
+from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, needs_of, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.use import looking
+from fxprune.studies.sensitivity_file import DENSE, Kept, Point
 from fxprune.studies.sensitivity_table import Curve, Sensitivity
+from fxprune.studies.shared import shared
 from fxprune.verification import check_dense
 
 Floats = npt.NDArray[np.float64]
@@ -56,6 +60,7 @@ def sensitivity(
     ignore: Ignore = (),
     samples: int = 8,
     seed: int = 0,
+    out: str | Path | None = None,
     progress: bool = True,
 ) -> Sensitivity:
     """Measure what happens when one part of a model after the other loses its lowest-scored channels.
@@ -75,10 +80,13 @@ def sensitivity(
         ignore: as for `fxprune.prune`.
         samples: as for `fxprune.prune`.
         seed: as for `fxprune.prune`.
+        out: folder for sensitivity.csv, shared by all processes that call this with the same arguments, and that a
+            later call goes on from, after a kill too; None: nothing is written.
         progress: as for `fxprune.prune`.
 
     Raises:
-        InputsError: data or a loss are missing.
+        InputsError: data or a loss are missing, or `out` holds another measurement.
+        SaveError: `out` cannot be written to.
         CriterionError: the dense model's metric is not finite.
 
     >>> import torch, fxprune
@@ -101,7 +109,11 @@ def sensitivity(
             data = adapter.calibration(model, samples, seed, progress)
         batches = as_batches(data)
         require_some(batches)
-        loss = loss or adapter.loss_of(model, seed)
+        given, loss = loss, adapter.loss_of(model, seed) if loss is None else loss
+        what = {"model": of_model(net), "criterion": told(criterion), "shares": told(sorted(shares))}
+        what |= {"data": of_data(batches), "loss": told(given), "metric": told(metric), "attention": attention}
+        what |= {"ignore": told(ignore), "samples": str(samples), "seed": str(seed)}
+        what |= {"example_inputs": told(example_inputs)}
         if metric is None:
             if batches is None or loss is None:
                 raise InputsError(
@@ -112,14 +124,31 @@ def sensitivity(
         scores = score(graph, net, criterion, data=batches, loss=loss, seed=seed, progress=progress)
         allowed = [not out for out in ignored(graph, (*stay, *adapter.protect(net)))]
         parts = _parts(graph, scores.values, allowed)
-        with looking(net, "sensitivity") if isinstance(metric, _MeanLoss) else contextlib.nullcontext():
-            base = _measure(metric, net)
-        if not np.isfinite(base):
-            raise CriterionError(
-                f"the {name_of(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
-            )
-        curves = [_curve(net, graph, seq, shares, metric, scores) for seq in _track(parts, progress)]
-    return Sensitivity(type(net).__name__, name_of(metric), base, tuple(curves), higher_is_better)
+        todo = [_Part.of(graph, seq, shares) for seq in parts]
+        kept = Kept(what, name_of(metric), None if out is None else Path(out))
+
+        def done(part: _Part) -> bool:
+            kept.look()
+            return kept.holds(part.name, part.shares)
+
+        if not kept.holds(DENSE, [0.0]) or not all(kept.holds(p.name, p.shares) for p in todo):
+            kept.add(DENSE, [0.0], [_base(net, metric)])
+        pieces = shared(kept.folder, {part.name: part for part in todo}, done)
+        for part in _track(pieces, len(todo), progress):
+            values = [_measure(metric, _dense(net, graph, plan)) for plan in part.plans(graph, scores.criterion)]
+            kept.add(part.name, part.shares, values)
+    curves = tuple(part.curve(kept.values) for part in todo)
+    return Sensitivity(type(net).__name__, name_of(metric), kept.values[DENSE, 0.0], curves, higher_is_better)
+
+
+def _base(net: nn.Module, metric: Metric) -> float:
+    with looking(net, "sensitivity") if isinstance(metric, _MeanLoss) else contextlib.nullcontext():
+        base = _measure(metric, net)
+    if not np.isfinite(base):
+        raise CriterionError(
+            f"the {name_of(metric)} of the dense {type(net).__name__} is {base}; check the weights and data"
+        )
+    return base
 
 
 @dataclass(frozen=True)
@@ -167,15 +196,33 @@ def _parts(graph: ChannelGraph, values: Mapping[str, Floats], allowed: Sequence[
     return exact + sequences(graph, values, Bounds(1.0), rest, every)
 
 
-def _curve(
-    net: nn.Module, graph: ChannelGraph, seq: Removals, shares: Sequence[float], metric: Metric, scores: Scores
-) -> Curve:
-    """Cut one part to every share that its removals come near to."""
-    after = np.concatenate([[0.0], lost(graph, seq)])
-    steps = sorted({int(np.abs(after - share).argmin()) for share in shares} - {0}) or [1]
-    values = [_measure(metric, _dense(net, graph, _plan(graph, seq.first(k), scores.criterion))) for k in steps]
-    groups = tuple(graph.groups[g].name for g in touched(seq))
-    return Curve(groups, size(graph, seq), tuple(float(after[k]) for k in steps), tuple(values))
+@dataclass(frozen=True)
+class _Part:
+    """What shrinks by itself: its removals, and after how many of them it is measured."""
+
+    seq: Removals
+    groups: tuple[str, ...]
+    channels: int
+    steps: tuple[int, ...]
+    shares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, seq: Removals, shares: Sequence[float]) -> _Part:
+        """Measured at every share that its removals come near to."""
+        after = np.concatenate([[0.0], lost(graph, seq)])
+        steps = sorted({int(np.abs(after - share).argmin()) for share in shares} - {0}) or [1]
+        groups = tuple(graph.groups[g].name for g in touched(seq))
+        return cls(seq, groups, size(graph, seq), tuple(steps), tuple(float(after[k]) for k in steps))
+
+    @property
+    def name(self) -> str:
+        return self.groups[0]
+
+    def plans(self, graph: ChannelGraph, criterion: str) -> Iterator[Plan]:
+        return (_plan(graph, self.seq.first(k), criterion) for k in self.steps)
+
+    def curve(self, values: Mapping[Point, float]) -> Curve:
+        return Curve(self.groups, self.channels, self.shares, tuple(values[self.name, s] for s in self.shares))
 
 
 def _plan(graph: ChannelGraph, seq: Removals, criterion: str) -> Plan:
@@ -196,9 +243,9 @@ def _dense(net: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     return rewrite(net, graph, plan, forward="graph").model
 
 
-def _track(parts: list[Removals], progress: bool) -> Iterable[Removals]:
+def _track(parts: Iterable[_Part], number: int, progress: bool) -> Iterable[_Part]:
     if not progress:
         return parts
     from rich.progress import track
 
-    return track(parts, description="sensitivity")
+    return track(parts, description="sensitivity", total=number)

@@ -65,6 +65,15 @@ def test_channels_pass(between: Callable[[Between, Tensor], Tensor]) -> None:
     assert all(c.ok for c in fxprune.report(small).checks)
 
 
+def test_a_shuffle_keeps_its_number_of_groups() -> None:
+    net = Between(lambda net, h: F.channel_shuffle(h.transpose(1, 2).unsqueeze(-1), 4).squeeze(-1).transpose(1, 2))
+    graph = fxprune.trace(net, x := torch.randn(2, 8, 6))
+    assert [len(g) for g in graph.groups] == [4]  # one place of each group
+    small = fxprune.prune(net, "random", 0.4, example_inputs=x, progress=False)
+    assert small.first.out_features in (4, 8)
+    assert all(c.ok for c in fxprune.report(small).checks)
+
+
 @pytest.mark.parametrize("rule", [lambda op: op.labels("self")[7], lambda op: op.labels("self")[:-1]])
 def test_a_rule_that_does_not_fit_freezes(monkeypatch: pytest.MonkeyPatch, rule: Callable[[Op], object]) -> None:
     monkeypatch.setitem(_RULES, "aten::relu", rule)

@@ -175,9 +175,11 @@ def pixel_unshuffle(op: Op) -> Labels:
 
 @aten("channel_shuffle native_channel_shuffle")
 def channel_shuffle(op: Op) -> Labels:
+    """(groups, C / groups) -> (C / groups, groups): the op is called with this number of groups."""
     labels, g = list(op.labels("self")), int(op.arg("groups"))
     n = op.shape("self")[1]
     a, b = op.space.split(labels[1], (g, n // g), op.name)
+    op.freeze(a, "is the number of groups")
     labels[1] = op.space.merge((b, a), (n // g, g), op.name)
     return tuple(labels)
 
