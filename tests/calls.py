@@ -70,6 +70,7 @@ CHEAP: dict[str, Any] = {"criterion": "magnitude", "ratio": 0.4, "example_inputs
 # what is called, with arguments that are right
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "trace": (fxprune.trace, {"model": NET, "example_inputs": X}),
+    "parts": (fxprune.parts, {"model": nn.Sequential(NET), "example_inputs": X}),
     "score": (fxprune.score, {"graph": GRAPH, "model": NET, "criterion": "magnitude"}),
     "plan": (fxprune.plan, {"graph": GRAPH, "scores": SCORES, "ratio": 0.5}),
     "prune": (fxprune.prune, {"model": NET, **CHEAP}),
