@@ -4,11 +4,11 @@
 
 A Flux-shaped transformer (Flux's width, heads and text encoders, as many layers as make N billion parameters) with
 random bfloat16 weights is written to shards of a gigabyte, pruned by `fxprune.prune_folder(..., 0.4)`, and deleted,
-even after an error.  Each case runs in a process of its own, just after a copy of the folder, written through to
-the disk; both begin with nothing of the folder in the system's cache.  The time is that of the call, with the import of
-the model's class (that of torch is done) and the flush of the result.  16 tokens of latents and 8 of text, so that it is the time of the
-weights; wanda's data are one such batch.  Cases: magnitude as it comes, with its proof; with `verify=False`; wanda with
-its proof.
+even after an error.  Each case runs in a process of its own, just after a copy of the folder, written through to the
+disk; both begin with nothing of the folder in the system's cache.  The time is that of the call, with the import of the
+model's class (torch is there already) and the flush of the result.  16 tokens of latents and 8 of text, so that it is
+the time of the weights; wanda's data are one such batch.  Cases: magnitude as it comes, with its proof; with
+`verify=False`; wanda with its proof.
 """
 
 from __future__ import annotations
