@@ -38,9 +38,9 @@ NO_FIXED_INPUT = ("torchvision.models.detection", "torchvision.models.optical_fl
 class TorchvisionAdapter(Adapter):
     """Models of torchvision: classification, segmentation and video.
 
-    Detection and optical flow take lists or pairs whose treatment depends on the values, which `torch.export` cannot
-    capture: prune their backbone.  Knows no loss of its own; images in sub-folders, one a class, are data for a
-    classifier.
+    Detection and optical flow take lists or pairs of images of any size; what a detector does with boxes depends on
+    their values, so that it is captured in parts (`fxprune.parts`).  Knows no loss of its own; images in sub-folders,
+    one a class, are data for a classifier.
     """
 
     def recognises(self, given: object) -> bool:
@@ -56,8 +56,8 @@ class TorchvisionAdapter(Adapter):
         module = next(c.__module__ for c in type(model).__mro__ if c.__module__.startswith("torchvision."))
         if module.startswith(NO_FIXED_INPUT):
             raise InputsError(
-                f"{type(model).__name__} has no fixed input shape: prune a part, such as model.backbone, or pass "
-                "example_inputs="
+                f"{type(model).__name__} has no fixed input shape: pass example_inputs=, for a detector "
+                "example_inputs=fxprune.parts(model, ([image, ...],))"
             )
         known = [name for name in SIZES if module == name or module.startswith(f"{name}.")]
         frames, side = SIZES[max(known, key=len)] if known else (None, 224)

@@ -47,6 +47,7 @@ from .graph.groups import (
 from .graph.groups import (
     Slice as Slice,
 )
+from .graph.parts import parts as parts
 from .graph.rules.op import coupling as coupling
 from .graph.sharding import (
     shard_like as shard_like,
@@ -172,6 +173,7 @@ __all__ = [
     "load_pipeline",
     "open_data",
     "open_model",
+    "parts",
     "plan",
     "prune",
     "prune_folder",

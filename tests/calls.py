@@ -60,8 +60,8 @@ def carry() -> fxprune.Carry:
 
 
 SENSITIVITY = fxprune.sensitivity(
-    NET, shares=(0.5,), example_inputs=X, data=[X], loss=loss, progress=False
-)  # of two groups at one share
+    NET, shares=(0.5,), example_inputs=X, data=[X], loss=loss, criterion="magnitude", progress=False
+)  # of two groups at one share; without autograd, which would not run in forks of this process any more
 MEASURED: dict[str, Any] = {"example_inputs": X, "data": [X], "loss": loss, "progress": False}
 SCORED: dict[str, Any] = {"criterion": "magnitude", "example_inputs": X, "progress": False}
 SEARCH = fxprune.search(NET, squared, {"params": 0.5}, trials=1, **SCORED)
@@ -70,6 +70,7 @@ CHEAP: dict[str, Any] = {"criterion": "magnitude", "ratio": 0.4, "example_inputs
 # what is called, with arguments that are right
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "trace": (fxprune.trace, {"model": NET, "example_inputs": X}),
+    "parts": (fxprune.parts, {"model": nn.Sequential(NET), "example_inputs": X}),
     "score": (fxprune.score, {"graph": GRAPH, "model": NET, "criterion": "magnitude"}),
     "plan": (fxprune.plan, {"graph": GRAPH, "scores": SCORES, "ratio": 0.5}),
     "prune": (fxprune.prune, {"model": NET, **CHEAP}),

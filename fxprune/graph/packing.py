@@ -1,7 +1,7 @@
 """Inputs that are objects (a decoder's cache): torch.export takes containers of tensors, so they travel as such.
 
 `packed` puts every object that holds tensors into a container of these; `called` runs a model on the objects again,
-copies of which hold the tensors given.
+copies of which hold the tensors given.  Inputs may also be those of a model's parts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.graph.modules import Inputs
 from fxprune.graph.outputs import PLAIN, tensors_of
+
+PARTS = "_fxprune_parts"  # the one keyword of inputs that are those of a model's parts (see `fxprune.graph.parts`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +82,16 @@ def unpacked(inputs: Inputs) -> Inputs:
 
 
 def called(model: nn.Module, inputs: Inputs) -> Any:
-    """What a model returns for inputs that may be packed."""
+    """What a model returns for inputs that may be packed; for inputs of its parts, what each of these returns."""
     args, kwargs = unpacked(inputs)
+    if PARTS in kwargs:
+        return {name: called(model.get_submodule(name), given) for name, given in kwargs[PARTS].items()}
     return model(*args, **kwargs)
+
+
+def in_parts(inputs: Inputs) -> bool:
+    """Whether inputs are those of a model's parts."""
+    return PARTS in inputs[1]
 
 
 def copied(inputs: Inputs) -> Inputs:

@@ -86,7 +86,7 @@ def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
         return torch.export.export(model, inputs[0], inputs[1], strict=False)
 
 
-def _source_line(error: BaseException) -> str:
+def source_line(error: BaseException) -> str:
     """The last line of the user's own (or a model library's) source that an error passed through."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename.replace("\\", "/")]
     frames = [f for f in frames if "fxprune/trace" not in f.filename and "fxprune/provenance" not in f.filename]
@@ -104,7 +104,10 @@ def _advice(error: str) -> str:
         "the class with torch.utils._pytree.register_pytree_node",
     }
     found = (advice for text, advice in causes.items() if text in error)
-    data = "rewrite that line without data-dependent Python, or prune the part of the model that can be captured"
+    data = (
+        "rewrite that line without data-dependent Python, or prune the parts that can be captured: "
+        "example_inputs=fxprune.parts(model, example_inputs)"
+    )
     return next(found, data)
 
 
@@ -116,7 +119,7 @@ def _example_runs(model: nn.Module, inputs: Inputs) -> None:
             called(model, copied(inputs))
     except Exception as e:
         raise InputsError(
-            f"the model does not run on the example inputs: {type(e).__name__}: {e} (at {_source_line(e)}); "
+            f"the model does not run on the example inputs: {type(e).__name__}: {e} (at {source_line(e)}); "
             "pass example_inputs= that model(*args, **kwargs) accepts"
         ) from e
 
@@ -176,7 +179,7 @@ def _stopped(model: nn.Module, error: Exception) -> TraceError:
     first = (str(error).strip().splitlines() or [""])[0]
     return TraceError(
         f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {first} "
-        f"(stopped at {_source_line(error)}); {_advice(str(error))}"
+        f"(stopped at {source_line(error)}); {_advice(str(error))}"
     )
 
 

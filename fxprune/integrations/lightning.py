@@ -98,7 +98,8 @@ class PruningCallback(lightning.Callback):  # type: ignore[misc]
             return
         net = _part(pl_module, self.part)
         steps = schedule(self.steps, int(trainer.estimated_stepping_batches), SHARE)
-        loss = self.loss or LoopsLoss(lambda net, batch: _quiet_loss(pl_module, batch))
+        own = LoopsLoss(lambda net, batch: _quiet_loss(pl_module, batch))
+        loss = own if self.loss is None else self.loss
         self.pruner = Pruner(net, ratio=self.ratio, steps=steps, loss=loss, **self.options)
         self._taken = trainer.global_step
         if self._held is not None:

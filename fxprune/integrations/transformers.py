@@ -79,7 +79,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "longer: leave it out"
             )
         self.batches.net = net
-        loss = self.loss or _own_loss
+        loss = _own_loss if self.loss is None else self.loss
         self.pruner = Pruner(net, ratio=self.ratio, steps=steps, loss=loss, **self.options)
         if self.batches.hooked:
             self._hook = net.register_forward_pre_hook(self.batches, with_kwargs=True)

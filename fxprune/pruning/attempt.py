@@ -13,6 +13,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.equations import Equation
+from fxprune.graph.packing import in_parts
 from fxprune.graph.provenance import Attr
 from fxprune.masking.masked_run import Numbers
 from fxprune.planning.plan import Plan
@@ -84,6 +85,8 @@ def attempt(
             f"{trouble}; the rewritten graph cannot be the forward, since it gives only the outputs that count, as "
             "plain tensors: keep that part with ignore=, or return all outputs in tuples, lists and dicts"
         )
+    if forward == "graph" and in_parts(graph.traced.example):
+        raise RewriteError(f"{trouble}; parts have no forward that the rewritten graph could be: use ignore= there")
     if not verify and forward == "module" and any(eq.node for eq in changed_literals(graph, plan, graph.literals)):
         raise VerifyError(f"{type(net).__name__} holds plain numbers for sizes that change")
     with clock("rewrite"):

@@ -138,7 +138,7 @@ def _calls(traced: Traced) -> list[fx.Node]:
 
 def _scaled(node: fx.Node) -> list[fx.Node]:
     """What the number of a node scales: one of these."""
-    tensors = [n for n in node.all_input_nodes if is_tensor(n) and n.meta["val"].numel() != 1]
+    tensors = [n for n in node.all_input_nodes if is_tensor(n) and not _single(n)]
     return tensors[_ALPHA.get(op_name(node.target), 0) :][:2]
 
 
@@ -170,11 +170,16 @@ def _option(node: fx.Node, name: str, default: Any) -> Any:
     return given.get(name, node.args[at] if len(node.args) > at else default)
 
 
+def _single(node: fx.Node) -> bool:
+    """Whether a tensor has one element, whatever the data (a size that hangs on these is no plain integer)."""
+    return all(type(n) is int and n == 1 for n in node.meta["val"].shape)
+
+
 def _number(value: Any, traced: Traced) -> float | None:
     """A number among a node's arguments: a plain one, or a tensor of one element made of constants alone."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if not is_tensor(value) or value.meta["val"].numel() != 1:
+    if not is_tensor(value) or not _single(value):
         return None
     with contextlib.suppress(LookupError):
         return float(_constant(value, traced))

@@ -176,11 +176,16 @@ class Training:
         weights: list[Any] = tensors("parameters", parameters)
         if not weights:
             raise InputsError("parameters=[] is empty: there is nothing to train")
+        if any(w.is_meta for w in weights):
+            raise InputsError("parameters= are on the meta device, which holds no numbers to train")
         if self.optimizer is None:
             rate = self.learning_rate or relative_rate(weights)
             if not math.isfinite(rate):
                 raise InputsError("parameters= hold numbers that are not finite, so that no learning rate fits them")
-            return torch.optim.AdamW(weights, rate)
+            try:
+                return torch.optim.AdamW(weights, rate)
+            except (TypeError, ValueError) as e:
+                raise InputsError(f"parameters= hold what no optimizer trains ({e}); pass model.parameters()") from e
         made: Any = self.optimizer(weights)
         if not isinstance(made, torch.optim.Optimizer):
             raise InputsError(

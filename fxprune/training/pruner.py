@@ -145,7 +145,7 @@ class Pruner(Generic[M]):
         require_unmoved(entire)
         adapter = seeing(find_adapter(entire), timesteps)
         self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
-        self.loss = loss or adapter.loss_of(entire, seed)
+        self.loss = adapter.loss_of(entire, seed) if loss is None else loss
         self.scope = limits.scope
         if self.scope in ("knapsack", "global"):
             limits = replace(limits, scope=None)  # costs count below; the planner ranks by the other scopes only

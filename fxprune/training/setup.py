@@ -95,8 +95,9 @@ def tracked(accelerator: Accelerator, training: Training, name: dict[str, str]) 
 
 def losses_of(adapter: Adapter, model: Any, order: Order) -> tuple[Loss, Loss]:
     """The loss that scores channels (the adapter's is a fixed function of the weights), and the one to train with."""
-    scoring = order.scoring.loss or adapter.loss_of(model, order.seed)
-    training = order.scoring.loss or adapter.training_loss(model)
+    given = order.scoring.loss
+    scoring = adapter.loss_of(model, order.seed) if given is None else given
+    training = adapter.training_loss(model) if given is None else given
     if scoring is None or training is None:
         raise InputsError("steps= trains the model: pass loss=, a callable loss(model, batch) -> scalar tensor")
     return scoring, training
