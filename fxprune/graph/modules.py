@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fxprune.errors import InputsError
 
@@ -85,11 +86,14 @@ def _split(tensor: Any) -> bool:
 def _require_plain(kind: str, path: str, module: nn.Module) -> None:
     """Raise `InputsError` where a part is compiled, quantized, not made yet, or shared out by FSDP's first version."""
     held = [*module.__dict__.values(), *module._buffers.values()]
+    unmade = (UninitializedParameter, UninitializedBuffer)
     if isinstance(module, torch.jit.ScriptModule):
         what = (
             "is compiled by torch.jit to TorchScript, whose code is fixed: put the module there that it was made from"
         )
-    elif any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in (*module._parameters.values(), *held)):
+    elif any(
+        isinstance(t, (UninitializedParameter, UninitializedBuffer)) for t in (*module._parameters.values(), *held)
+    ):
         what = "has no weights before it has run: call the model once"
     elif any(isinstance(v, torch.ScriptObject) for v in held):
         what = "is quantized, its weights packed: prune the float model, and quantize the small one"

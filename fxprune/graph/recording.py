@@ -132,10 +132,10 @@ def _traced(value: Any, leaf: Callable[[int, int | None], Attr], recorder: Recor
 def traced_attributes(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Within, the integer attributes of the model's modules, those of their classes, and those of plain objects that
     they hold are `TracedInt`s."""
-    undo: list[tuple[dict[str, Any], str, Any]] = []
+    undo: list[tuple[dict[Any, Any], Any, Any]] = []
     seen: set[int] = set()
 
-    def tag(space: dict[str, Any], path: str, holder: str, default: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def tag(space: dict[Any, Any], path: str, holder: str, default: Mapping[str, Any] = MappingProxyType({})) -> None:
         for key, value in {**default, **space}.items():
             if not isinstance(key, str) or key.startswith("_") or key == "training":
                 continue
