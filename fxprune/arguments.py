@@ -90,6 +90,8 @@ def _is_device(value: Any) -> bool:
 
 
 def _is_batches(value: Any) -> bool:
+    if isinstance(value, (np.generic, type)):  # a numpy number has __getitem__ as well
+        return False
     return isinstance(value, Iterable) or hasattr(value, "__getitem__")
 
 
@@ -145,7 +147,7 @@ SHAPE = Kind(
 )
 
 _PLAIN = (type(None), str, bytes, Real, list, dict, tuple, set, type, Tensor)
-MOST = 10**6  # tensors of a model
+MOST = 10**5  # tensors of a model
 MODEL = Kind("an nn.Module, or a pipeline around one", lambda v: not isinstance(v, _PLAIN))
 
 COMMON: Mapping[str, Kind] = {

@@ -60,8 +60,8 @@ def carry() -> fxprune.Carry:
 
 
 SENSITIVITY = fxprune.sensitivity(
-    NET, shares=(0.5,), example_inputs=X, data=[X], loss=loss, progress=False
-)  # of two groups at one share
+    NET, shares=(0.5,), example_inputs=X, data=[X], loss=loss, criterion="magnitude", progress=False
+)  # of two groups at one share; without autograd, which would not run in forks of this process any more
 MEASURED: dict[str, Any] = {"example_inputs": X, "data": [X], "loss": loss, "progress": False}
 SCORED: dict[str, Any] = {"criterion": "magnitude", "example_inputs": X, "progress": False}
 SEARCH = fxprune.search(NET, squared, {"params": 0.5}, trials=1, **SCORED)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from calls import CALLS, SMALL, arguments_of, called, names_it
@@ -19,6 +20,7 @@ ODD: dict[str, Callable[[], Any]] = {
     "zero": lambda: 0, "a half": lambda: 0.5, "nan": lambda: float("nan"), "infinity": lambda: float("inf"),
     "huge": lambda: 10**30, "a list": list, "a dict": dict, "a list of None": lambda: [None], "an object": object,
     "bytes": lambda: b"x", "a class": lambda: int, "a tensor": lambda: torch.zeros(2),
+    "a dict by numbers": lambda: {1: 2}, "a flag of numpy": lambda: np.False_,
 }  # fmt: skip
 
 
@@ -44,3 +46,35 @@ def test_an_odd_argument_is_an_error_of_ours_that_names_it_or_works(
     assert tried, "it takes arguments"
     assert not raw
     assert not nameless
+
+
+class NoTruth:
+    """A loss that cannot be asked whether it is one."""
+
+    def __bool__(self) -> bool:
+        raise AssertionError("a loss was asked whether it is true")
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        return model(batch).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("Training.made", {"parameters": [torch.zeros(2, 2, device="meta")]}),
+        ("Training.made", {"parameters": [torch.zeros(2, 2, requires_grad=True) * 2]}),
+        ("compare", {"models": {"mine": "no model"}}),
+        ("save", {"metrics": {1: 0.5}}),
+    ],
+)
+def test_what_campaigns_found_is_named(
+    name: str, odd: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(fxprune.FxPruneError, match=f"{next(iter(odd))}(=|\\[)"):
+        called(name, odd)
+
+
+@pytest.mark.parametrize("name", ["prune", "compare", "sensitivity"])
+def test_a_loss_is_called_and_not_asked_whether_it_is_true(name: str) -> None:
+    called(name, {"loss": NoTruth()})

@@ -90,7 +90,7 @@ def test_a_picture_without_matplotlib_says_what_to_install(monkeypatch: pytest.M
 
 INSIDE_FUNCTIONS = {  # what needs an optional library, and is imported when it is asked for
     ("fxprune.api", "fxprune.training.run"),  # accelerate
-    ("fxprune.studies.compare", "fxprune.training.run"),  # accelerate
+    ("fxprune.studies.asked", "fxprune.training.run"),  # accelerate
     ("fxprune.cli.demo", "fxprune.demo.run"),  # scikit-learn, torchmetrics
 }
 

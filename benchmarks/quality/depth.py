@@ -1,13 +1,13 @@
 """Blocks taken out beside blocks that a linear layer stands for, at equal multiply-accumulates:
 `python benchmarks/quality/depth.py`.
 
-    --tasks vit,dit   --ratios 0.3,0.5   --steps 60   --batch 16   --drawn 128
+    --tasks vit,dit   --ratios 0.3,0.5   --steps 60   --batch 16   --drawn 128   --weights 0
 
-The ViT (8 layers of 64, patches of 2) is trained on scikit-learn's digits first; the DiT is the emoji DiT of
-`checkpoints/`, whose images it draws itself where data.py has written none (then a loss can be compared within the
-table alone).  Rows: "by scores" is granularity="block"; "linear" adds replace="linear"; "taken out" are the blocks of
-the latter without the maps.  Latency is the fastest of several runs in turns.  Rows are appended to `--out` (JSON
-lines).
+The ViT (8 layers of 64, patches of 2) is trained on scikit-learn's digits first, once for each of `--weights`; the DiT
+is the emoji DiT of `checkpoints/`, whose images it draws itself where data.py has written none (then a loss can be
+compared within the table alone).  Rows: "by scores" is granularity="block"; "linear" adds replace="linear"; "taken out"
+are the blocks of the latter without the maps.  Latency is the fastest of several runs in turns.  Rows are appended to
+`--out` (JSON lines).
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from typing import Any
 import data
 import timm
 import torch
-from subjects import Subject, _fit, subject
+from subjects import Subject, fitted, subject
 from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 import fxprune
 from fxprune.adapter import find_adapter
@@ -37,33 +35,20 @@ OUT = Path(__file__).with_name("depth.jsonl")
 SAMPLES = 32  # that maps are fitted on, and blocks scored with
 
 
-def vit(steps: int = 800) -> Subject:
+def vit(seed: int) -> Subject:
     """timm's vision transformer on the digits."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     split = data.load("digits")
     shape = {"img_size": split.train.shape[-1], "patch_size": 2, "in_chans": 1, "num_classes": 10}
     net = timm.create_model("vit_tiny_patch16_224", embed_dim=64, depth=8, num_heads=4, **shape)
-    _fit(net, split, steps, 64)
-    net.eval()
-
-    def loss(net: nn.Module, batch: Any) -> torch.Tensor:
-        return F.cross_entropy(net(batch[0]), batch[1])
-
-    @torch.no_grad()
-    def figures(net: nn.Module) -> dict[str, float]:
-        answers = net.eval()(split.held_out)
-        right = answers.argmax(1) == split.held_out_labels
-        return {"loss": float(F.cross_entropy(answers, split.held_out_labels)), "accuracy": float(right.float().mean())}
+    it = fitted(net, "vit-8x64", epochs=35, size=64, seed=seed)
 
     def calibration(samples: int, seed: int) -> Any:
         rows = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(seed))[: 8 * samples]
-        return list(zip(split.train[rows].split(samples), split.train_labels[rows].split(samples), strict=True)), loss
+        pairs = zip(split.train[rows].split(samples), split.train_labels[rows].split(samples), strict=True)
+        return list(pairs), it.loss
 
-    def loader(size: int) -> DataLoader[Any]:
-        pairs = list(zip(split.train, split.train_labels, strict=True))
-        return DataLoader(pairs, size, shuffle=True, drop_last=True)
-
-    return Subject(net, net, split.held_out[:1], calibration, loader, loss, figures, "real")
+    return replace(it, calibration=calibration)
 
 
 def trained(it: Subject, net: nn.Module, loss: Callable[..., Any], steps: int, size: int) -> nn.Module:
@@ -135,16 +120,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--drawn", type=int, default=128)
+    parser.add_argument("--weights", default="0", type=lambda x: [int(s) for s in x.split(",")], help="training seeds")
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
-    for task in chosen.tasks.split(","):
-        it = vit() if task == "vit" else subject(task, drawn=chosen.drawn)
+    torch.set_num_threads(1)
+    for task, weights in itertools.product(chosen.tasks.split(","), chosen.weights):
+        it = vit(weights) if task == "vit" else subject(task, drawn=chosen.drawn)
         made: Any = [{"way": "dense", "untrained": it.figures(it.net)}]
         for row in itertools.chain(
             made, *(rows(it, float(r), chosen.steps, chosen.batch) for r in chosen.ratios.split(","))
         ):
             with chosen.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"task": task, "data": it.source, "steps": chosen.steps, **row}) + "\n")
+                same = {"task": task, "data": it.source, "steps": chosen.steps, "weights": weights}
+                file.write(json.dumps({**same, **row}) + "\n")
             print(task, row, flush=True)
 
 

@@ -4,10 +4,11 @@
 
 Every row is one call `fxprune.prune(pipeline, ratio=..., data=..., training=...)`; "default" gives it the number of
 steps and nothing else.  "Half a percent" and "peak" are the default with that rate; its teacher is compared with by the
-squared error, by the KL divergence, or not at all.  All of a seed see the same batches, and so make the same cut (by
-the default criterion, on the first batches).  Told are the held-out loss (for the classifier: cross entropy and
-accuracy) and how much of the gap to the dense loss is left, over what a constant rate of 1e-4 and of 2e-4 leaves.  Rows
-are appended to `--out` (JSON lines); `subjects.py` says what the figures are measured on.
+squared error, by the KL divergence, or not at all.  "Corrected" starts from what `Obs` makes of the same channels.  All
+of a seed see the same batches, and so make the same cut (by the default criterion, on the first batches).  Told are the
+held-out loss (for the classifier: cross entropy and accuracy) and how much of the gap to the dense loss is left, over
+what a constant rate of 1e-4 and of 2e-4 leaves.  Rows are appended to `--out` (JSON lines); `subjects.py` says what the
+figures are measured on.
 """
 
 from __future__ import annotations
@@ -27,13 +28,21 @@ from torch import nn
 
 import fxprune
 from fxprune import Distillation, Training
-from fxprune.training.options import RELATIVE, relative_rate
+from fxprune.criteria.obs import Obs
+from fxprune.schedulers.soft import Soft
+from fxprune.training.options import LARGEST, RELATIVE, relative_rate
 
 
 def half(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW by half a percent of the weights' size, the default's rate before it looked at the batch."""
     every = list(parameters)
     return torch.optim.AdamW(every, relative_rate(every) * 0.005 / RELATIVE)
+
+
+def twice(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW by twice the default's rate for 32 images and more."""
+    every = list(parameters)
+    return torch.optim.AdamW(every, 2 * relative_rate(every, LARGEST))
 
 
 CONSTANT: dict[str, Any] = {"warmup": 0, "anneal": False, "distill": None}
@@ -58,29 +67,45 @@ TOLD: dict[str, dict[str, Any]] = {
 }
 RECIPES |= {name: {"distill": Distillation(**options)} for name, options in TOLD.items()}
 RECIPES |= {"averages": {"ema_decay": 0.98}}
+# What stays is corrected layer by layer before the first step, and more.
+CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}
+RECIPES |= {
+    "corrected": CORRECTED,
+    "corrected, jacobian 0.1": {**CORRECTED, **RECIPES["jacobian 0.1"]},
+    "twice the rate": {"optimizer": twice},
+    "corrected, jacobian 0.1, twice the rate": {**CORRECTED, **RECIPES["jacobian 0.1"], "optimizer": twice},
+    "corrected, averages": {**CORRECTED, "ema_decay": 0.98},
+    # Masks that move in the first steps, all of whose refreshes look at every channel, or at whole groups first.
+    "soft": {"scheduler": Soft()},
+    "soft, coarse": {"scheduler": Soft(coarse=True)},
+}
+CHOICES = {"criterion", "scheduler"}
 # Without a teacher; the first two are how sweep.py trained before there was a default.
 PLAIN: dict[str, dict[str, Any]] = {
     f"cosine from {rate}": {"learning_rate": float(rate), "warmup": 20, "distill": None}
     for rate in ("5e-4", "3e-4", "2e-3")
 }
-EVERY = {**RECIPES, **PLAIN}
+EVERY = {n: r for n, r in {**RECIPES, **PLAIN}.items() if not r.keys() & CHOICES}  # of sweep.py, whose methods choose
 USUAL = ("default", "constant 1e-4", "constant 2e-4")
 OUT = Path(__file__).with_name("recipes.jsonl")
 
 
-def trained(it: Subject, ratio: float, batch: int, seed: int, training: Training) -> nn.Module:
+def trained(it: Subject, ratio: float, batch: int, seed: int, steps: int, recipe: dict[str, Any]) -> nn.Module:
     """The pruned network."""
+    how = {name: recipe[name] for name in CHOICES if name in recipe}
+    options = {name: value for name, value in recipe.items() if name not in how}
+    how |= {"training": Training(steps, **options)} if options else {"steps": steps}
     example = {"example_inputs": it.example} if it.example is not None else {}
     small = fxprune.prune(
         it.given,
         ratio=ratio,
         data=it.loader(batch),
         loss=it.loss,
-        training=training,
         seed=seed,
         verify=False,
         progress=False,
         **example,
+        **how,
     )
     return small if isinstance(small, nn.Module) else small.unet
 
@@ -92,7 +117,7 @@ def rows(chosen: argparse.Namespace, task: str) -> Iterator[dict[str, Any]]:
     yield {**same, "recipe": "dense", **it.figures(it.net)}
     for seed, name in itertools.product(chosen.seeds, chosen.recipes):
         start = time.perf_counter()
-        small = trained(it, chosen.ratio, chosen.batch, seed, Training(chosen.steps, **RECIPES[name]))
+        small = trained(it, chosen.ratio, chosen.batch, seed, chosen.steps, RECIPES[name])
         seconds = time.perf_counter() - start
         yield {**same, "seed": seed, "recipe": name, **it.figures(small), "seconds": seconds}
 

@@ -3,7 +3,7 @@
     python benchmarks/quality/report.py quality.jsonl [--docs docs]
 
 Every figure is a mean over seeds, with half the range between the lowest and the highest seed behind ±.  What stands
-behind KEPT on the page is written by hand, from the tables of untrained.py and recipes.py, and stays.
+behind KEPT on the page is written by hand and stays, but for its tables, which are those of tables.py.
 """
 
 from __future__ import annotations
@@ -232,8 +232,8 @@ def recipes(rows: Rows) -> str:
 
 
 def kept(file: Path) -> str:
-    """What was written by hand on the page of before."""
-    return file.read_text().partition(KEPT)[2] if file.exists() else "\n"
+    """What was written by hand on the page of before, its tables made anew."""
+    return tables.filled(file.read_text().partition(KEPT)[2]) if file.exists() else "\n"
 
 
 def as_csv(rows: Rows, file: Path) -> None:

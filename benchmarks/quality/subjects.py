@@ -1,15 +1,16 @@
 """The trained networks of `untrained.py` and `recipes.py`: what prunes and trains them, and how good they are.
 
-The digits DDPM, the emoji DDPM, LDM and DiT, and a ResNet-18 that names the digits.  The emoji networks see the images
-of the file that data.py wrote, where it is there; else images that the dense network drew itself: then figures of the
-same network can be compared, and levels say nothing.
+The digits DDPM, the emoji DDPM, LDM and DiT, and a ResNet-18 that names the digits, as they are or scaled to 16x16.
+The classifiers are trained here, from any number of seeds.  The emoji networks see the images of the file that data.py
+wrote, where it is there; else images that the dense network drew itself: then figures of the same network can be
+compared, and levels say nothing.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import fxprune
 from fxprune.demo.digits import load_pipeline
 
 CHECKPOINTS = Path(__file__).with_name("checkpoints")
-TASKS = ("digits", "ddpm", "ldm", "dit", "classifier")
+TASKS = ("digits", "ddpm", "ldm", "dit", "classifier", "classifier-16")
 SHOWN = 64  # held-out images of the emoji networks
 STEPS = 25  # of the sampler that draws where there are no images
 CALIBRATION = 2, 64  # batches and images a batch that score the classifier
@@ -50,6 +51,7 @@ class Subject:
         loss: to train by; None: that of the model's family.
         figures: of held-out images; "loss" is one of them.
         source: where the images come from, "real" or "drawn".
+        answers: of a classifier, logits for the held-out images and their labels.
     """
 
     given: Any
@@ -60,17 +62,21 @@ class Subject:
     loss: Loss | None
     figures: Callable[[nn.Module], dict[str, float]]
     source: str
+    answers: Callable[[nn.Module], tuple[Tensor, Tensor]] | None = None
 
 
-def subject(task: str, file: Path = data.PREPARED, drawn: int = 0) -> Subject:
+def subject(task: str, file: Path = data.PREPARED, drawn: int = 0, weights: int = 0) -> Subject:
     """One of TASKS.
 
     Args:
         task: its name.
         file: what data.py wrote.
         drawn: training images to draw where that file is missing.
+        weights: seed that a classifier is trained from; there is one of each of the others.
     """
-    return classifier() if task == "classifier" else diffusion(task, file, drawn)
+    if task == "classifier-16":
+        return classifier(epochs=3, side=16, seed=weights)
+    return classifier(seed=weights) if task == "classifier" else diffusion(task, file, drawn)
 
 
 # ---- noise prediction ---------------------------------------------------------------------------------------------
@@ -135,22 +141,25 @@ def _drawn(task: str, net: Any, scheduler: DDPMScheduler, n: int, seed: int) -> 
 # ---- a classifier -------------------------------------------------------------------------------------------------
 
 
-def classifier(epochs: int = 8, size: int = 64, device: str = "cpu") -> Subject:
+def classifier(epochs: int = 8, size: int = 64, device: str = "cpu", side: int = 8, seed: int = 0) -> Subject:
     """torchvision's ResNet-18 with the first layer for small images, trained on the digits on the CPU."""
     net: Any = resnet18(num_classes=10)
     net.conv1, net.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
-    return fitted(net, "resnet18", epochs, size, device)
+    return fitted(net, "resnet18" if side == 8 else f"resnet18-{side}px", epochs, size, device, side, seed)
 
 
-def fitted(net: nn.Module, name: str, epochs: int, size: int, device: str = "cpu") -> Subject:
-    """A network that names the digits, trained on the CPU the first time that it is asked for."""
-    split = data.load("digits").to(device)
-    held = data.CACHE / f"{name}-{epochs}-0.0.pt"
+def fitted(
+    net: nn.Module, name: str, epochs: int, size: int, device: str = "cpu", side: int = 8, seed: int = 0
+) -> Subject:
+    """A network that names the digits, trained on the CPU from a seed the first time that it is asked for."""
+    plain = _scaled(data.load("digits"), side)
+    split = plain.to(device)
+    held = data.CACHE / f"{name}-{epochs}-0.0{f'-{seed}' if seed else ''}.pt"
     if not held.exists():
         data.CACHE.mkdir(exist_ok=True)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         net.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
-        _fit(net, data.load("digits"), epochs * (len(split.train) // size), size)  # the same weights on any device
+        _fit(net, plain, epochs * (len(split.train) // size), size)  # the same weights on any device
         part = held.with_suffix(f".{os.getpid()}")  # several processes may train it at once
         torch.save(net.state_dict(), part)
         part.replace(held)
@@ -158,10 +167,13 @@ def fitted(net: nn.Module, name: str, epochs: int, size: int, device: str = "cpu
     net.to(device).eval()
 
     @torch.no_grad()
+    def answers(net: nn.Module) -> tuple[Tensor, Tensor]:
+        return net.eval()(split.held_out), split.held_out_labels
+
     def figures(net: nn.Module) -> dict[str, float]:
-        answers = net.eval()(split.held_out)
-        right = answers.argmax(1) == split.held_out_labels
-        return {"loss": float(F.cross_entropy(answers, split.held_out_labels)), "accuracy": float(right.float().mean())}
+        logits, labels = answers(net)
+        right = logits.argmax(1) == labels
+        return {"loss": float(F.cross_entropy(logits, labels)), "accuracy": float(right.float().mean())}
 
     def loss(net: nn.Module, batch: Any) -> Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
@@ -176,7 +188,15 @@ def fitted(net: nn.Module, name: str, epochs: int, size: int, device: str = "cpu
         pairs = list(zip(split.train, split.train_labels, strict=True))
         return DataLoader(pairs, size, shuffle=True, drop_last=True)
 
-    return Subject(net, net, split.held_out[:1], calibration, loader, loss, figures, "real")
+    return Subject(net, net, split.held_out[:1], calibration, loader, loss, figures, "real", answers)
+
+
+def _scaled(split: Split, side: int) -> Split:
+    """Images of another size."""
+    if split.train.shape[-1] == side:
+        return split
+    train, held_out = (F.interpolate(x, size=side, mode="bilinear") for x in (split.train, split.held_out))
+    return replace(split, train=train, held_out=held_out)
 
 
 def _fit(net: nn.Module, split: Split, steps: int, size: int) -> None:

@@ -1,12 +1,21 @@
-"""The tables of docs/quality.md that are not of one task's methods: before training, recipes, schedules."""
+"""The tables of the documentation that are not of one task's methods: `python benchmarks/quality/tables.py PAGE ...`
+
+A page says where such a table stands, and which rows it is made of; what follows is written anew:
+
+    <!-- table: recovery of recovery.jsonl -->
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
+MARK = re.compile(r"(<!-- table: (\w+) of (\S+) -->\n)\n?((?:\|.*\n)*)")
 Rows = list[dict[str, Any]]
 METHODS = {
     "gradflow weighed per cost": "one cut",
@@ -30,13 +39,18 @@ def append(rows: Iterable[dict[str, Any]], out: Path) -> None:
             f.write(line + "\n")
 
 
+def filled(page: str) -> str:
+    """A page with the tables that its rows make."""
+    return MARK.sub(lambda m: f"{m[1]}\n{TABLES[m[2]](read(HERE / m[3]))}\n", page)
+
+
 def untrained(found: Rows) -> str:
     """A line for every task and ratio, a column for every criterion, its seeds in order; the lowest mean is bold."""
     names = list(dict.fromkeys(r["criterion"] for r in found if "seed" in r))
     lines = [f"| network, share | dense | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for task, ratio in dict.fromkeys((r["task"], r["ratio"]) for r in found if "seed" in r):
         own = {n: [r for r in found if (r["task"], r.get("ratio"), r["criterion"]) == (task, ratio, n)] for n in names}
-        dense = next(r for r in found if r["task"] == task and r["criterion"] == "dense")
+        dense = _means([r for r in found if r["task"] == task and r["criterion"] == "dense"])
         least = min(_mean(of, "loss") for of in own.values() if of)
         cells = [_seeds(of, bool(of) and _mean(of, "loss") == least) for of in own.values()]
         lines.append(f"| {task}, {ratio:.0%} | {_figure(dense)} | {' | '.join(cells)} |")
@@ -55,7 +69,7 @@ def recipes(found: Rows) -> str:
         of = {name: [r for r in own if r["recipe"] == name] for name in dict.fromkeys(r["recipe"] for r in own)}
         for name, same in of.items():
             shares = [_share(of, name, constant) for constant in ("constant 1e-4", "constant 2e-4")]
-            means = {k: _mean(same, k) for k in ("loss", "accuracy") if k in same[0]}
+            means = _means(same)
             seeds = len({r["seed"] for r in same}) if name != "dense" else "–"
             lines.append(f"| {run} | {name} | {seeds} | {_figure(means)} | {' | '.join(shares)} |")
     return "\n".join(lines)
@@ -76,15 +90,45 @@ def recovery(found: Rows) -> str:
 
 
 def training_free(found: Rows) -> str:
-    """A line for every network: dense, after the cut, after the correction; in brackets the rise (means over seeds)."""
-    lines = ["| network, share | dense | cut | corrected | seeds |", "|---" * 5 + "|"]
+    """A line for every network and choice: dense, after the cut, after the correction, with the rise; means over
+    networks and seeds."""
+    lines = ["| network, share | dense | chosen by | cut | corrected | answers moved | runs |", "|---" * 7 + "|"]
     for task, ratio in dict.fromkeys((r["task"], r["ratio"]) for r in found):
         own = [r for r in found if (r["task"], r["ratio"]) == (task, ratio)]
-        of = {name: [r for r in own if r["method"] == name] for name in ("dense", "cut", "obs")}
-        if all(of.values()):
-            cells = [f"{_mean(of[n], 'loss'):.4f} (+{_mean(of[n], 'rise'):.1%})" for n in ("cut", "obs")]
-            seeds = len({r["seed"] for r in of["obs"]})
-            lines.append(f"| {task}, {ratio:.0%} | {_figure(of['dense'][0])} | {' | '.join(cells)} | {seeds} |")
+        dense = [r for r in own if r["method"] == "dense"]
+        first = [f"{task}, {ratio:.0%}", _figure(_means(dense))]
+        for select in dict.fromkeys(r["select"] for r in own if r not in dense):
+            cut, obs = ([r for r in own if (r["method"], r.get("select")) == (m, select)] for m in ("cut", "obs"))
+            if cut and obs:
+                kl = f"{_mean(obs, 'kl'):.4f}" if "kl" in obs[0] else "–"
+                lines.append(f"| {' | '.join([*first, select, _risen(cut), _risen(obs), kl, str(len(obs))])} |")
+                first = ["", ""]
+    return "\n".join(lines)
+
+
+def _risen(of: Rows) -> str:
+    """The loss, and in brackets how much it rose, of a classifier ± its standard error over the images."""
+    error = f" ± {_mean(of, 'rise_error'):.1%}" if "rise_error" in of[0] else ""  # all see the same images
+    return f"{_mean(of, 'loss'):.4f} ({_mean(of, 'rise'):+.1%}{error})"
+
+
+def depth(found: Rows) -> str:
+    """A line for every network, share and way: means over the networks trained from other seeds."""
+    steps = next(r["steps"] for r in found)
+    lines = [
+        f"| network | asked | way | networks | blocks gone | latency | loss | after {steps} steps |",
+        "|---" * 8 + "|",
+    ]
+    dense = {t: [r["untrained"] for r in found if (r["task"], r["way"]) == (t, "dense")] for t in _tasks(found)}
+    for task, ratio in dict.fromkeys((r["task"], r["ratio"]) for r in found if r["way"] != "dense"):
+        own = [r for r in found if (r["task"], r.get("ratio")) == (task, ratio)]
+        first = f"{task} (dense {_mean(dense[task], 'loss'):.4f})", f"{ratio:.0%}"
+        for way in dict.fromkeys(r["way"] for r in own):
+            same = [r for r in own if r["way"] == way]
+            cells = [*first, way, str(len(same)), f"{_mean(same, 'blocks'):.0f}", f"{_mean(same, 'latency'):.2f}"]
+            cells += [_spread([r[k]["loss"] for r in same], of=False) for k in ("untrained", "trained")]
+            lines.append(f"| {' | '.join(cells)} |")
+            first = "", ""
     return "\n".join(lines)
 
 
@@ -102,14 +146,25 @@ def schedules(found: Rows) -> str:
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
+def _tasks(found: Rows) -> list[str]:
+    return list(dict.fromkeys(r["task"] for r in found))
+
+
+def _spread(values: list[float], of: bool = True) -> str:
+    """Mean ± half range, and `of` how many; of one without."""
     if not values:
         return "–"
-    return f"{sum(values) / len(values):.4f} ± {(max(values) - min(values)) / 2:.4f} ({len(values)})"
+    half = (max(values) - min(values)) / 2
+    spread = f" ± {half:.4f}" if of or len(values) > 1 else ""
+    return f"{sum(values) / len(values):.4f}{spread}" + (f" ({len(values)})" if of else "")
 
 
 def _mean(of: Rows, key: str) -> float:
     return sum(float(r[key]) for r in of) / len(of)
+
+
+def _means(of: Rows) -> dict[str, float]:
+    return {k: _mean(of, k) for k in ("loss", "accuracy") if k in of[0]}
 
 
 def _figure(row: dict[str, Any]) -> str:
@@ -117,7 +172,9 @@ def _figure(row: dict[str, Any]) -> str:
 
 
 def _seeds(of: Rows, bold: bool) -> str:
-    every = dict.fromkeys(_figure(r) for r in sorted(of, key=lambda r: int(r["seed"])))  # magnitude has one for all
+    every = dict.fromkeys(
+        _figure(r) for r in sorted(of, key=lambda r: (r.get("weights", 0), r["seed"]))
+    )  # magnitude has one for all
     told = " / ".join(every) or "–"
     return f"**{told}**" if bold else told
 
@@ -127,3 +184,18 @@ def _share(of: dict[str, Rows], name: str, constant: str) -> str:
         return "–"
     dense, left, whole = (_mean(of[n], "loss") for n in ("dense", name, constant))
     return f"{(left - dense) / (whole - dense):.2f}" if whole > dense else "–"  # no gap to compare with
+
+
+TABLES = {f.__name__: f for f in (untrained, recipes, recovery, training_free, depth, schedules)}
+
+
+def main() -> None:
+    """Write the tables of some pages anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", type=Path, nargs="+")
+    for page in parser.parse_args().pages:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,13 @@
 """The held-out loss right after the cut, before any training, by criterion: `python benchmarks/quality/untrained.py`.
 
     --tasks digits,ddpm,ldm,dit,classifier   --ratios 0.4,0.6   --seeds 0,1,2   --samples 8   --criteria ...
+    --weights 0
 
 "gradflow" is what `fxprune.prune(pipeline, ratio=...)` gives with nothing else said: scored with samples that the
 pipeline draws itself and the loss of its family, channels ranked per cost; the first cut of a network must be that of
 this very call.  The other criteria see the same samples and are ranked alike.  The classifier is scored with two
-batches of training images.  Rows are appended to `--out` (JSON lines); `subjects.py` says what the figures are
-measured on.
+batches of training images; of that one there are as many as `--weights` has seeds.  Rows are appended to `--out` (JSON
+lines); `subjects.py` says what the figures are measured on.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ CRITERIA: dict[str, Any] = {
 OUT = Path(__file__).with_name("untrained.jsonl")
 
 
-def rows(chosen: argparse.Namespace, task: str) -> Iterator[dict[str, Any]]:
+def rows(chosen: argparse.Namespace, task: str, weights: int) -> Iterator[dict[str, Any]]:
     """The dense figure, then one row for every seed, ratio and criterion."""
-    it = subject(task, chosen.data)
+    it = subject(task, chosen.data, weights=weights)
     graph = fxprune.trace(it.net, it.example)
-    same = {"task": task, "samples": chosen.samples, "data": it.source}
+    same = {"task": task, "samples": chosen.samples, "data": it.source, "weights": weights}
     dense = it.figures(it.net)
     yield {**same, "criterion": "dense", **dense}
-    checked = task == "classifier"  # it has no data of its own
+    checked = it.example is not None  # it has no data of its own
     for seed in chosen.seeds:
         batches, loss = it.calibration(chosen.samples, seed)
         known: dict[Any, Any] = {}
@@ -77,12 +78,14 @@ def main() -> None:
     parser.add_argument("--criteria", default=",".join(CRITERIA), type=lambda x: x.split(","), help="of CRITERIA")
     parser.add_argument("--ratios", default="0.4,0.6", type=lambda x: [float(r) for r in x.split(",")])
     parser.add_argument("--seeds", default="0,1,2", type=lambda x: [int(s) for s in x.split(",")])
+    parser.add_argument("--weights", default="0", type=lambda x: [int(s) for s in x.split(",")], help="training seeds")
     parser.add_argument("--samples", type=int, default=8, help="that the network draws to be scored on")
     parser.add_argument("--data", type=Path, default=data.PREPARED, help="the file that data.py wrote")
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    tables.append((row for task in chosen.tasks for row in rows(chosen, task)), chosen.out)
+    both = itertools.product(chosen.tasks, chosen.weights)
+    tables.append((row for task, weights in both for row in rows(chosen, task, weights)), chosen.out)
     print(tables.untrained(tables.read(chosen.out)))
 
 

@@ -164,9 +164,12 @@ def _pruned_once(model: M, order: Order) -> M:
 
     lines = _replacement(adapter, model, net, graph, order) if order.replace is not None else None
 
+    corrections: list[str] = []
+
     def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
+        corrections.clear()
         with clock("score"):
-            return compensated(graph, net, plan, scoring.criterion, **given)
+            return compensated(graph, net, plan, scoring.criterion, notes=corrections, **given)
 
     def cut_to(graph: ChannelGraph, budget: Budget) -> Realized:
         def plan_of(graph: ChannelGraph) -> Plan:
@@ -189,6 +192,8 @@ def _pruned_once(model: M, order: Order) -> M:
     small = reported(net, cut, clock, order.inplace, order.seed, scored, limits.legal_for)
     if notes:
         attach(small, replace(report(small), fitted=notes))
+    if corrections:
+        attach(small, replace(report(small), scoring=(*report(small).scoring, *corrections)))
     pruned: M = back(small)
     return pruned
 

@@ -36,12 +36,14 @@ def compensated(
     seed: int = 0,
     progress: bool = False,
     reuse: dict[Any, Any] | None = None,
+    notes: list[str] | None = None,
 ) -> nn.Module:
     """A copy of the model, still of its full size, with new values for the weights that stay; or the model itself.
 
     Args:
         graph, model, criterion, data, loss, seed, progress, reuse: as for `fxprune.score`.
         plan: what goes.
+        notes: takes what the criterion has to say about it.
 
     Raises:
         CriterionError: the criterion changed the model, or returned an unknown name, a wrong shape or NaN.
@@ -54,6 +56,8 @@ def compensated(
     with unchanged(model, ctx.who):
         seed_torch(model, seed)
         new = compensate(ctx, plan)
+    if notes is not None:
+        notes.extend(ctx.notes)
     _check(ctx, new)
     return deep_copy(model, [(ctx.tensors[n], _like(ctx.tensors[n], values)) for n, values in new.items()])
 

@@ -84,6 +84,7 @@ class Sums:
     lack: Tensor | float = 0.0  # x̂' (s − s')ᵀ
     drift: Tensor | float = 0.0
     size: Tensor | float = 0.0
+    rows: int = 0  # samples and places, of this process
 
 
 @dataclass
@@ -150,12 +151,20 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
     held = {**dict(small.named_buffers()), **dict(small.named_parameters())}
     folded = {name for fold in temperature_folds(ctx.graph, keep) for name in fold.names}
     new: dict[str, Tensor] = {}
+    layers: list[tuple[str, bool]] = []  # name, whether it saw few samples
     for package in _packages(_readers(ctx, folded), together):
         for reader, sums in _moments(ctx, small, package, keep):
             made = _solved(ctx, reader, sums, kept_positions(ctx.graph, reader.weight, keep), damping)
             for name, full in made.items():
                 _put(held[name], full, kept_positions(ctx.graph, name, keep))
                 new[name] = full
+            if made:
+                layers.append((reader.weight, sums.rows * ranks.number() < torch.as_tensor(sums.own).shape[1]))
+    if few := [name for name, so in layers if so]:
+        ctx.note(
+            f"{len(few)} of {len(layers)} corrected layers, such as {few[0]}, saw fewer samples than they have columns "
+            "and fit these samples more than the task: give data= more of them"
+        )
     return new
 
 
@@ -236,7 +245,7 @@ def _moments(
                 _add_lack(every[name], y, s if outputs is None else s[:, outputs.to(s.device)], t)
     for name, found in package.items():
         if found.reader is not None and isinstance(every[name].own, Tensor):
-            ranks.add_up(vars(every[name]).values())
+            ranks.add_up(v for v in vars(every[name]).values() if isinstance(v, Tensor))
             yield found.reader, every[name]
 
 
@@ -246,6 +255,7 @@ def _add(sums: Sums, x: Tensor, y: Tensor) -> None:
     sums.own = sums.own + y @ y.mT
     sums.cross = sums.cross + x @ y.mT
     sums.size = sums.size + x.square().sum()
+    sums.rows += x.shape[2]
     same = x.shape == y.shape
     sums.drift = sums.drift + ((x - y).square().sum() if same else x.square().sum())
 

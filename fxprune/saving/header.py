@@ -179,6 +179,9 @@ def to_json(saved: Header, name: str = HEADER) -> str:
     Raises:
         SaveError: where config or metrics hold what JSON cannot.
     """
+    named: list[Any] = list(saved.metrics or ())
+    if odd := [k for k in named if not isinstance(k, str)]:
+        raise SaveError(f"metrics= has the key {odd[0]!r:.60}; name what you measured by strings")
     data = _model_data(saved) if isinstance(saved, Saved) else _pipeline_data(saved)
     for key in ("config", "metrics"):
         try:

@@ -27,7 +27,7 @@ from fxprune.graph.copies import deep_copy
 from fxprune.graph.offloading import at_rest
 from fxprune.graph.turns import in_turn
 from fxprune.reporting.report import attach
-from fxprune.saving import checksums, hub, stock, weights
+from fxprune.saving import checksums, hub, pipelines, stock, weights
 from fxprune.saving.card import CARD, card, snippet
 from fxprune.saving.describe import DTYPE_NAMES, describe, report_of, versions
 from fxprune.saving.files import named, require_data
@@ -80,7 +80,7 @@ def save(
         >>> again[0].out_features == small[0].out_features
         True
     """
-    if not isinstance(model, nn.Module) and not stock.is_pipeline(model):
+    if not isinstance(model, nn.Module) and not pipelines.is_pipeline(model):
         raise SaveError(f"a {type(model).__name__} cannot be saved; pass an nn.Module or a diffusers pipeline as model")
     if variant is not None and not isinstance(model, nn.Module):
         raise SaveError(f"a pipeline has no variant={variant!r}: save its pruned component, or name another folder")
@@ -111,7 +111,7 @@ def write(
         saved: Header = _write_model(model, folder, metrics, limit, variant)
         pruned = {"": model}
     else:
-        pruned = {name: m for name, m in stock.modules_of(model).items() if report_of(m) is not None}
+        pruned = {name: m for name, m in pipelines.modules_of(model).items() if report_of(m) is not None}
         saved = _write_pipeline(model, pruned, folder, metrics, limit)
     reports = {name: made for name, m in pruned.items() if (made := report_of(m)) is not None}
     needs = isinstance(saved, Saved) and saved.config is None
@@ -130,7 +130,7 @@ def save_pipeline(
     Raises:
         SaveError: see `save`; or it is no pipeline.
     """
-    if not stock.is_pipeline(pipeline):
+    if not pipelines.is_pipeline(pipeline):
         raise SaveError(f"a {type(pipeline).__name__} is no diffusers pipeline; use fxprune.save")
     return save(pipeline, directory, metrics=metrics, max_shard_size=max_shard_size)
 
@@ -177,16 +177,16 @@ def _write_pipeline(
             f"no component of this {type(pipeline).__name__} was pruned by fxprune; "
             "save it with pipeline.save_pretrained(DIR)"
         )
-    stock.require_stock(pipeline, pruned)
+    pipelines.require_stock(pipeline, pruned)
     shell = copy.copy(pipeline)
     for name, module in pruned.items():
         writer = copy.copy(module)
         writer.__dict__["save_pretrained"] = lambda path, module=module: _write_model(module, Path(path), None, limit)
         shell.__dict__[name] = writer
     shell.save_pretrained(str(folder), safe_serialization=True, max_shard_size=limit)
-    stock.name_components(folder, pipeline, pruned)
+    pipelines.name_components(folder, pipeline, pruned)
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    modules = stock.modules_of(pipeline)
+    modules = pipelines.modules_of(pipeline)
     saved = SavedPipeline(
         module=type(pipeline).__module__,
         name=class_name(type(pipeline)),
@@ -197,7 +197,7 @@ def _write_pipeline(
         metrics=metrics,
         checksums=checksums.of_files(folder, files),
     )
-    stock.read_index(folder, saved.components)  # what is written must load
+    pipelines.read_index(folder, saved.components)  # what is written must load
     (folder / HEADER).write_text(to_json(saved), encoding="utf-8")
     return saved
 
@@ -303,7 +303,7 @@ def _loaded(
 def _header_of(path: Path, variant: str | None) -> Header:
     """What a folder says of itself; of a pipeline, which has no variants of its own, its own `save_pretrained` may have
     written it."""
-    if (path / HEADER).exists() or not (pruned := stock.pruned_in(path)):
+    if (path / HEADER).exists() or not (pruned := pipelines.pruned_in(path)):
         whole = variant is not None and (path / stock.INDEX).is_file()
         return read(path, None if whole else variant)
     return SavedPipeline("diffusers", "pipeline", pruned, {}, ())
@@ -352,14 +352,14 @@ def _load_model(
 
 
 def _load_pipeline(saved: SavedPipeline, path: Path, variant: str | None = None) -> Any:
-    index = stock.read_index(path, saved.components)
+    index = pipelines.read_index(path, saved.components)
     if missing := [name for name in saved.components if name not in index]:
         raise SaveError(f"{path / stock.INDEX} does not name the pruned component {missing[0]!r}")
     inner = {name: read(path / name, variant) for name in saved.components}
     given = {name: _load_model(header, path / name, None, variant) for name, header in inner.items()}
     own = {f"{name}/{file}" for name, header in inner.items() for file in header.checksums if file != HEADER}
     absent = {name: None for name, value in index.items() if value == [None, None]}
-    pipeline = stock.read_pipeline(path, {**absent, **given}, saved.dtypes)
+    pipeline = pipelines.read_pipeline(path, {**absent, **given}, saved.dtypes)
     checksums.require(path, {name: v for name, v in saved.checksums.items() if name not in own})  # those were
     return pipeline
 

@@ -1,4 +1,4 @@
-"""Stock models and pipelines of the installed diffusers: described for saving, built again by name, read from folders.
+"""Stock models of the installed diffusers: described for saving, built again by name, read from folders.
 
 Only classes that the installed diffusers (or transformers, for other parts of a pipeline) defines are ever built: a
 name that comes from a file is looked up there, and nothing of the file is run.
@@ -23,12 +23,11 @@ from fxprune import registry
 from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, SaveError
 from fxprune.graph.copies import deep_copy
-from fxprune.graph.modules import comes_from
 from fxprune.rewriting.attributes import Change
 from fxprune.saving import weights
 from fxprune.saving.configs import TOKENS, require_no_code, require_plain, require_small
-from fxprune.saving.files import read_object, require_data
-from fxprune.saving.header import DTYPES, Saved, class_name, is_identifier
+from fxprune.saving.files import read_object
+from fxprune.saving.header import Saved, class_name, is_identifier
 from fxprune.saving.isolation import isolated, within
 
 A_SKIP = 500  # names that a module which was taken out may have had
@@ -38,7 +37,6 @@ INDEX = "model_index.json"
 CONFIG = "config.json"
 SOURCE = "_name_or_path"
 LIBRARY, NAME = "fxprune.pretrained", "PrunedModel"  # what saved indices name: keep them
-PRUNED = [LIBRARY, NAME]
 INSTALL = 'pip install "fxprune[diffusers]"'
 
 
@@ -95,7 +93,7 @@ def model_class(module: str, name: str) -> type[nn.Module]:
             f"{module}.{name} is no model class of diffusers: pass an unpruned module of this class, "
             "fxprune.load(DIR, model=...)"
         )
-    diffusers = _diffusers()
+    diffusers = diffusers_here()
     for place in (module, "diffusers"):  # a later diffusers may have moved it
         with contextlib.suppress(ImportError, RuntimeError):
             found = getattr(importlib.import_module(place), name, None)
@@ -198,114 +196,11 @@ def _maker(saved: Saved) -> Callable[[dict[str, Any]], Any]:
     return built
 
 
-def _diffusers() -> Any:
+def diffusers_here() -> Any:
     try:
         return importlib.import_module("diffusers")
     except ImportError as e:
         raise SaveError(f"diffusers is needed for this model, and cannot be imported ({e}): {INSTALL}") from e
-
-
-# ---- pipelines -----------------------------------------------------------------------------------
-
-
-def is_pipeline(given: object) -> bool:
-    """Whether it is a diffusers pipeline."""
-    if not comes_from(given, "diffusers"):
-        return False
-    from diffusers import DiffusionPipeline
-
-    return isinstance(given, DiffusionPipeline)
-
-
-def modules_of(pipeline: Any) -> dict[str, nn.Module]:
-    """The components of a pipeline that are modules."""
-    return {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
-
-
-def require_stock(pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
-    """Check that a pipeline and its pruned components can be built again by name.
-
-    Raises:
-        SaveError: where one is not of diffusers' own classes.
-    """
-    if getattr(_diffusers(), type(pipeline).__name__, None) is not type(pipeline):
-        raise SaveError(f"{type(pipeline).__name__} is no pipeline of diffusers' own: save its components one by one")
-    for name, module in pruned.items():
-        if not is_stock(module):
-            raise SaveError(f"{name} is a {type(module).__name__}, no model of diffusers' own: save it by itself")
-
-
-def name_components(directory: Path, pipeline: Any, pruned: Mapping[str, nn.Module]) -> None:
-    """Let a folder's `model_index.json` name the class that reads pruned components, and those that are absent."""
-    index = read_object(directory / INDEX)
-    expected, _ = pipeline._get_signature_keys(pipeline)
-    index |= {name: [None, None] for name in sorted(expected) if getattr(pipeline, name, None) is None}
-    index |= dict.fromkeys(pruned, PRUNED)
-    index.pop(SOURCE, None)  # a path of this machine
-    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_index(directory: Path, pruned: Sequence[str] = ()) -> dict[str, Any]:
-    """The `model_index.json` of a pipeline's folder, found to name installed classes only.
-
-    Args:
-        pruned: components that fxprune reads itself, whatever the index names for them.
-
-    Raises:
-        SaveError: where it is damaged, or names code that is not of diffusers or transformers.
-    """
-    index = read_object(directory / INDEX)
-    pipelines = importlib.import_module("diffusers.pipelines") if _diffusers() else None
-    code = next((p for p in directory.rglob("*.py")), None)
-    if code is not None:
-        raise SaveError(f"{directory} holds Python code ({code.name}), which fxprune does not run; remove it")
-    for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list) or (name in pruned and value[:1] == [LIBRARY]):
-            continue
-        library = value[0] if len(value) == 2 else ""
-        known = library in (None, *LIBRARIES) or (
-            isinstance(library, str) and is_identifier(library) and hasattr(pipelines, library)
-        )
-        if not is_identifier(name) or not known:
-            raise SaveError(
-                f"{directory / INDEX} names a component {name!r:.60} from {library!r:.60}, which is not trusted"
-            )
-    return index
-
-
-def pruned_in(directory: Path) -> tuple[str, ...]:
-    """The components that a pipeline's own `save_pretrained` had fxprune write: those that its index says so of."""
-    index = read_object(directory / INDEX) if (directory / INDEX).is_file() else {}
-    return tuple(name for name, value in index.items() if isinstance(value, list) and value[:1] == [LIBRARY])
-
-
-def read_pipeline(
-    directory: Path, given: Mapping[str, Any], dtypes: Mapping[str, str], safe: bool | None = True
-) -> Any:
-    """A pipeline from its folder, with some components given and the others read in their dtypes.
-
-    Args:
-        safe: read safetensors only; None: older formats too, where there is nothing else.
-
-    Raises:
-        SaveError: where the folder is damaged.
-    """
-    cls = _pipeline_class(directory, read_index(directory, tuple(given)).get("_class_name"))
-    pipeline = read_as(cls, directory, {**given, "local_files_only": True, "use_safetensors": safe})
-    for name, module in modules_of(pipeline).items():
-        if name in dtypes:
-            nn.Module.to(module, DTYPES[dtypes[name]])  # diffusers reads float32, which holds every value exactly
-    return pipeline
-
-
-def _pipeline_class(directory: Path, name: Any) -> Any:
-    diffusers = _diffusers()
-    found = getattr(diffusers, name, None) if isinstance(name, str) and is_identifier(name) else None
-    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
-        raise SaveError(
-            f"{directory / INDEX} names {name!r:.60}, which is no pipeline of diffusers {diffusers.__version__}"
-        )
-    return found
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -316,18 +211,6 @@ def is_stock_folder(directory: Path) -> bool:
     return (directory / INDEX).is_file() or (directory / CONFIG).is_file()
 
 
-def read_folder(directory: Path) -> Any:
-    """A diffusers pipeline or model as `save_pretrained` wrote it.
-
-    Raises:
-        SaveError: where the folder is neither, or damaged.
-    """
-    require_data(directory)
-    if (directory / INDEX).is_file():
-        return read_pipeline(directory, {}, {}, safe=None)
-    return read_as(_class_of(directory), directory, {"local_files_only": True})
-
-
 def empty_model(directory: Path) -> nn.Module:
     """The diffusers model of a folder, its parameters on the meta device.
 
@@ -336,7 +219,7 @@ def empty_model(directory: Path) -> nn.Module:
     """
     if not (directory / CONFIG).is_file():
         raise SaveError(f"{directory} holds no {CONFIG} of a diffusers model; pass model=, a module of its class")
-    cls, config = _class_of(directory), read_object(directory / CONFIG)
+    cls, config = class_of(directory), read_object(directory / CONFIG)
     names, elements = _weight_of(directory)
     require_plain(config, elements, str(directory / CONFIG))
     try:
@@ -349,10 +232,10 @@ def empty_model(directory: Path) -> nn.Module:
     return made
 
 
-def _class_of(directory: Path) -> Any:
+def class_of(directory: Path) -> Any:
     """The diffusers class that a model's config names."""
     name = read_object(directory / CONFIG).get("_class_name")
-    diffusers = _diffusers()
+    diffusers = diffusers_here()
     found = getattr(diffusers, name, None) if isinstance(name, str) and is_identifier(name) else None
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise SaveError(

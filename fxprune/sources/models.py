@@ -26,7 +26,7 @@ from fxprune.adapter import Adapter
 from fxprune.arguments import MAPPING, PATH, takes
 from fxprune.errors import FxPruneError, InputsError, SaveError
 from fxprune.graph.explain import meant
-from fxprune.saving import hub, stock
+from fxprune.saving import hub, pipelines, stock
 from fxprune.saving.files import read_object, require_data
 from fxprune.saving.folder import standing
 from fxprune.saving.header import HEADER
@@ -132,7 +132,7 @@ def _from_folder(path: Path) -> Any:
     if not path.is_dir() or (path / HEADER).is_file():
         return load(path)
     if (path / stock.INDEX).is_file() or "_class_name" in _config(path):
-        return stock.read_folder(path)
+        return pipelines.read_folder(path)
     require_data(path)
     made = _by_adapter(path)
     if made is None:
@@ -170,7 +170,7 @@ def _from_hub(name: str, revision: str | None, token: str | bool | None) -> Any:
     if (heads / HEADER).is_file():
         return load(name, revision=revision, token=token)
     if (heads / stock.INDEX).is_file():
-        return stock.read_folder(_pipeline_of(name, revision, token))
+        return pipelines.read_folder(_pipeline_of(name, revision, token))
     if not (heads / stock.CONFIG).is_file():
         raise SaveError(f"{name} on the hub has none of {', '.join(HEADS)}: fxprune knows no such model")
     folder = hub.fetched(name, revision, token, [*DATA, "*.safetensors"])

@@ -13,7 +13,7 @@ from torch import nn
 
 from fxprune.errors import InputsError
 from fxprune.reporting.figures import writing
-from fxprune.saving import stock
+from fxprune.saving import pipelines
 
 GAP = 2  # pixels between the images of a grid
 
@@ -43,7 +43,7 @@ def drawn(
     Raises:
         InputsError: it is no pipeline, or it needs prompts or classes, or draws no images.
     """
-    if not stock.is_pipeline(pipeline):
+    if not pipelines.is_pipeline(pipeline):
         raise InputsError(f"a {type(pipeline).__name__} alone draws nothing: name the folder of the whole pipeline")
     takes = inspect.signature(pipeline.__call__).parameters
     if number < 1 or steps < 1:

@@ -112,5 +112,8 @@ def networks(models: Mapping[Any, Any], taken: Iterable[str]) -> dict[str, nn.Mo
     for name, model in models.items():
         if not isinstance(name, str) or not name or name in set(taken):
             raise InputsError(f"models= has the name {name!r}; give each one that is no criterion's, such as 'mine'")
-        found[name] = find_adapter(model).unwrap(model)[0]
+        try:
+            found[name] = find_adapter(model).unwrap(model)[0]
+        except InputsError as e:
+            raise InputsError(f"models[{name!r}]: {e}") from e
     return found

@@ -145,7 +145,7 @@ def compare(
         require_some(batches)
         require_some(test, "held_out")
         drawn = _Drawn(adapter, model, samples, batches, batches if test is None else test)
-        how = loss or adapter.loss_of(model)
+        how = adapter.loss_of(model) if loss is None else loss
         what = {"model": of_model(net), "of": of, "attention": attention, "samples": str(samples)}
         what |= {"data": of_data(batches), "held_out": of_data(test), "ignore": told(ignore)}
         what |= {"loss": told(loss), "example_inputs": told(example_inputs)}

@@ -109,7 +109,7 @@ def sensitivity(
             data = adapter.calibration(model, samples, seed, progress)
         batches = as_batches(data)
         require_some(batches)
-        given, loss = loss, loss or adapter.loss_of(model, seed)
+        given, loss = loss, adapter.loss_of(model, seed) if loss is None else loss
         what = {"model": of_model(net), "criterion": told(criterion), "shares": told(sorted(shares))}
         what |= {"data": of_data(batches), "loss": told(given), "metric": told(metric), "attention": attention}
         what |= {"ignore": told(ignore), "samples": str(samples), "seed": str(seed)}

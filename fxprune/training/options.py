@@ -41,6 +41,7 @@ from fxprune.arguments import (
     tensors,
 )
 from fxprune.errors import InputsError
+from fxprune.graph.sharding import full
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import told
 from fxprune.training.distillation import Distillation, Teacher
@@ -176,11 +177,16 @@ class Training:
         weights: list[Any] = tensors("parameters", parameters)
         if not weights:
             raise InputsError("parameters=[] is empty: there is nothing to train")
+        if any(w.is_meta for w in weights):
+            raise InputsError("parameters= are on the meta device, which holds no numbers to train")
         if self.optimizer is None:
             rate = self.learning_rate or relative_rate(weights)
             if not math.isfinite(rate):
                 raise InputsError("parameters= hold numbers that are not finite, so that no learning rate fits them")
-            return torch.optim.AdamW(weights, rate)
+            try:
+                return torch.optim.AdamW(weights, rate)
+            except (TypeError, ValueError) as e:
+                raise InputsError(f"parameters= hold what no optimizer trains ({e}); pass model.parameters()") from e
         made: Any = self.optimizer(weights)
         if not isinstance(made, torch.optim.Optimizer):
             raise InputsError(
@@ -210,7 +216,7 @@ def relative_rate(parameters: Iterable[Tensor], samples: int = 1) -> float:
     """
     every = [p.detach() for p in parameters if p.is_floating_point() and p.numel()]
     chosen = [p for p in every if p.dim() > 1] or every
-    squares = sum(float(p.float().square().sum()) for p in chosen)
+    squares = sum(float(full(p.float().square().sum())) for p in chosen)
     size = math.sqrt(squares / max(1, sum(p.numel() for p in chosen)))
     return round(RELATIVE * _root(samples) * size, 9) or FALLBACK
 

@@ -21,7 +21,7 @@ from fuzz import sandbox
 from fuzz.mutations import MARK, copied, mutate
 from fuzz.trials import REFUSED, RIGHT, Outcome, source
 from fxprune.errors import FxPruneError
-from fxprune.saving import isolation, stock
+from fxprune.saving import isolation, pipelines
 from fxprune.saving.header_reading import read
 
 STEERS = "\x1b\x07\u202e\x9b\u2028"
@@ -88,7 +88,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "plain": (_saved(_plain), lambda folder: fxprune.load(folder, Plain)),
     "shards": (_saved(_plain, max_shard_size=2000), lambda folder: fxprune.load(folder, Plain)),
     "blocks": (_saved(_blocks), lambda folder: fxprune.load(folder, Stream)),
-    "diffusers": (lambda folder: _pipeline_of_diffusers().save_pretrained(folder), stock.read_folder),
+    "diffusers": (lambda folder: _pipeline_of_diffusers().save_pretrained(folder), pipelines.read_folder),
 }
 
 

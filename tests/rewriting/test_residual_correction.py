@@ -159,3 +159,18 @@ class _Runs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.does(x)  # type: ignore[no-any-return]
+
+
+# ---- too little data ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("samples", "told"), [(7, True), (40, False)])
+def test_layers_that_saw_fewer_samples_than_columns_are_told(samples: int, told: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Residual(), torch.randn(samples, 6)
+    small = fxprune.prune(net, Obs(), 0.3, data=[x], example_inputs=x[:2], progress=False)
+    found = [note for note in fxprune.report(small).scoring if "fewer samples than they have columns" in note]
+    assert len(found) == told
+    if told:
+        assert "give data= more of them" in found[0]
+        assert found[0] in str(fxprune.report(small))
