@@ -86,7 +86,6 @@ def _split(tensor: Any) -> bool:
 def _require_plain(kind: str, path: str, module: nn.Module) -> None:
     """Raise `InputsError` where a part is compiled, quantized, not made yet, or shared out by FSDP's first version."""
     held = [*module.__dict__.values(), *module._buffers.values()]
-    unmade = (UninitializedParameter, UninitializedBuffer)
     if isinstance(module, torch.jit.ScriptModule):
         what = (
             "is compiled by torch.jit to TorchScript, whose code is fixed: put the module there that it was made from"
