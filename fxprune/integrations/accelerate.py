@@ -59,7 +59,7 @@ class Pruning:
         if self.model is pruner.net:
             return
         models, before = self.accelerator._models, self.model
-        models[:] = [m for m in models if m is not before]
+        models[:] = [m for m in models if m is not before and m is not pruner.net]  # else states hold it twice
         self.model = self.accelerator.prepare_model(pruner.net)  # DistributedDataParallel holds the old parameters
 
     def state_dict(self) -> dict[str, Any]:
