@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import fxprune
 
@@ -62,6 +65,15 @@ class Claims:
         return ctx.squared_gradients()
 
 
+def parallel(shards: bool) -> nn.Module:
+    """A tensor-parallel model, sharded besides."""
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (1, torch.distributed.get_world_size()), mesh_dim_names=("data", "tensor"))
+    made = parallelize_module(net(), mesh["tensor"], {"first": ColwiseParallel(), "second": RowwiseParallel()})
+    return fully_shard(made, mesh=mesh["data"]) if shards else made  # type: ignore[return-value]
+
+
 def refusals(model: nn.Module, own: list[Tensor]) -> dict[str, str]:
     """What is refused, and in which words."""
     from torch.distributed.fsdp import fully_shard
@@ -76,6 +88,11 @@ def refusals(model: nn.Module, own: list[Tensor]) -> dict[str, str]:
         "claims": lambda: fxprune.score(graph, model, Claims(), data=own, loss=loss),
         "plain": lambda: fxprune.shard_like(net(), net()),
         "twice": lambda: fxprune.shard_like(fully_shard(net()), model),
+        "tensor parallel": lambda: fxprune.score(graph, parallel(False), "magnitude"),
+        "tensor parallel in shards": lambda: fxprune.prune(parallel(True), "taylor", **given),
+        "fsdp1": lambda: fxprune.score(
+            graph, FullyShardedDataParallel(net(), device_id=torch.device("cpu")), "magnitude"
+        ),
     }
     found = {}
     for name, call in calls.items():

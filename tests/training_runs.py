@@ -109,7 +109,6 @@ def two(folder: str) -> None:
     sharded = fully_shard(net(), mesh=init_device_mesh("cpu", (2,)))
     calls = {
         "trace": lambda: fxprune.trace(sharded, IMAGES[:2]),
-        "prune": lambda: run(Training(30), model=sharded),
     }
     for name, call in calls.items():
         try:

@@ -64,8 +64,8 @@ def require_whole(model: nn.Module, shards: bool = False) -> None:
         )
     if sharded(model) and not shards:
         raise InputsError(
-            f"the parameters of this {kind} are sharded (FSDP), and no process has one whole: prune() without steps=, "
-            "Pruner and score() take it so; here pass fxprune.whole(model), which puts them together in each process"
+            f"the parameters of this {kind} are sharded (FSDP), and no process has one whole: prune(), Pruner "
+            "and score() take it so; here pass fxprune.whole(model), which puts them together in each process"
         )
 
 

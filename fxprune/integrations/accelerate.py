@@ -9,6 +9,9 @@
         optimizer.step(); optimizer.zero_grad()
         pruning.step(batch)      # the channels go in its last step; pruning.model and the optimizer go on
 
+Under accelerate's FSDP plugin (fsdp_version=2) the small model is another module, in shards as the other was: go on
+with `pruning.model`.
+
 `accelerator.save_state` and `load_state` keep the masks' state, until the channels are gone; after that they hold the
 small model's, to be loaded into one that is pruned alike (`fxprune.apply` with the plan of `pruning.plan`).
 """
@@ -31,7 +34,7 @@ class Pruning:
     """A `Pruner` that hands over by itself.
 
     Attributes:
-        model: to train: what accelerate prepared, wrapped anew after the cut where it has to be.
+        model: to train: what accelerate prepared, wrapped anew after the cut where it has to be, or sharded anew.
         plan: what went; None until then.
     """
 
@@ -54,13 +57,17 @@ class Pruning:
             self._cut(self.pruner)
 
     def _cut(self, pruner: Pruner[Any]) -> None:
-        hand_over(pruner, [self.optimizer])
-        self.pruner, self.plan = None, report(pruner.net).plan
-        if self.model is pruner.net:
+        small = hand_over(pruner, [self.optimizer])
+        self.pruner, self.plan = None, report(small).plan
+        if self.model is small:
             return
         models, before = self.accelerator._models, self.model
         models[:] = [m for m in models if m is not before and m is not pruner.net]  # else states hold it twice
-        self.model = self.accelerator.prepare_model(pruner.net)  # DistributedDataParallel holds the old parameters
+        if pruner.shards:  # as accelerate had shared out what was here
+            models.append(small)
+            self.model = small
+            return
+        self.model = self.accelerator.prepare_model(small)  # DistributedDataParallel holds the old parameters
 
     def state_dict(self) -> dict[str, Any]:
         """For `accelerator.save_state`."""

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxprune.errors import InputsError
+from fxprune.graph.modules import sharded
+from fxprune.graph.sharding import resharded
 from fxprune.reporting.report import attach, report
 from fxprune.rewriting.rewrite import transplant
 from fxprune.training.pruner import Pruner
@@ -40,13 +42,25 @@ def plain(optimizer: Any) -> Optimizer:
     return made
 
 
-def hand_over(pruner: Pruner[Any], optimizers: Sequence[Any]) -> None:
-    """Cut the module of a pruner whose schedule is over, in place, and the state of the optimizer that trains it.
+def require_here(net: nn.Module) -> None:
+    """Raise `InputsError` where the small model would be another module, and a trainer keeps the one it has."""
+    if sharded(net):
+        raise InputsError(
+            f"the parameters of this {type(net).__name__} are sharded (FSDP), and this trainer could not go on with "
+            "the small model: train in a loop of your own with fxprune.integrations.accelerate, or use data parallelism"
+        )
+
+
+def hand_over(pruner: Pruner[Any], optimizers: Sequence[Any]) -> nn.Module:
+    """Cut the module of a pruner whose schedule is over, and the state of the optimizer that trains it.
+
+    Returns:
+        What goes on: the same module, cut in place; where it is sharded, a small one in shards of its own.
 
     Raises:
         InputsError: several optimizers train it.
     """
-    net = pruner.net
+    net = resharded(pruner.net)
     own = {id(p) for p in net.parameters()}
     holding = [o for o in map(plain, optimizers) if any(id(p) in own for g in o.param_groups for p in g["params"])]
     if len(holding) > 1:
@@ -55,13 +69,17 @@ def hand_over(pruner: Pruner[Any], optimizers: Sequence[Any]) -> None:
             "one: let one optimizer have all its parameters, in groups"
         )
     if not holding:
-        small = pruner.finish()
+        small = pruner.finish(shard=pruner.shards)
     else:
         with only(holding[0], own):
-            small = pruner.finish(holding[0])
+            small = pruner.finish(holding[0], shard=pruner.shards)
+    if pruner.shards:
+        going_on: nn.Module = small.train(net.training)
+        return going_on
     made = report(small)
     transplant(net, small)
     attach(net, made)
+    return net
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import InputsError, SaveError
-from fxprune.integrations.handoff import LoopsLoss, bare, hand_over, schedule
+from fxprune.integrations.handoff import LoopsLoss, bare, hand_over, require_here, schedule
 from fxprune.planning.plan import Plan
 from fxprune.pruning.prune import apply
 from fxprune.reporting.report import is_pruned, report
@@ -98,6 +98,7 @@ class PruningCallback(lightning.Callback):  # type: ignore[misc]
             return
         net = _part(pl_module, self.part)
         steps = schedule(self.steps, int(trainer.estimated_stepping_batches), SHARE)
+        require_here(net)
         own = LoopsLoss(lambda net, batch: _quiet_loss(pl_module, batch))
         loss = own if self.loss is None else self.loss
         self.pruner = Pruner(net, ratio=self.ratio, steps=steps, loss=loss, **self.options)

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fxprune.errors import InputsError, SaveError
-from fxprune.integrations.handoff import LoopsLoss, bare, hand_over, schedule
+from fxprune.integrations.handoff import LoopsLoss, bare, hand_over, require_here, schedule
 from fxprune.reporting.report import is_pruned
 from fxprune.scoring import distributed as ranks
 from fxprune.training.pruner import Pruner
@@ -79,6 +79,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "longer: leave it out"
             )
         self.batches.net = net
+        require_here(net)
         loss = _own_loss if self.loss is None else self.loss
         self.pruner = Pruner(net, ratio=self.ratio, steps=steps, loss=loss, **self.options)
         if self.batches.hooked:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fxprune.graph.sharding import in_shards
 from fxprune.masking.sites import FAMILIES, CallSite
 from fxprune.masking.statistics import (
     kept_pairs,
@@ -74,8 +75,8 @@ class Site:
         return out
 
     def apply(self, x: Tensor) -> Tensor:
-        """x times its mask."""
-        if self.full:
+        """x times its mask; shards are no weight at work, and FSDP wants the very parameter that it put there."""
+        if self.full or in_shards(x):
             return x
         y = x * self.mask(x)
         y = x + (y - x).detach() if self.switch.straight_through else y

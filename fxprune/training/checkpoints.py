@@ -2,9 +2,11 @@
 
     DIR/step-00000200/shared.pt       weights, optimizer, averages, what the run is; by the first process
     DIR/step-00000200/process-0.pt    masks, place in the data, random numbers; by each
+    DIR/step-00000200/shards/         what is sharded (FSDP2) of weights, optimizer and averages, as torch.distributed's
+                                      `checkpoint` writes it; each process its own
 
-Both hold tensors, numbers and text, and are read without pickle.  A folder is filled under another name and renamed
-when all of it is there; then older ones go, but for the last but one.
+All hold tensors, numbers and text, and are read without pickle; torch's list of shards is one.  A folder is filled
+under another name and renamed when all of it is there; then older ones go, but for the last but one.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from fxprune.scoring.identity import differences
 from fxprune.training.serialization import from_plain, to_plain
 
 NAME = re.compile(r"step-(\d{8})")
+SHARED, SHARDS = "shared.pt", "shards"  # in each folder
 SPARE = 2**16  # bytes free on a disk below which it is called full
 KEPT = 2  # the last one, and the one before, should the last turn out to be of no use
 
@@ -61,8 +64,13 @@ class Checkpoints:
         """The last complete one."""
         return next(reversed(self.all()), None)
 
-    def write(self, step: int, shared: Mapping[str, Any], own: Mapping[str, Any]) -> Path:
+    def write(
+        self, step: int, shared: Mapping[str, Any], own: Mapping[str, Any], more: Callable[[Path], None] | None = None
+    ) -> Path:
         """Write one; every process calls this.
+
+        Args:
+            more: writes what else belongs into the folder.
 
         Raises:
             SaveError: the disk refuses, or the state holds something else than plain data.
@@ -77,8 +85,10 @@ class Checkpoints:
                 new.mkdir(parents=True)
             wait()
             _write(own, new / f"process-{self.accelerator.process_index}.pt")
+            if more is not None:
+                more(new)
             if first:
-                _write({**shared, "processes": self.accelerator.num_processes}, new / "shared.pt")
+                _write({**shared, "processes": self.accelerator.num_processes}, new / SHARED)
             wait()
             if first:
                 self._publish(new, final)
@@ -96,7 +106,7 @@ class Checkpoints:
             SaveError: the checkpoint is of another run or another number of processes, or damaged.
         """
         with of_this_version(path):
-            shared = _read(path / "shared.pt")
+            shared = _read(path / SHARED)
             what, processes = differences(shared["run"], run), shared["processes"]
         if what:
             raise SaveError(
@@ -130,10 +140,15 @@ def of_this_version(path: Path) -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
         told = " ".join(str(e).split())[:200]
+        weights = (
+            f"lie in {path / SHARDS}"
+            if (path / SHARDS).exists()
+            else f"are torch.load({str(path / SHARED)!r})['model']"
+        )
         raise SaveError(
             f"{path} holds no state that this version of fxprune can go on from ({type(e).__name__}: {told}): "
             "another version wrote it. Finish the run with that one, or start anew with another checkpoint_dir=; the "
-            f"weights are torch.load({str(path / 'shared.pt')!r})['model']"
+            f"weights {weights}"
         ) from e
 
 

@@ -41,6 +41,7 @@ from fxprune.arguments import (
     tensors,
 )
 from fxprune.errors import InputsError
+from fxprune.graph.sharding import full
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import told
 from fxprune.training.distillation import Distillation, Teacher
@@ -215,7 +216,7 @@ def relative_rate(parameters: Iterable[Tensor], samples: int = 1) -> float:
     """
     every = [p.detach() for p in parameters if p.is_floating_point() and p.numel()]
     chosen = [p for p in every if p.dim() > 1] or every
-    squares = sum(float(p.float().square().sum()) for p in chosen)
+    squares = sum(float(full(p.float().square().sum())) for p in chosen)
     size = math.sqrt(squares / max(1, sum(p.numel() for p in chosen)))
     return round(RELATIVE * _root(samples) * size, 9) or FALLBACK
 

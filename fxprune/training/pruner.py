@@ -139,6 +139,7 @@ class Pruner(Generic[M]):
             raise InputsError(f"steps={steps}: pass how many times step() will be called, such as steps=2000")
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.shards = sharded(self.net)
         with ranks.told():
             entire: nn.Module = whole(self.net)
         require_whole(entire)
@@ -197,6 +198,11 @@ class Pruner(Generic[M]):
             CriterionError: the criterion has no score for a group that it scored before.
             InputsError: the criterion needs a batch, and none was given, or an empty one; another process is gone.
         """
+        if ranks.several() and sharded(self.net) != self.shards:
+            raise InputsError(
+                f"fully_shard() was called on this {type(self.net).__name__} after its masks were put on: call it "
+                "first, and make the Pruner afterwards"
+            )
         if isinstance(batch, Tensor) and batch.dim() == 0:
             batch, loss = None, batch
         if batch is not None and not self.given:
@@ -269,7 +275,7 @@ class Pruner(Generic[M]):
     @contextlib.contextmanager
     def _scored(self) -> Iterator[nn.Module]:
         """The model to score, whose gradients pass the masks: one in shards is put together if the criterion asks."""
-        apart = sharded(self.net) and not takes_shards(self.criterion)
+        apart = self.shards and not takes_shards(self.criterion)
         masks = self.masks.copied() if apart else self.masks
         with masks.straight_through():
             yield masks.model
@@ -345,7 +351,7 @@ class Pruner(Generic[M]):
             raise PluginError(
                 f"the schedule is not over: {left} of {self.problem.steps} steps are left; take them first"
             )
-        if shard and not sharded(self.net):
+        if shard and not self.shards:
             raise InputsError(f"shard=True: this {type(self.net).__name__} is not sharded; leave shard= out")
         plan = replace(plan, criterion=self.scored)
         self.masks.detach()

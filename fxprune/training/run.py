@@ -23,8 +23,8 @@ from torch import nn
 from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.graph.copies import deep_copy
-from fxprune.graph.modules import require_whole
+from fxprune.graph.modules import sharded
+from fxprune.graph.sharding import full, resharded, whole
 from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
 from fxprune.pruning.prune import apply, prune_once, seeing
@@ -56,6 +56,15 @@ from fxprune.training.setup import (
     refuse,
     share_of,
     tracked,
+)
+from fxprune.training.sharded import (
+    as_before,
+    put_together,
+    read_shards,
+    require_trainable,
+    whole_state,
+    working_copy,
+    write_shards,
 )
 from fxprune.training.soundness import Watch, norm_of_gradients
 from fxprune.training.stream import Stream
@@ -93,17 +102,19 @@ class Run:
             check_picture(training.picture)
         adapter = seeing(find_adapter(model), order.scoring.timesteps)
         self.given, self.back = adapter.unwrap(model)
-        require_whole(self.given)
+        require_trainable(self.given, training, order)
+        self.sharded = sharded(self.given)
         self.scoring, self.loss = losses_of(adapter, model, order)
         self.process = adapter.process(model)
         self.accelerator = accelerator_for(training)
         self.checkpoints = checkpoints_of(training, self.accelerator)
         self.shown = order.progress and self.accelerator.is_main_process
-        self.name = identity(self.given, scheduler, training, order, self.accelerator.mixed_precision)
+        self.name = identity(whole(self.given), scheduler, training, order, self.accelerator.mixed_precision)
         self.place = next(self.given.parameters()).device
         self.modes = {name: m.training for name, m in self.given.named_modules()}
-        self.net = self.given if order.inplace else deep_copy(self.given)
-        self.net.to(self.accelerator.device)
+        self.net = self.given if order.inplace else working_copy(self.given)
+        if not self.sharded:
+            self.net.to(self.accelerator.device)
         set_seed(order.seed, device_specific=True)
         self.stream = Stream(order.scoring.data, self.accelerator)
         self.watch = Watch(self.given, training, self.stream, self.checkpoints)
@@ -153,17 +164,17 @@ class Run:
         self._prepare()
         if held and path:
             with of_this_version(path):
-                self._resume(*held)
+                self._resume(*held, path)
 
     def _mask(self) -> None:
         """Put the masks on."""
-        dense = deep_copy(self.net) if self.training.distillation else self.net
+        dense = working_copy(self.net) if self.training.distillation else self.net
         order = self.order
         self.pruner = Pruner(
             self.net,
             self.scheduler,
             order.scoring.criterion,
-            share_of(order, self.net),
+            share_of(order, whole(self.net)),
             steps=self.training.steps,
             of=order.budget.of,
             loss=self.scoring,
@@ -182,6 +193,7 @@ class Run:
         """Cut before training: by plans of before, or by scores of the first batches."""
         dense, order = self.net, self.order
         if plans:
+            self.net = whole(self.net)
             for plan in plans:
                 self.net = apply(
                     self.net,
@@ -197,9 +209,10 @@ class Run:
             with ranks.parts():  # each process took its part of the first batches
                 self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self.shown))
         self.plans = plans_of(self.net)[len(plans_of(dense)) :]
+        self.net = as_before(self.net, dense)
         if self.training.distillation:
-            dense = deep_copy(dense) if dense is self.given else dense
-            graph = graph_of(dense, self.plans, order) if self.training.distillation.features else None
+            dense = working_copy(dense) if dense is self.given else dense
+            graph = graph_of(whole(dense), self.plans, order) if self.training.distillation.features else None
             self.teacher = self._teacher(dense, graph)
             if self.teacher is not None and graph is not None:
                 self.teacher.cut(self.plans[0].kept(graph))
@@ -218,7 +231,8 @@ class Run:
     def _prepare(self) -> None:
         """Hand model and optimizer to accelerate, at the beginning and again after the hand-off."""
         self.accelerator.free_memory()
-        self.objective = self.accelerator.prepare_model(Objective(self.net, self.loss, self.teacher))
+        made = Objective(self.net, self.loss, self.teacher)
+        self.objective = self.accelerator.prepare_model(made, evaluation_mode=self.sharded)  # which leaves DDP out
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
 
     # ---- steps ----------------------------------------------------------------------------------------------------
@@ -251,9 +265,9 @@ class Run:
                 loss = self.objective(batch) / len(batches)
                 self.accelerator.backward(loss)
             total += loss.detach()
-        length = norm_of_gradients(self.net)
+        length = full(norm_of_gradients(self.net))
         if self.training.clip is not None:
-            length = self.accelerator.clip_grad_norm_(self.net.parameters(), self.training.clip)
+            length = full(self.accelerator.clip_grad_norm_(self.net.parameters(), self.training.clip))
         value = float(self.accelerator.reduce(total, "mean"))
         rate = self.optimizer.param_groups[0]["lr"]
         self.watch.step(len(self.history) + 1, value, float(length), rate, self.accelerator.scaler is not None)
@@ -265,6 +279,7 @@ class Run:
         return value
 
     def _sound(self) -> None:
+        resharded(self.net)
         self.watch.state(len(self.history), self.net, self.average, self.optimizer)
 
     def _rehearse(self, pruner: Pruner[nn.Module]) -> None:
@@ -291,9 +306,8 @@ class Run:
         aside = self.projections.aside(self.optimizer) if self.projections is not None else contextlib.nullcontext()
         try:
             with aside:
-                small = pruner.finish(
-                    self.optimizer, self.average, verify=self.order.verify, strict=self.order.strict
-                ).train()
+                verified = {"verify": self.order.verify, "strict": self.order.strict}
+                small = pruner.finish(self.optimizer, self.average, **verified, shard=self.sharded).train()
         except FxPruneError as e:
             raise kept(e, self.net, len(self.history), self._write) from e
         self.net = small
@@ -312,20 +326,28 @@ class Run:
     def _write(self) -> Path:
         """All that the run needs to go on, or where there is no folder for it the weights."""
         if not self.checkpoints:
-            return saved_beside(self.net.state_dict())
-        return self.checkpoints.write(len(self.history), self._shared(), self._own())
+            return saved_beside(whole_state(self.net))
+        return self.checkpoints.write(len(self.history), self._shared(), self._own(), self._shards)
+
+    def _shards(self, folder: Path) -> None:
+        if self.sharded:
+            write_shards(folder, self.net, self.optimizer, self.average)
 
     def _shared(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {
             "run": self.name,
             "plans": [p.to_json() for p in self.plans],
-            "model": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average and self.average.state_dict(),
+            "model": {} if self.sharded else self.net.state_dict(),
+            "optimizer": self._rates() if self.sharded else self.optimizer.state_dict(),
+            "average": self.average and ({"taken": self.average.taken} if self.sharded else self.average.state_dict()),
             "scaler": scaler and scaler.state_dict(),
             "projections": self.projections and [p.detach() for p in self.projections.matrices],
         }
+
+    def _rates(self) -> list[dict[str, Any]]:
+        """The options of the optimizer's groups."""
+        return [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
 
     def _own(self) -> dict[str, Any]:
         return {
@@ -342,15 +364,20 @@ class Run:
         assert self.average is not None
         return [n for n, _ in self.net.named_buffers() if n in self.average.values]
 
-    def _resume(self, shared: dict[str, Any], own: dict[str, Any]) -> None:
-        self.net.load_state_dict(shared["model"])
+    def _resume(self, shared: dict[str, Any], own: dict[str, Any], path: Path) -> None:
+        if self.sharded:
+            read_shards(path, self.net, self.optimizer, self.average)
+            for group, held in zip(self.optimizer.param_groups, shared["optimizer"], strict=True):
+                group.update(held)
+        else:
+            self.net.load_state_dict(shared["model"])
+            self.optimizer.load_state_dict(shared["optimizer"])
         for name, buffer in self.net.named_buffers():
             buffer.copy_(own["buffers"][name])
-        self.optimizer.load_state_dict(shared["optimizer"])
         if self.projections is not None:
             self.projections.load(shared["projections"])
         if self.average is not None:
-            self.average.load_state_dict(shared["average"])
+            self.average.load_state_dict({"values": self.average.values, **shared["average"]})
             self.average.values.update({n: own["averaged"][n].to(self.average.values[n]) for n in own["averaged"]})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(shared["scaler"])
@@ -370,6 +397,7 @@ class Run:
         self._sound()
         if self.average is not None:
             self.average.copy_to(self.net)
+        self.net = put_together(self.net)
         self.net.to(self.place)
         for name, module in self.net.named_modules():
             module.training = self.modes.get(name, False)

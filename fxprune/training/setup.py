@@ -19,6 +19,7 @@ from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
 from fxprune.pruning.prune import trace
 from fxprune.reporting.report import is_pruned, report
+from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
 from fxprune.training.checkpoints import Checkpoints
@@ -49,7 +50,14 @@ def accelerator_for(training: Training) -> Accelerator:
         raise InputsError(f"accelerate does not take these options: {e}") from e
     if (kind := made.distributed_type.value) in SHARDED:
         raise InputsError(
-            f"masks need whole parameters in each process, and accelerate runs {kind}: configure it for DDP"
+            f"steps= trains with an Accelerator of its own, and accelerate is configured for {kind}: configure it for "
+            "plain data parallelism and pass a model sharded by fully_shard() (FSDP2), or train in a loop of your own "
+            "(fxprune.integrations.accelerate takes its FSDP plugin)"
+        )
+    if made.num_processes != ranks.number():
+        raise InputsError(
+            f"torch.distributed runs {ranks.number()} processes and accelerate {made.num_processes}: start them by "
+            'accelerate launch or torchrun, on CPUs with ACCELERATE_USE_CPU=true or Training(accelerate={"cpu": True})'
         )
     return made
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import InputsError
+from fxprune.graph.sharding import in_shards
+from fxprune.scoring import distributed as ranks
+from fxprune.scoring.sharded import own
 from fxprune.training.average import Average
 from fxprune.training.checkpoints import Checkpoints
 from fxprune.training.options import Training
@@ -25,9 +28,15 @@ def not_finite(named: Mapping[str, Tensor]) -> list[str]:
     kept = {n: t for n, t in named.items() if t.dtype in TYPES and t.numel() and not t.is_meta}
     if not kept:
         return []
-    largest = torch._foreach_norm([t.detach() for t in kept.values()], float("inf"))
+    held = [own(t.detach()) for t in kept.values()]
+    some = [t if t.numel() else t.new_zeros(1) for t in held]  # a process may have no part of a small tensor
+    largest = torch._foreach_norm(some, float("inf"))
     device = largest[0].device
     fine = torch.stack([x.to(device, torch.float64).isfinite() for x in largest])
+    if any(map(in_shards, kept.values())):
+        everywhere = fine.double() - 1
+        ranks.add_up([everywhere])
+        fine = everywhere == 0
     return [n for n, ok in zip(kept, fine.tolist(), strict=True) if not ok]
 
 

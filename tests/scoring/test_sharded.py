@@ -55,6 +55,9 @@ REFUSALS = {
     "linear": r"replace='linear' fits layers to one process's data: call fxprune.prune\(fxprune.whole",
     "claims": r"says that it takes sharded parameters.*leave its attribute `sharded` out",
     "plain": r"this Net is not sharded: pass the one that fully_shard\(\) was called on",
+    "tensor parallel": r"split over devices \(tensor parallel\): prune the whole model",
+    "tensor parallel in shards": r"split over devices \(tensor parallel\): prune the whole model",
+    "fsdp1": r"wrapped in FullyShardedDataParallel \(FSDP1\): shard the model with fully_shard",
     "twice": r"this FSDPNet are sharded|are sharded \(FSDP\)",
 }
 
