@@ -212,7 +212,7 @@ class Denoiser:
             )
         if not images.is_floating_point():
             raise InputsError(f"the images of a batch are {images.dtype}; give floats scaled to [-1, 1]")
-        channels = 0 if len(self.image) == 3 else len(self.image) - 1
+        channels = 1 if len(self.image) == 2 else 0  # tokens have theirs last, pictures and clips first
         if images.dim() != len(self.image) + 1 or images.shape[channels + 1] != self.image[channels]:
             raise InputsError(
                 f"the images of a batch have shape {tuple(images.shape)}; {model} takes (n, "
@@ -237,6 +237,8 @@ class Denoiser:
                     f"{model} is conditional and a batch has no {name!r}; give dicts such as "
                     f"dict(images=..., {name}=...), or leave data= out and the model draws its own"
                 )
+        for name in given.get("conditions", {}).keys() - out.keys():  # such as a mask of the padding
+            out[name] = pytree.tree_map_only(Tensor, lambda t: t.to(device), held[name])
         return out
 
     def _beside(self, model: nn.Module, noisy: Tensor, generator: torch.Generator) -> Tensor:

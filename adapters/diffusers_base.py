@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import inspect
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -169,7 +170,8 @@ class DiffusersAdapter(Adapter):
                 f"{type(model).__name__} takes {', '.join(sorted(needed))}, which a folder of images does not tell: "
                 "give the whole pipeline, whose encoders make them of captions, or pass data= in Python"
             )
-        return loader(Pictures(images, _pixels(given, model, task.image), beside), files), None
+        packed = given is not model and Encoders(given, model, task).packed
+        return loader(Pictures(images, _pixels(given, model, task.image, packed), beside), files), None
 
     def trajectories(self, given: Any, steps: int, n: int, seed: int = 0) -> tuple[list[Any], Loss] | None:
         """Of the sampler that fits the pipeline's noise schedule; none for an autoencoder."""
@@ -215,18 +217,22 @@ def _classes(model: nn.Module) -> int:
     return int(found)
 
 
-def _pixels(given: Any, model: nn.Module, image: tuple[int, ...]) -> tuple[int, int, int]:
+def _pixels(given: Any, model: nn.Module, image: tuple[int, ...], packed: bool) -> tuple[int, int, int]:
     """The shape of the images that become a denoiser's samples: those samples, or what an encoder makes them of.
+
+    Args:
+        packed: whether a sample is a square of tokens, of two by two latents each.
 
     Raises:
         InputsError: its samples are no images, and no encoder is there.
     """
     encoder = next((e for n in ENCODERS if (e := getattr(given, n, None)) is not None), None)
-    if encoder is None or len(image) != 3:
+    if encoder is None or not (len(image) == 3 or packed):
         return _of_three(model, image)
     factor = 2 ** (len(encoder.config.get("block_out_channels") or [1]) - 1)
     times = int(getattr(given, "vae_scale_factor", None) or factor)
-    return (int(encoder.config["in_channels"]), image[1] * times, image[2] * times)
+    height, width = (2 * math.isqrt(image[0]),) * 2 if packed else image[1:]
+    return (int(encoder.config["in_channels"]), height * times, width * times)
 
 
 def _of_three(model: nn.Module, image: tuple[int, ...]) -> tuple[int, int, int]:

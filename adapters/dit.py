@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.adapters.denoising import Denoiser
 from fxprune.adapters.diffusers_base import DiffusersAdapter, backbone, side_of, unknown_inputs
+from fxprune.adapters.encoding import grid
 from fxprune.adapters.noising import Flow, Noising, VariancePreserving
 from fxprune.adapters.tensors import draw, draw_integers, place
 
@@ -26,6 +27,8 @@ FLOWS = {
     "FluxTransformer2DModel": 1.0,
     "ChromaTransformer2DModel": 1.0,
     "AuraFlowTransformer2DModel": 1.0,
+    "WanTransformer3DModel": 1000.0,
+    "HunyuanVideoTransformer3DModel": 1000.0,
 }
 # The config keys that can hold the width of the text embeddings, the outermost projection first.
 TEXT_WIDTHS = (
@@ -124,9 +127,7 @@ def _picture(m: Made) -> dict[str, Tensor] | None:
 
 
 def _image_ids(m: Made) -> Tensor:
-    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
-    return ids.to(*place(m.model))
+    return grid(SIDE, SIDE).to(*place(m.model))
 
 
 def _guidance(m: Made) -> Tensor | None:

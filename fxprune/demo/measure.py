@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from torchmetrics.image import StructuralSimilarityIndexMeasure
 import fxprune
 from fxprune.demo import digits
 from fxprune.demo.digits import SampleOptions
+from fxprune.planning.costs.stopwatch import take_turns
 
 SSIM_WINDOW = 5  # pixels; torchmetrics' usual window of 11 does not fit into 8x8
 
@@ -86,18 +87,14 @@ def count_macs(unet: UNet2DModel) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-@torch.no_grad()
 def latencies(unets: Sequence[UNet2DModel], batch: int, repeats: int = 30) -> list[float]:
-    """Return the median seconds of one forward of each model; the models take turns, so that noise hits all alike."""
+    """Return the median seconds of one forward of each model; the models take turns, so that noise hits all alike.
+
+    On one thread they are those that the thread runs: what else the machine does counts as little as it can.
+    """
     config = unets[0].config
     images = torch.zeros(batch, config.in_channels, config.sample_size, config.sample_size)
-    seconds: list[list[float]] = [[] for _ in unets]
-    for _ in range(repeats + 3):
-        for unet, own in zip(unets, seconds, strict=True):
-            start = time.perf_counter()
-            unet(images, 500)
-            own.append(time.perf_counter() - start)
-    return [median(own[3:]) for own in seconds]  # the first three rounds warm up
+    return [median(own) for own in take_turns([partial(u, images, 500) for u in unets], images.device, repeats)]
 
 
 def ssim(images: Tensor, others: Tensor) -> float:

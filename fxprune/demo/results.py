@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fxprune.demo import digits
+from fxprune.demo.asked import HEAD, Asked
 from fxprune.demo.measure import Measured, ssim
 
 GRID = 8  # digits in a row of the picture, and rows
@@ -45,10 +46,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Results:
-    """The table: the first column is the dense model, with which the others are compared."""
+    """The table: the first column is the dense model, with which the others are compared.
+
+    Beside it a row for each way to say how much goes.
+    """
 
     columns: tuple[Column, ...]
     notes: tuple[str, ...]
+    asked: tuple[Asked, ...] = ()
 
     def rows(self) -> list[list[str]]:
         """The cells, a row a figure."""
@@ -64,15 +69,30 @@ class Results:
             table.add_row(*row)
         return table
 
+    def wishes(self) -> Table:
+        """What was asked and what it costs, for the terminal."""
+        table = Table(title="Smaller or faster, before any training")
+        for k, name in enumerate(HEAD):
+            table.add_column(name, justify="right" if k else "left")
+        for row in self.asked:
+            table.add_row(row.cells[0].strip("`"), *row.cells[1:])
+        return table
+
     def markdown(self) -> str:
         """As Markdown."""
-        head = ["", *(c.name for c in self.columns)]
-        lines = [head, ["---", *("---:" for _ in self.columns)], *self.rows()]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + " ".join(self.notes) + "\n"
+        tables = [_markdown(["", *(c.name for c in self.columns)], self.rows())]
+        tables += [_markdown(HEAD, [row.cells for row in self.asked])] * bool(self.asked)
+        return "\n\n".join([*tables, " ".join(self.notes)]) + "\n"
 
     def to_json(self, **more: Any) -> str:
         """The figures themselves, and whatever else is given."""
-        return json.dumps({"columns": [vars(c) for c in self.columns], **more}, indent=1, allow_nan=False) + "\n"
+        held = {"columns": [vars(c) for c in self.columns], "asked": [vars(a) for a in self.asked], **more}
+        return json.dumps(held, indent=1, allow_nan=False) + "\n"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def column(name: str, measured: Measured, dense: Measured, latency: float) -> Column:

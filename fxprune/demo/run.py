@@ -11,7 +11,7 @@ It runs on one CPU thread: the same numbers come out however many cores there ar
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +27,7 @@ from rich.progress import Progress
 
 import fxprune
 from fxprune.demo import digits
+from fxprune.demo.asked import Asked, Wish, granted, row
 from fxprune.demo.digits import SampleOptions
 from fxprune.demo.measure import SSIM_WINDOW, Measured, latencies, measure, measure_in_fresh_process, ssim
 from fxprune.demo.results import Results, column, draw
@@ -49,6 +50,7 @@ class DemoOptions:
         samples: digits that each model draws.
         sampler_steps: of DDIM, for each.
         latency_batch: images in the forward that is timed.
+        others: what else to ask the ratio of, beside parameters.
     """
 
     ratio: float = 0.4
@@ -58,6 +60,7 @@ class DemoOptions:
     samples: int = 256
     sampler_steps: int = 50
     latency_batch: int = 64
+    others: tuple[str, ...] = ("macs", "latency")
 
 
 def main(
@@ -85,6 +88,7 @@ def run(output: Path, options: DemoOptions, console: Console) -> Results:
     with _one_thread():
         results, same = _compare(output, options, console)
     console.print(results.table())
+    console.print(results.wishes())
     seconds = time.perf_counter() - start
     (output / "table.md").write_text(results.markdown(), encoding="utf-8")
     more = {"options": asdict(options), "reloaded_is_identical": same, "seconds": round(seconds, 1)}
@@ -98,6 +102,11 @@ def _compare(output: Path, options: DemoOptions, console: Console) -> tuple[Resu
     dense = digits.load_pipeline()
     console.print(f"Pruning {options.ratio:.0%} of the parameters with {options.criterion}")
     pruned = fxprune.prune(dense, options.criterion, options.ratio, seed=options.seed, progress=not console.quiet)
+    wish = Wish(None, options.ratio, options.criterion, options.seed, options.latency_batch)
+    made = []
+    for of in options.others:
+        console.print(f"The same of {'multiply-accumulates' if of == 'macs' else of}")
+        made.append(granted(replace(wish, of=of), dense, not console.quiet))
     tuned = DDPMPipeline(unet=_fine_tune(pruned.unet, pruned.scheduler, options, console), scheduler=pruned.scheduler)
     unets = [p.unet.eval() for p in (dense, pruned, tuned)]
     with console.status(f"Drawing {options.samples} digits with each model"):
@@ -105,12 +114,22 @@ def _compare(output: Path, options: DemoOptions, console: Console) -> tuple[Resu
     with console.status("Saving, and loading in a fresh process"):
         reloaded = measure_in_fresh_process(fxprune.save(tuned, output / "model"), drawing)
     with console.status("Timing"):
-        seconds = latencies(unets, options.latency_batch)
+        timed = [*unets, *(unet for _, unet in made if unet is not None)]
+        seconds = latencies(timed, options.latency_batch)
+    asked = _speeds([(row(wish, unets[1], found[1].loss), unets[1]), *made], timed, seconds)
     same = torch.equal(found[2].images, reloaded.images)
     found[2] = reloaded
-    columns = tuple(column(n, m, found[0], s) for n, m, s in zip(NAMES, found, seconds, strict=True))
+    columns = tuple(column(n, m, found[0], s) for n, m, s in zip(NAMES, found, seconds, strict=False))
     draw(columns, [m.images for m in found], output / "samples.png")
-    return Results(columns, _notes(options, found[0], same)), same
+    return Results(columns, _notes(options, found[0], same), asked), same
+
+
+def _speeds(
+    made: Sequence[tuple[Asked, UNet2DModel | None]], timed: Sequence[UNet2DModel], seconds: Sequence[float]
+) -> tuple[Asked, ...]:
+    """The rows with how many times as fast as the first network each is."""
+    of = {id(unet): seconds[0] / own for unet, own in zip(timed, seconds, strict=True)}
+    return tuple(replace(found, speedup=of.get(id(unet))) for found, unet in made)
 
 
 def _fine_tune(unet: UNet2DModel, scheduler: SchedulerMixin, options: DemoOptions, console: Console) -> UNet2DModel:
@@ -129,8 +148,10 @@ def _notes(options: DemoOptions, dense: Measured, same: bool) -> tuple[str, ...]
     unlike = ssim(dense.images, dense.images.roll(1, 0))
     equal = "equal those of the model in memory bit for bit" if same else "DIFFER from those of the model in memory"
     return (
-        f"Latency: one forward of {options.latency_batch} images on one CPU thread, median, the models taking turns.",
+        f"Latency: one forward of {options.latency_batch} images on one CPU thread, the median of the seconds that it "
+        "ran, the models taking turns.",
         "Held-out loss: noise prediction on digits that no model was trained on.",
+        "Predicted speed: by what the plan says of the time, where that was asked for, else by its MACs at most.",
         f"SSIM to dense: {options.samples} pairs of samples from the same noise ({options.sampler_steps} DDIM steps), "
         f"window of {SSIM_WINDOW}×{SSIM_WINDOW} pixels; dense samples from different noise have {unlike:.3f}.",
         "Confident samples: those that a classifier of digits names with a probability of 0.9 or more.",

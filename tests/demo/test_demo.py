@@ -16,12 +16,14 @@ from safetensors import safe_open
 
 import fxprune
 from fxprune.demo import digits
+from fxprune.demo.asked import Wish, granted
 from fxprune.demo.digits import CHECKPOINT, SampleOptions
 from fxprune.demo.measure import count_macs, ssim
 from fxprune.demo.run import DemoOptions, main, run
 from fxprune.demo.training import TrainOptions
 
-SMALL = DemoOptions(training=TrainOptions(steps=2, batch_size=16), samples=4, sampler_steps=2, latency_batch=2)
+QUICK = {"samples": 4, "sampler_steps": 2, "latency_batch": 2, "others": ("macs",)}
+SMALL = DemoOptions(training=TrainOptions(steps=2, batch_size=16), **QUICK)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,29 @@ def test_demo_writes_table_and_picture(demo: Path) -> None:
     assert "bit for bit" in rows[-1]
     with Image.open(demo / "samples.png") as picture:
         assert picture.width > 3 * picture.height / 2
+
+
+def test_demo_says_what_speed_costs(demo: Path) -> None:
+    held = json.loads((demo / "table.json").read_text(encoding="utf-8"))
+    size, macs = held["asked"]
+    assert (size["asked"], macs["asked"]) == ("ratio=0.4", 'ratio=0.4, of="macs"')
+    assert size["loss"] == held["columns"][1]["loss"]
+    assert macs["macs"] == pytest.approx(0.4, abs=0.01)
+    assert macs["predicted"] == pytest.approx(1 / (1 - macs["macs"])) != size["predicted"]
+    assert size["speedup"] == pytest.approx(held["columns"][0]["latency"] / held["columns"][1]["latency"])
+    assert macs["speedup"] > 0
+    text = (demo / "table.md").read_text(encoding="utf-8")
+    assert f'| `ratio=0.4, of="macs"` | {macs["parameters"]:.1%} | 40.' in text
+
+
+def test_what_cannot_go_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise fxprune.BudgetError("no", reachable=0.42)
+
+    monkeypatch.setattr(fxprune, "prune", refuse)
+    asked, unet = granted(Wish("latency", 0.6, "magnitude", 0, 2), digits.load_pipeline(), progress=False)
+    assert unet is None
+    assert asked.cells == ['`ratio=0.6, of="latency"`', *"––––", "cannot go: at most 42%"]
 
 
 def test_demo_refuses_bad_options_before_it_works(tmp_path: Path) -> None:
