@@ -4,11 +4,11 @@
 
 A Flux-shaped transformer (Flux's width, heads and text encoders, as many layers as make N billion parameters) with
 random bfloat16 weights is written to shards of a gigabyte, pruned by `fxprune.prune_folder(..., 0.4)`, and deleted,
-even after an error.  Each case runs in a process of its own, just after a copy of the folder, written through to
-the disk; both begin with nothing of the folder in the system's cache.  The time is that of the call, with the import of
-the model's class and the flush of the result.  16 tokens of latents and 8 of text, so that it is the time of the
-weights; wanda's data are one such batch.  Cases: magnitude as it comes, with its proof; with `verify=False`; wanda with
-its proof.
+even after an error.  Each case runs in a process of its own, just after a copy of the folder, written through to the
+disk; both begin with nothing of the folder in the system's cache.  The time is that of the call, with the import of the
+model's class (torch is there already) and the flush of the result.  16 tokens of latents and 8 of text, so that it is
+the time of the weights; wanda's data are one such batch.  Cases: magnitude as it comes, with its proof; with
+`verify=False`; wanda with its proof.
 """
 
 from __future__ import annotations
@@ -85,13 +85,14 @@ def measure(case: str, source: Path) -> dict[str, Any]:
     import fxprune
 
     copy, copying = copied(source)
-    given: dict[str, Any] = {"data": [inputs()], "loss": _loss} if case == "wanda" else dict(CASES[case])
+    example = inputs()  # torch is there now
+    given: dict[str, Any] = {"data": [example], "loss": _loss} if case == "wanda" else dict(CASES[case])
     target = source.with_name(f"{source.name}-small")
     try:
         _forget(source)
         before, start, busy = _peak(), time.perf_counter(), _busy()
         criterion = case.partition(",")[0]
-        fxprune.prune_folder(source, target, criterion, 0.4, example_inputs=inputs(), progress=False, **given)
+        fxprune.prune_folder(source, target, criterion, 0.4, example_inputs=example, progress=False, **given)
         os.sync()
         seconds, peak, busy = time.perf_counter() - start, _peak(), _busy() - busy
         size = sum(p.stat().st_size for p in target.glob("*.safetensors"))

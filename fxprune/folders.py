@@ -24,6 +24,7 @@ from fxprune.reporting.report import report
 from fxprune.saving.folder import claim
 from fxprune.saving.save import PathLike, save
 from fxprune.saving.streamed import SHARD, opened
+from fxprune.saving.weights import size_of
 from fxprune.scoring.identity import told
 from fxprune.scoring.mapped import Scratch, cut_to
 from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
@@ -48,8 +49,9 @@ def prune_folder(
     """Prune the model in a folder into another folder, for `fxprune.load`, with little of it in memory at a time.
 
     The weights are read from their files where they are used, by criteria that look at weights alone and by those that
-    run the model, and by the proof; what stays of them goes to a temporary file in the folder around `destination`.
-    Memory: half a gigabyte of files, a shard, and what the model computes.
+    run the model, and by the proof (`verify=False` leaves that out); what stays of them goes to temporary files in the
+    folder around `destination`, of which the shards are made.  Memory: half a gigabyte of files, and what the model
+    computes; a shard where a temporary file cannot become one.
 
     The result is there whole or not at all.  A plan, once made, is kept beside `destination` until then: the same call
     goes on from it after a kill.
@@ -90,15 +92,15 @@ def prune_folder(
     kept = target.parent / f".{target.name}.plan.json"
     name = _identity(Path(source), asked)
     with opened(Path(source), model) as (net, pages):
-        scratch = Scratch(target.parent, pages)
+        scratch = Scratch(target.parent, pages, size_of(max_shard_size))
         with cut_to(scratch):
             plan = _held(kept, name)
             if plan is None:
                 small = prune(net, criterion, ratio, **{**options, "inplace": False})
             else:
                 small = apply(net, plan, **{k: v for k, v in options.items() if k in REPLAYED})
-        kept.write_text(json.dumps({"of": name, "plan": report(small).plan.to_json()}), encoding="utf-8")
-        save(small, target, metrics=metrics, max_shard_size=max_shard_size)
+            kept.write_text(json.dumps({"of": name, "plan": report(small).plan.to_json()}), encoding="utf-8")
+            save(small, target, metrics=metrics, max_shard_size=max_shard_size)
     kept.unlink(missing_ok=True)
     return target
 

@@ -97,7 +97,9 @@ class _Comparison:
         worst = max((check for check, _ in found), key=lambda c: (not c.ok, c.error / c.tolerance))
         tensors, still = found[-1][1]
         notes = [worst.note] if worst.note else []
-        if still:
+        if not tensors:
+            notes.append("nothing was compared: no output holds floating-point numbers")
+        elif still:
             what = "nothing was compared: every output is" if still == tensors else f"{still} of {tensors} outputs are"
             notes.append(f"{what} zero on these inputs")
         elif found[0][1][1]:

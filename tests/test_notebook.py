@@ -82,3 +82,6 @@ def test_a_comparison_goes_to_pandas_or_says_what_to_install(things: dict[str, A
             things["compare"].to_pandas()
     else:
         assert list(things["compare"].to_pandas()["criterion"]) == [r.criterion for r in things["compare"].rows]
+        table = things["sensitivity"].to_pandas()
+        assert len(table) == len(things["sensitivity"].to_csv().splitlines()) - 1
+        assert table["share"].max() == max(things["sensitivity"].curves[0].shares)

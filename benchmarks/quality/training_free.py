@@ -47,7 +47,7 @@ def rows(chosen: argparse.Namespace, task: str, weights: int) -> Iterator[dict[s
     """The dense figures, then for every seed and choice of channels those of the cut alone and with the correction."""
     it = vit(weights) if task == "vit" else subject(task, chosen.data, weights=weights)
     same = {"task": task, "ratio": chosen.ratio, "batches": chosen.batches, "size": chosen.size, "data": it.source}
-    same |= {"weights": weights}
+    same |= {"weights": weights, "together": chosen.together}
     dense = it.figures(it.net)
     yield {**same, "method": "dense", **dense}
     for seed, select in itertools.product(chosen.seeds, chosen.select):

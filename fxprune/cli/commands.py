@@ -13,7 +13,7 @@ COMMANDS = {
     "sample": "Draw images with the pipeline in MODEL into one picture, or let a language model go on from a prompt.",
     "export": "Write MODEL, or the backbone of a pipeline, as a file for torch.export or ONNX, and compare the two.",
     "sensitivity": "Measure how much the loss of MODEL rises when one part after the other loses channels.",
-    "compare": "Prune MODEL by several criteria; show its loss before any training, and what scoring took.",
+    "compare": "Prune MODEL by several criteria; show its loss, before any training or after it, and its speed.",
     "list": "List criteria, schedulers and adapters: the built-in ones and those of other installed packages.",
     "demo": "Prune a small diffusion model of handwritten digits that ships with the package; takes a few minutes.",
 }

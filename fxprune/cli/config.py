@@ -62,6 +62,7 @@ JSON = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout
 
 def _defaults(ctx: typer.Context, file: Path) -> dict[str, Any]:
     known = {name: p.name for p in ctx.command.params for name in _names(p) if p.name not in OWN}
+    several = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
     held = _parsed(file)
     tables = {k: v for k, v in held.items() if k in COMMANDS and isinstance(v, Mapping)}
     given = {k: v for k, v in held.items() if k not in tables} | dict(tables.get(str(ctx.command.name), {}))
@@ -71,7 +72,7 @@ def _defaults(ctx: typer.Context, file: Path) -> dict[str, Any]:
         if name is None:
             words = printable(f"{key!r:.60} is no option of fxprune {ctx.command.name}{meant(key, known)}")
             raise typer.BadParameter(f"{file}: {words}")
-        out[str(name)] = _as_flags(value)
+        out[str(name)] = _as_flags(value, name in several)
     return out
 
 
@@ -82,9 +83,10 @@ def _names(parameter: Any) -> list[str]:
     return [name.lstrip("-") for name in parameter.opts if name.startswith("--")]
 
 
-def _as_flags(value: Any) -> Any:
-    """A value as the command line has it: a table as NAME=VALUE items."""
-    return [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else value
+def _as_flags(value: Any, several: bool) -> Any:
+    """A value as the command line has it: a table as NAME=VALUE items, a list for one option with commas between."""
+    items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else value
+    return ",".join(map(str, items)) if isinstance(items, list) and not several else items
 
 
 def _parsed(file: Path) -> dict[str, Any]:

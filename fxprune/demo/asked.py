@@ -52,6 +52,7 @@ class Asked:
         asked: the arguments of `fxprune.prune`.
         parameters, macs: shares that are gone.
         predicted: how many times as fast the plan said that it would be, by its latencies or else by its MACs.
+        bound: whether that is by the MACs alone, which say at most how fast.
         speedup: how many times as fast it is; None until it is timed.
         loss: on the held-out digits.
         refused: the error, where as much cannot go; the figures are then missing.
@@ -61,6 +62,7 @@ class Asked:
     parameters: float | None = None
     macs: float | None = None
     predicted: float | None = None
+    bound: bool = False
     speedup: float | None = None
     loss: float | None = None
     refused: str = ""
@@ -70,6 +72,7 @@ class Asked:
         """For a table."""
         shares = [f"{v:.1%}" if v is not None else "–" for v in (self.parameters, self.macs)]
         speeds = [f"{v:.2f}×" if v is not None else "–" for v in (self.predicted, self.speedup)]
+        speeds[0] = f"≤ {speeds[0]}" if self.bound else speeds[0]
         return [f"`{self.asked}`", *shares, *speeds, self.refused or f"{self.loss:.4f}"]
 
 
@@ -82,7 +85,7 @@ def row(wish: Wish, unet: UNet2DModel, loss: float) -> Asked:
     gone = {k: 1 - after / before for k, (before, after) in told.plan.costs.items()}
     share = None if told.timing is None else told.timing.predicted
     predicted = told.plan.speedup if share is None else 1 / (1 - share)
-    return Asked(str(wish), gone["params"], gone["macs"], predicted, None, loss)
+    return Asked(str(wish), gone["params"], gone["macs"], predicted, bound=share is None, loss=loss)
 
 
 def granted(wish: Wish, pipeline: DDPMPipeline, progress: bool) -> tuple[Asked, UNet2DModel | None]:

@@ -73,7 +73,7 @@ class Results:
         """What was asked and what it costs, for the terminal."""
         table = Table(title="Smaller or faster, before any training")
         for k, name in enumerate(HEAD):
-            table.add_column(name, justify="right" if k else "left")
+            table.add_column(name, justify="right" if k else "left", overflow="fold")
         for row in self.asked:
             table.add_row(row.cells[0].strip("`"), *row.cells[1:])
         return table

@@ -151,7 +151,7 @@ def _notes(options: DemoOptions, dense: Measured, same: bool) -> tuple[str, ...]
         f"Latency: one forward of {options.latency_batch} images on one CPU thread, the median of the seconds that it "
         "ran, the models taking turns.",
         "Held-out loss: noise prediction on digits that no model was trained on.",
-        "Predicted speed: by what the plan says of the time, where that was asked for, else by its MACs at most.",
+        "Predicted speed: by what the plan says of the time, where that was asked for, else at most, by the MACs.",
         f"SSIM to dense: {options.samples} pairs of samples from the same noise ({options.sampler_steps} DDIM steps), "
         f"window of {SSIM_WINDOW}×{SSIM_WINDOW} pixels; dense samples from different noise have {unlike:.3f}.",
         "Confident samples: those that a classifier of digits names with a probability of 0.9 or more.",

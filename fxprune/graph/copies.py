@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -62,7 +63,7 @@ def _rebound(value: Any, instead: dict[int, Any]) -> Any:
         parts = (value.func, value.args, dict(value.keywords))
         func, args, keywords = (_new(p, instead) for p in parts)
         return functools.partial(func, *args, **keywords)
-    elif isinstance(value, types.FunctionType) and _closes_over(value, instead, set()):
+    elif isinstance(value, (types.FunctionType, weakref.ref)) and _closes_over(value, instead, set()):
         return _new(value, instead)
     return value
 
@@ -87,6 +88,8 @@ def _new(value: Any, instead: dict[int, Any]) -> Any:
         made.__dict__.update(value.__dict__)
         made.__qualname__, made.__module__ = value.__qualname__, value.__module__
         return made
+    if type(value) is weakref.ref and id(value()) in instead:
+        return weakref.ref(instead[id(value())])
     if type(value) in (list, tuple):
         return type(value)(_new(v, instead) for v in value)
     if type(value) is dict:
@@ -108,8 +111,8 @@ def _content(cell: types.CellType) -> Any:
         return _EMPTY
 
 
-def _closes_over(function: types.FunctionType, instead: Mapping[int, Any], seen: set[int]) -> bool:
-    """Whether something of `instead` is among what a function closes over, at any depth."""
+def _closes_over(function: Any, instead: Mapping[int, Any], seen: set[int]) -> bool:
+    """Whether something of `instead` is among what a function closes over, at any depth, or a reference refers to."""
     return any(id(v) in instead for v in _inside(function, seen))
 
 
@@ -136,4 +139,6 @@ def _held(value: Any) -> Iterable[Any]:
         return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     if isinstance(value, types.MethodType):
         return [value.__self__]
+    if type(value) is weakref.ref:
+        return [value()]
     return [value.func, *value.args, *value.keywords.values()] if isinstance(value, functools.partial) else ()

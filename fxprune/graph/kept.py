@@ -30,7 +30,7 @@ from fxprune.graph.modes import Watch, differs
 from fxprune.graph.modules import Inputs, evaluating, same_draws, training
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.packing import Packed, copied
-from fxprune.graph.provenance import Recorder, TracedInt
+from fxprune.graph.provenance import Recorder, TracedInt, fields_of, holders_of
 from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import Recorded, bypassed, traced_attributes
 from fxprune.graph.rules.op import _RULES
@@ -124,9 +124,11 @@ def _structure(model: nn.Module) -> Hashable:
     numbers: dict[int, int] = {}
     out: list[Hashable] = []
     for path, module in model.named_modules(remove_duplicate=False):
-        config = getattr(module.__dict__.get("config"), "__dict__", {})
         held = [(k, v) for k, v in module.__dict__.items() if k != "training"]
-        plain = tuple((k, told) for k, v in (*held, *config.items()) if (told := _told(v)) is not None)
+        held += [
+            (f"{name}.{k}", v) for name, holder in holders_of(module).items() for k, v in fields_of(holder).items()
+        ]
+        plain = tuple((k, told) for k, v in held if (told := _told(v)) is not None)
         out.append((path, type(module), plain))
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             number = numbers.setdefault(id(tensor), len(numbers))

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.modules import Inputs, evaluating, same_draws, training
+from fxprune.graph.modules import Inputs, evaluating, same_draws, training, unfused
 from fxprune.graph.packing import called, copied, unpacked
 from fxprune.graph.quiet import quiet
 from fxprune.graph.recording import open_functional
@@ -149,13 +149,8 @@ def _calls(
 @contextlib.contextmanager
 def _plain_paths() -> Iterator[None]:
     """Within, no fused inference kernel stands for the layers of a transformer, and torch's functions are open."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), open_functional(), quiet():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with unfused(), torch.no_grad(), open_functional(), quiet():
+        yield
 
 
 def _fake_run(model: nn.Module, inputs: Inputs) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fxprune.errors import InputsError
 
@@ -36,6 +38,8 @@ def require_whole(model: nn.Module, shards: bool = False) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         kind = f"{kind} is compiled by torch.jit to TorchScript"
         raise InputsError(f"this {kind}, whose code is fixed: prune the module that it was made from")
+    for path, module in model.named_modules():
+        _require_plain(kind, path, module)
     try:
         with evaluating(model):
             pass
@@ -77,6 +81,26 @@ def _split(tensor: Any) -> bool:
     """Whether a tensor is in shards along several axes of its mesh, or in sums: tensor parallel beside FSDP."""
     places = getattr(tensor, "placements", ())
     return sum(not place.is_replicate() for place in places) > 1 or any(place.is_partial() for place in places)
+
+
+def _require_plain(kind: str, path: str, module: nn.Module) -> None:
+    """Raise `InputsError` where a part is compiled, quantized, not made yet, or shared out by FSDP's first version."""
+    held = [*module.__dict__.values(), *module._buffers.values()]
+    if isinstance(module, torch.jit.ScriptModule):
+        what = (
+            "is compiled by torch.jit to TorchScript, whose code is fixed: put the module there that it was made from"
+        )
+    elif any(
+        isinstance(t, (UninitializedParameter, UninitializedBuffer)) for t in (*module._parameters.values(), *held)
+    ):
+        what = "has no weights before it has run: call the model once"
+    elif any(isinstance(v, torch.ScriptObject) for v in held):
+        what = "is quantized, its weights packed: prune the float model, and quantize the small one"
+    elif type(module).__name__ == "FullyShardedDataParallel":
+        what = "is wrapped in FullyShardedDataParallel: prune the whole model before, and wrap the small one"
+    else:
+        return
+    raise InputsError(f"{path or 'the model'} of this {kind} {what}")
 
 
 def as_inputs(example: ExampleInputs) -> Inputs:
@@ -124,6 +148,17 @@ def same_draws() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Within, no fused inference kernel stands for the layers of a transformer: it gives zeros where padding is."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within, every module of the model is in eval mode; afterwards each is as it was."""
     was = [(m, m.training) for m in model.modules()]
@@ -137,12 +172,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def training(model: nn.Module) -> Iterator[None]:
-    """Within, the model is in train mode, as its own `train()` sets it; afterwards every module is as it was."""
+    """Within, the model is in train mode, as its own `train()` sets it, and its code that asks is told that gradients
+    are on; afterwards every module is as it was."""
     was = [(m, m.training) for m in model.modules()]
+    asked = torch.is_grad_enabled
+
+    def with_gradients() -> bool:
+        own = str(sys._getframe(1).f_globals.get("__name__", "")).startswith(("torch.", "fxprune."))
+        return asked() if own else True  # as it is in training, which nothing here computes gradients for
+
     try:
         model.train()
+        torch.is_grad_enabled = with_gradients
         yield
     finally:
+        torch.is_grad_enabled = asked
         for m, mode in was:
             m.training = mode
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 
@@ -22,19 +23,42 @@ from torch.utils import _pytree as pytree
 class Attr:
     """Leaf: the integer `old`, which is attribute `name` of the module at `path`, or its item `index`.
 
-    `config` says that it is an attribute of the module's `.config`.
+    `holder` is the attribute of the module that holds the object which has it (`config`, say; see `holders_of`).
     """
 
     path: str
     name: str
     old: int
     index: int | None = None
-    config: bool = False
+    holder: str = ""
 
     def __str__(self) -> str:
         where = f"{self.path}." if self.path else ""
         item = "" if self.index is None else f"[{self.index}]"
-        return f"{where}{'config.' if self.config else ''}{self.name}{item}"
+        return f"{where}{self.within}{item}"
+
+    @property
+    def within(self) -> str:
+        """The name from the module on."""
+        return f"{self.holder}.{self.name}" if self.holder else self.name
+
+
+def holders_of(module: nn.Module) -> dict[str, Any]:
+    """The plain objects (a config, a dataclass, a dict) that a module holds and that keep its numbers, by attribute."""
+    return {k: v for k, v in module.__dict__.items() if not k.startswith("_") and (type(v) is dict or _is_plain(v))}
+
+
+def fields_of(holder: Any) -> dict[Any, Any]:
+    """What such an object holds, to be read and written."""
+    found: dict[Any, Any] = holder if type(holder) is dict else holder.__dict__
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if not hasattr(value, "__dict__") or isinstance(value, (nn.Module, torch.Tensor, type, Mapping)):
+        return False
+    library = type(value).__module__.partition(".")[0] in ("torch", "numpy", "functools", "builtins", "weakref")
+    return not library and not callable(value)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ import contextlib
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx.traceback as fx_traceback
 from torch import nn
@@ -24,7 +26,7 @@ from torch.utils import _pytree as pytree
 from fxprune.graph.outputs import Outputs
 from fxprune.graph.packed import item, stand_in
 from fxprune.graph.packing import called
-from fxprune.graph.provenance import Attr, Call, Recorder, Size, TracedInt, plain
+from fxprune.graph.provenance import Attr, Call, Recorder, Size, TracedInt, fields_of, holders_of, plain
 from fxprune.graph.values import Noting, Values
 
 MARK = "fxprune_call"
@@ -119,8 +121,8 @@ class RecordingMode(TorchFunctionMode):
 
 
 def _traced(value: Any, leaf: Callable[[int, int | None], Attr], recorder: Recorder) -> Any:
-    if type(value) is int and value > 1:
-        return TracedInt(value, leaf(value, None), recorder)
+    if (type(value) is int or isinstance(value, np.integer)) and value > 1:
+        return TracedInt(int(value), leaf(int(value), None), recorder)
     if type(value) in (tuple, list) and value and all(type(v) is int for v in value):
         return type(value)(TracedInt(v, leaf(v, i), recorder) if v > 1 else v for i, v in enumerate(value))
     return value
@@ -128,35 +130,43 @@ def _traced(value: Any, leaf: Callable[[int, int | None], Attr], recorder: Recor
 
 @contextlib.contextmanager
 def traced_attributes(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Within, the integer attributes of the model's modules (and of a `config` object they hold) are `TracedInt`s."""
-    undo: list[tuple[dict[str, Any], str, Any]] = []
+    """Within, the integer attributes of the model's modules, those of their classes, and those of plain objects that
+    they hold are `TracedInt`s."""
+    undo: list[tuple[dict[Any, Any], Any, Any]] = []
     seen: set[int] = set()
 
-    def tag(space: dict[str, Any], path: str, config: bool) -> None:
-        for key, value in list(space.items()):
-            if key.startswith("_") or key == "training":
+    def tag(space: dict[Any, Any], path: str, holder: str, default: Mapping[str, Any] = MappingProxyType({})) -> None:
+        for key, value in {**default, **space}.items():
+            if not isinstance(key, str) or key.startswith("_") or key == "training":
                 continue
-            new = _traced(value, lambda v, i, key=key: Attr(path, key, v, i, config), recorder)  # type: ignore[misc]
+            new = _traced(value, lambda v, i, key=key: Attr(path, key, v, i, holder), recorder)  # type: ignore[misc]
             if new is not value:
-                undo.append((space, key, value))
+                undo.append((space, key, space.get(key, _OF_CLASS)))
                 space[key] = new
 
     try:
         for path, module in model.named_modules():
-            tag(module.__dict__, path, config=False)
-            config = module.__dict__.get("config")
-            if (
-                config is not None
-                and hasattr(config, "__dict__")
-                and not isinstance(config, dict)
-                and id(config) not in seen
-            ):
-                seen.add(id(config))
-                tag(config.__dict__, path, config=True)
+            held = {k: v for k, v in holders_of(module).items() if id(v) not in seen}
+            tag(module.__dict__, path, "", integers_of_class(type(module)))
+            for name, holder in held.items():
+                seen.add(id(holder))
+                tag(fields_of(holder), path, name)
         yield
     finally:
         for space, key, value in undo:
-            space[key] = value
+            if value is _OF_CLASS:
+                del space[key]
+            else:
+                space[key] = value
+
+
+_OF_CLASS = object()  # stands for what an instance had not
+
+
+def integers_of_class(cls: type) -> dict[str, int]:
+    """The integers that a class, and those above it that are not torch's, have for all instances."""
+    above = [c for c in reversed(cls.__mro__) if not c.__module__.startswith(("torch.", "builtins"))]
+    return {k: v for c in above for k, v in vars(c).items() if type(v) is int}
 
 
 _GATES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")

@@ -62,7 +62,7 @@ class Pruning:
         if self.model is small:
             return
         models, before = self.accelerator._models, self.model
-        models[:] = [m for m in models if m is not before]
+        models[:] = [m for m in models if m is not before and m is not pruner.net]  # else states hold it twice
         if pruner.shards:  # as accelerate had shared out what was here
             models.append(small)
             self.model = small

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.modules import Inputs, evaluating, same_draws, training
+from fxprune.graph.modules import Inputs, evaluating, same_draws, training, unfused
 from fxprune.graph.packing import called, copied
 from fxprune.graph.regions import autocast_of
 from fxprune.graph.trace import Traced
@@ -73,7 +73,7 @@ def as_float64(inputs: Inputs) -> Inputs:
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
     """Flat outputs of a model in eval mode."""
-    with torch.no_grad(), evaluating(model), same_draws():
+    with torch.no_grad(), unfused(), evaluating(model), same_draws():
         return pytree.tree_leaves(called(model, copied(inputs)))
 
 
@@ -84,7 +84,7 @@ def counted(model: nn.Module, traced: Traced, inputs: Inputs | None = None) -> l
         inputs: None: the example inputs.
     """
     given = copied(traced.example if inputs is None else inputs)
-    with mode_scope(model, traced), torch.no_grad(), same_draws():
+    with mode_scope(model, traced), torch.no_grad(), unfused(), same_draws():
         return pytree.tree_leaves(traced.returned(called(model, given)))
 
 

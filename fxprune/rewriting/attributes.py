@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from fxprune.graph.modules import evaluating
@@ -23,13 +25,28 @@ class Change:
 
 def set_attribute(model: nn.Module, attr: Attr, new: int) -> list[Change]:
     module = model.get_submodule(attr.path)
-    owner = module.config if attr.config else module
-    old = getattr(owner, attr.name)
+    owner = getattr(module, attr.holder) if attr.holder else module
+    old = owner[attr.name] if type(owner) is dict else getattr(owner, attr.name)
     value: Any = new
     if attr.index is not None:
         value = type(old)(new if i == attr.index else v for i, v in enumerate(old))
-    setattr(owner, attr.name, value)
-    return [Change(attr.path, ("config." if attr.config else "") + attr.name, old, value)]
+    set_field(owner, attr.name, value)
+    return [Change(attr.path, attr.within, _plain(old), value)]
+
+
+def set_field(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute, that of a frozen dataclass, too; or an item of a dict."""
+    if type(owner) is dict:
+        owner[name] = value
+        return
+    try:
+        setattr(owner, name, value)
+    except dataclasses.FrozenInstanceError:
+        object.__setattr__(owner, name, value)
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def set_entry(model: nn.Module, name: str, new: int) -> Change | None:

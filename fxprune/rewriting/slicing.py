@@ -34,9 +34,11 @@ def cut_tensors(model: nn.Module, graph: ChannelGraph, keep: Bools) -> list[tupl
     Where what is cut goes to a file (`fxprune.scoring.mapped`), all of them go there.
     """
     out = []
+    if (place := scratch()) is not None:
+        place.begin()
     for name in graph.tensors:
         positions = kept_positions(graph, name, keep)
-        if any(p is not None for p in positions) or scratch() is not None:
+        if any(p is not None for p in positions) or place is not None:
             old = _get(model, name)
             out.append((old, _cut(old, positions)))
     return out

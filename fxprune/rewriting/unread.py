@@ -20,7 +20,7 @@ from torch import nn
 
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Bools
-from fxprune.graph.provenance import Attr, leaves
+from fxprune.graph.provenance import Attr, holders_of, leaves
 from fxprune.graph.rules.op import op_name, shape_of
 from fxprune.graph.rules.pieces import SPLITS, split_axis
 
@@ -163,14 +163,13 @@ def _integers(model: nn.Module) -> Iterator[Attr]:
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch."):  # their sizes are known (see `attributes`)
             continue
-        config = module.__dict__.get("config")
-        spaces: list[tuple[Any, bool]] = [(module, False)]
-        if hasattr(config, "__dict__") and not isinstance(config, dict) and id(config) not in seen:
-            seen.add(id(config))
-            spaces.append((config, True))
-        for owner, is_config in spaces:
+        held = {
+            k: v for k, v in holders_of(module).items() if k == "config" and id(v) not in seen and type(v) is not dict
+        }
+        seen |= {id(v) for v in held.values()}
+        for holder, owner in {"": module, **held}.items():
             for name, value in list(vars(owner).items()):
-                yield from _leaves(value, lambda v, i, n=name, p=path, c=is_config: Attr(p, n, v, i, c), name)  # type: ignore[misc]
+                yield from _leaves(value, lambda v, i, n=name, p=path, h=holder: Attr(p, n, v, i, h), name)  # type: ignore[misc]
 
 
 def _leaves(value: Any, leaf: Callable[[int, int | None], Attr], name: str) -> Iterator[Attr]:

@@ -22,6 +22,7 @@ HEADER = "fxprune.json"
 ENTRY = "checksums"
 _HEADER = re.compile(r"fxprune\.\w+\.json", re.ASCII)  # of a variant
 CHUNK = 2**20
+THREADS = 2  # that make checksums beside the one that writes
 
 
 def of_header(data: Mapping[str, Any]) -> str:
@@ -36,11 +37,11 @@ def of_files(directory: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 class Beside:
-    """Checksums of files that are done, made on a thread while others are written; they are on the disk then, too."""
+    """Checksums of files that are done, made on threads while others are written; they are on the disk then, too."""
 
     def __init__(self) -> None:
         self._made: dict[str, Future[str]] = {}
-        self._thread = ThreadPoolExecutor(1, "fxprune-checksums")
+        self._thread = ThreadPoolExecutor(THREADS, "fxprune-checksums")
 
     def __enter__(self) -> Beside:
         return self

@@ -215,9 +215,11 @@ def _tensor(value: Any, where: str) -> TensorInfo:
 def _change(value: Any, where: str) -> Change:
     """An integer attribute, or a row of integers: nothing else may be set on a module."""
     name = _get(value, "name", str)
-    parts = name.removeprefix("config.").split(".")
+    parts = name.split(".")
     row = len(parts) > 1 and any(p.isdecimal() for p in parts)  # of a list of dicts, such as timm's feature_info
-    known = all(p.isdecimal() or is_identifier(p) for p in parts) if row else len(parts) == 1
+    known = (
+        all(p.isdecimal() or is_identifier(p) for p in parts) if row else len(parts) <= 2 and is_identifier(parts[-1])
+    )
     if not (known and is_identifier(parts[0])) or name == "training":
         raise _Bad(f"{where} changes {name!r:.60}, which is no attribute that pruning changes")
 

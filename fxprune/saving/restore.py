@@ -11,8 +11,10 @@ from torch import nn
 
 from fxprune.errors import SaveError
 from fxprune.graph.blocks import inside
+from fxprune.graph.provenance import holders_of
+from fxprune.graph.recording import integers_of_class
 from fxprune.planning.plan import Plan
-from fxprune.rewriting.attributes import Change, entry_of
+from fxprune.rewriting.attributes import Change, entry_of, set_field
 from fxprune.rewriting.fitted import CONVS, Fitted
 from fxprune.rewriting.skip import Skip, plain_attributes
 from fxprune.saving import weights
@@ -157,24 +159,25 @@ def _plan_fits(plan: Plan, saved: Saved, before: Mapping[str, tuple[int, ...]]) 
 
 def _apply(modules: Mapping[str, nn.Module], change: Change) -> None:
     """Set an integer that the stock module has, at its saved old value, to its new one."""
-    if not change.name.startswith("config.") and "." in change.name:
+    holder, _, name = change.name.rpartition(".")
+    owner: Any = modules.get(change.path)
+    held = {} if owner is None else holders_of(owner)
+    if holder and (holder not in held or type(held[holder]) is dict):
         _apply_entry(modules, change)
         return
-    owner: Any = modules.get(change.path)
-    name = change.name.removeprefix("config.")
-    if owner is not None and name != change.name:
-        owner = vars(owner).get("config")
+    owner = held[holder] if holder else owner
     where = f"{change.path}.{change.name}".removeprefix(".")
-    if owner is None or name not in getattr(owner, "__dict__", {}):
+    of_class = isinstance(owner, nn.Module) and name in integers_of_class(type(owner))
+    if owner is None or not (of_class or name in getattr(owner, "__dict__", {})):
         raise SaveError(f"the stock module has no attribute {where!r:.80}")
-    have = vars(owner)[name]
+    have = vars(owner).get(name, getattr(owner, name, None))
     same = list(have) == list(change.before) if _rows(have, change.before) else have == change.before
     if not same or isinstance(have, bool):
         raise SaveError(
             f"the stock module has {where} = {have!r:.60}, the saved one had {change.before!r:.60} before it was "
             "pruned: pass the unpruned module that it was made from"
         )
-    setattr(owner, name, type(have)(change.after) if _rows(have, change.after) else change.after)
+    set_field(owner, name, type(have)(change.after) if _rows(have, change.after) else change.after)
 
 
 def _apply_entry(modules: Mapping[str, nn.Module], change: Change) -> None:

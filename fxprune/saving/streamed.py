@@ -17,16 +17,13 @@ from torch import nn
 
 from fxprune.errors import SaveError
 from fxprune.saving import stock
+from fxprune.saving.adopted import DTYPES
 from fxprune.saving.files import require_data
 from fxprune.saving.header import HEADER
 from fxprune.saving.restore import all_tensors
 from fxprune.scoring.mapped import Pages, mapped, tensor_in
 
 SHARD = "500MB"  # a shard is in memory while it is written
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 
 @contextlib.contextmanager

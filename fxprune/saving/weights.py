@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 
 from fxprune.errors import SaveError
+from fxprune.saving.adopted import ready
 from fxprune.saving.files import named, read_bytes
+from fxprune.scoring.mapped import scratch
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -51,16 +53,25 @@ def write(
     Args:
         done: is told of each file of tensors when it is there.
     """
-    parts = _parts(tensors, limit)
-    if len(parts) == 1:
-        _write(tensors, path := folder / named(WEIGHTS, variant))
+    there = {held.names: held for held in ready(tensors, scratch())}
+    taken = {name for names in there for name in names}
+    rest = {name: t for name, t in tensors.items() if name not in taken}
+    parts = [*map(list, there), *(part for part in _parts(rest, limit) if part or not there)]
+
+    def put(part: list[str], path: Path) -> None:
+        held = there.get(tuple(part))
+        if held is None or not held.become(path):
+            _write({key: tensors[key] for key in part}, path)
+        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
         done(path)
+
+    if len(parts) == 1:
+        put(parts[0], folder / named(WEIGHTS, variant))
         return
     stem = named(WEIGHTS, variant).removesuffix(".safetensors")
     names = [f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
-        _write({key: tensors[key] for key in part}, folder / name)
-        done(folder / name)
+        put(part, folder / name)
     where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
     (folder / named(INDEX, variant)).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -82,7 +93,6 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
 
 
 def size(folder: Path, variant: str | None = None) -> int:

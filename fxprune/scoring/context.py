@@ -116,6 +116,8 @@ class Context:
             )
         found = as_batches(self.data)
         if isinstance(found, Batches):
+            if ranks.split():
+                found.sizes()  # before any pass: every part needs to know what comes before it in the whole
             return found
         batches = tuple(found)
         if not batches:
@@ -154,24 +156,24 @@ class Context:
 
     @functools.cached_property
     def _sizes(self) -> list[list[int]]:
-        """Samples of the batches of every process; none where they are no parts, or are streamed."""
+        """Samples of the batches of every process; none where they are no parts."""
+        if not ranks.split():
+            return []
         held = self.batches
-        return ranks.gathered([batch_size(b) for b in held]) if ranks.split() and isinstance(held, tuple) else []
+        return ranks.gathered(held.sizes() if isinstance(held, Batches) else [batch_size(b) for b in held])
 
     def _place(self, batch: Any) -> tuple[int, int] | None:
         """Where a batch starts in the whole that it is a part of, and the samples of that; None: it is a whole."""
         if not ranks.split():
             return None
         own, k = ranks.rank(), number_of(self.batches, batch)
-        if not self._sizes:  # all alike, as a loader shares them out
-            return own * batch_size(batch), ranks.number() * batch_size(batch)
         sizes = [held[k] if k < len(held) else 0 for held in self._sizes]
         return sum(sizes[:own]), sum(sizes)
 
     def weight(self, batch: Any) -> float:
         """What a batch counts beside those of the other processes: as many samples as it has, if they are parts."""
         place = self._place(batch)
-        if place is None or not place[1] or not self._sizes:
+        if place is None or not place[1]:
             return 1.0
         k = number_of(self.batches, batch)
         return batch_size(batch) * sum(k < len(held) for held in self._sizes) / place[1]
@@ -185,7 +187,8 @@ class Context:
 
     def _call(self, function: Loss, batch: Any, number: int) -> Any:
         try:
-            return function(self.model, batch)
+            with ranks.told():  # what is sharded meets the other processes in every forward
+                return function(self.model, batch)
         except FxPruneError:
             raise
         except Exception as e:
@@ -411,7 +414,7 @@ class Context:
                         functools.partial(fresh, visit),
                         None if added is None else functools.partial(fresh, added),
                     ),
-                    ranks.placed(None if whole is None else whole.place),
+                    ranks.placed(self._place(part) if whole is None else whole.place),
                 ):
                     self._call(self.loss_function or run, part, number)
             except InputsError:

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from fxprune.errors import SaveError
 
 MOST = 1 << 29  # bytes of files that stay in memory
+HEAD, COUNT = 1 << 16, 200  # bytes at the beginning of a temporary file, and tensors in it that these can name
 EVERY = 0.02  # seconds between looks
 STATM = "/proc/self/statm"
 _scratch: ContextVar[Scratch | None] = ContextVar("scratch", default=None)
@@ -88,17 +90,66 @@ def tensor_in(held: mmap.mmap, dtype: torch.dtype, shape: tuple[int, ...], offse
     return torch.frombuffer(held, dtype=dtype, count=count, offset=offset).view(shape)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in its file a tensor lies."""
+
+    start: int
+    size: int
+
+
+@dataclass
+class Part:
+    """One temporary file without a name: `HEAD` bytes for what a file of tensors begins with, then tensors alone.
+
+    Attributes:
+        held: address of a tensor's first byte in memory -> where it lies; maps stay, so that no address comes twice.
+    """
+
+    file: IO[bytes]
+    end: int = HEAD
+    held: dict[int, Place] = field(default_factory=dict)
+
+    def become(self, path: Path, head: bytes) -> bool:
+        """Give the file a beginning and a name; False where the system cannot, and nothing has happened."""
+        if len(head) > HEAD:
+            return False
+        descriptor = self.file.fileno()
+        try:
+            os.pwrite(descriptor, head, 0)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:  # with a folder given, Python follows the link to the file
+                os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=folder)
+            finally:
+                os.close(folder)
+        except OSError:
+            return False
+        return True
+
+
 class Scratch:
-    """A temporary file that tensors are moved to.
+    """Temporary files that tensors are moved to, laid out so that a file of tensors may come of each.
 
     Args:
         folder: on a disk with room for them.
-        pages: watch over it.
+        pages: watch over them.
+        size: bytes of tensors in one file, or one tensor.
     """
 
-    def __init__(self, folder: Path, pages: Pages) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - lives with the tensors
-        self._pages, self._end = pages, 0
+    def __init__(self, folder: Path, pages: Pages, size: int = MOST) -> None:
+        self._folder, self._pages, self._size = folder, pages, size
+        self.parts: list[Part] = []
+
+    def begin(self) -> None:
+        """What has been moved here is not wanted any more: another model is cut."""
+        self.parts.clear()
+
+    def _room(self, size: int, itemsize: int) -> Part:
+        last = self.parts[-1] if self.parts else None
+        full = last is None or len(last.held) >= COUNT or last.end % itemsize or last.end + size > HEAD + self._size
+        if last is None or full:
+            self.parts.append(last := Part(_unnamed(self._folder)))
+        return last
 
     def moved(self, tensor: Tensor) -> Tensor:
         """The same tensor, in the file.
@@ -121,20 +172,32 @@ class Scratch:
         size = torch.Size(shape).numel() * dtype.itemsize
         if not size:
             return torch.empty(shape, dtype=dtype)
-        place = at = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         try:
-            os.posix_fallocate(self._file.fileno(), place, size)  # told now, and not when another page is written
+            part = self._room(size, dtype.itemsize)
+            file, place = part.file.fileno(), part.end
+            at, first = place, place // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            os.posix_fallocate(file, place, size)  # told now, and not when another page is written
             for piece in pieces:
                 data = np.ascontiguousarray(piece).data.cast("B")
                 while len(data):
-                    done = os.pwrite(self._file.fileno(), data, at)
+                    done = os.pwrite(file, data, at)
                     data, at = data[done:], at + done
-            held = mmap.mmap(self._file.fileno(), size, offset=place)
+            held = mmap.mmap(file, place + size - first, offset=first)
         except OSError as e:
             raise SaveError(f"the folder for what is cut has no room for another {size:,} bytes: {e}") from e
-        self._end = place + size
+        part.end = place + size
         self._pages.add(held)
-        return tensor_in(held, dtype, shape, 0)
+        tensor = tensor_in(held, dtype, shape, place - first)
+        part.held[tensor.data_ptr()] = Place(place, size)
+        return tensor
+
+
+def _unnamed(folder: Path) -> IO[bytes]:
+    """A file without a name, which may be given one where the system can."""
+    if hasattr(os, "O_TMPFILE"):
+        with contextlib.suppress(OSError):  # not every file system has such files
+            return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "w+b", buffering=0)
+    return tempfile.TemporaryFile(dir=folder, buffering=0)
 
 
 @contextlib.contextmanager

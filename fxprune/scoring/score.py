@@ -37,6 +37,7 @@ from fxprune.graph.offloading import at_rest
 from fxprune.graph.sharding import resharded, whole
 from fxprune.graph.turns import in_turn
 from fxprune.notebook import shown
+from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import missing, named
 from fxprune.scoring.context import Context, Loss
 from fxprune.scoring.folding import REDUCTIONS, Floats, Reduction
@@ -200,7 +201,7 @@ def score(
     normalize = _option("normalize", normalize, getattr(call, "normalization", None) or "none", NORMALIZATIONS)
     partial = bool(getattr(call, "partial", False))
     _check_needs(named(name, package), call, data, loss)
-    with in_turn, at_rest(model):
+    with in_turn, at_rest(model), ranks.told():
         _check_model(graph, resharded(model), bool(getattr(call, "weights", True)))
         memo: dict[Any, Any] = {} if reuse is None else reuse
         apart = sharded(model) and not takes_shards(call)

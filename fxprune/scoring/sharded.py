@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxprune.errors import InputsError
 from fxprune.graph.modules import sharded
 from fxprune.graph.sharding import full, in_shards
+from fxprune.scoring import distributed as ranks
 
 GIB = 1 << 30
 
@@ -53,12 +54,13 @@ def sharded_backward(loss: Tensor, parameters: Mapping[str, nn.Parameter], visit
         p.grad = None
     reached = 0
     try:
-        loss.backward()  # type: ignore[no-untyped-call]
+        with ranks.told():
+            loss.backward()  # type: ignore[no-untyped-call]
         for name, p in parameters.items():  # in the order of all processes
             gradient, p.grad = p.grad, None
             if gradient is not None:
                 reached += 1
-                with torch.no_grad():
+                with torch.no_grad(), ranks.told():
                     visit(name, full(gradient).clone())
     finally:
         for name, p in parameters.items():

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from fxprune.errors import InputsError
-from fxprune.scoring.batches import empty
+from fxprune.scoring.batches import batch_size, empty
 from fxprune.scoring.identity import digest, length
 from fxprune.scoring.randomness import Draws
 
@@ -44,6 +44,13 @@ class Batches:
         self._draws = Draws(data)
         self._seen: list[str] = []  # fingerprints of the batches of the first pass
         self._passed = False
+        self._sizes: list[int] | None = None
+
+    def sizes(self) -> list[int]:
+        """Samples of every batch; the first time they are read for that, which must not be within another pass."""
+        if self._sizes is None:
+            self._sizes = [batch_size(batch) for batch in self]
+        return self._sizes
 
     def __len__(self) -> int:
         if self._passed:

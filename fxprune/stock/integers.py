@@ -6,6 +6,7 @@ tell, and much sooner than a comparison of outputs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -39,8 +40,8 @@ def require_integers(made: nn.Module, graph: ChannelGraph, plan: Plan, keep: Boo
 def _held(modules: dict[str, nn.Module], x: Attr) -> int:
     """An attribute as the constructor made it."""
     owner: Any = modules.get(x.path)
-    owner = getattr(owner, "config", None) if x.config else owner
-    value = getattr(owner, x.name, x.old)
+    owner = getattr(owner, x.holder, None) if x.holder else owner
+    value = owner.get(x.name, x.old) if isinstance(owner, Mapping) else getattr(owner, x.name, x.old)
     if x.index is not None and isinstance(value, (list, tuple)) and x.index < len(value):
         value = value[x.index]
     return value if isinstance(value, int) else x.old
@@ -49,4 +50,4 @@ def _held(modules: dict[str, nn.Module], x: Attr) -> int:
 def read_integers(graph: ChannelGraph) -> frozenset[tuple[str, str]]:
     """(path of a module, attribute) of every integer that the model's Python makes sizes of."""
     found = (x for eq in graph.equations for x in leaves(eq.expr) if isinstance(x, Attr))
-    return frozenset((x.path, f"config.{x.name}" if x.config else x.name) for x in found)
+    return frozenset((x.path, x.within) for x in found)

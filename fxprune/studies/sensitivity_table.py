@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.notebook import shown
 from fxprune.planning.planner import plan as make_plan
 from fxprune.reporting.figures import drawn, figure_of, readable
-from fxprune.studies.tabled import written
+from fxprune.studies.tabled import frame, written
 
 Floats = npt.NDArray[np.float64]
 TIE = 1e-9  # of the harm, for a whole group: what does no harm goes by the share that is gone
@@ -92,11 +92,26 @@ class Sensitivity:
         """Rows of group, groups that go with it, channels, share, metric; written to `path` if there is one."""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["group", "with", "channels", "share", self.metric])
+        rows.writerow(self._columns)
+        rows.writerows([*names, repr(share), repr(value)] for *names, share, value in self._rows())
+        return written(text.getvalue(), path)
+
+    def to_pandas(self) -> Any:
+        """The same rows as a `pandas.DataFrame`.
+
+        Raises:
+            InputsError: pandas is not installed.
+        """
+        return frame((dict(zip(self._columns, row, strict=True)) for row in self._rows()), "Sensitivity")
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return ("group", "with", "channels", "share", self.metric)
+
+    def _rows(self) -> Iterator[tuple[str, str, int, float, float]]:
         for c in self.curves:
             for share, value in zip((0.0, *c.shares), (self.base, *c.values), strict=True):
-                rows.writerow([c.groups[0], " ".join(c.groups[1:]), c.channels, repr(float(share)), repr(float(value))])
-        return written(text.getvalue(), path)
+                yield c.groups[0], " ".join(c.groups[1:]), c.channels, float(share), float(value)
 
     @takes(named=FROM_ZERO)
     def plot(self, path: str | Path, named: int = 8) -> None:

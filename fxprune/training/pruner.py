@@ -276,9 +276,10 @@ class Pruner(Generic[M]):
     def _scored(self) -> Iterator[nn.Module]:
         """The model to score, whose gradients pass the masks: one in shards is put together if the criterion asks."""
         apart = self.shards and not takes_shards(self.criterion)
-        masks = self.masks.copied() if apart else self.masks
-        with masks.straight_through():
-            yield masks.model
+        with ranks.told():
+            masks = self.masks.copied() if apart else self.masks
+            with masks.straight_through():
+                yield masks.model
 
     def _sample(self) -> Any:
         """The batches that this refresh looks at; streamed ones are read whole."""
