@@ -155,7 +155,8 @@ STANDS_FOR = {
     **dict.fromkeys(("subfolder", "revision", "variant", "token", "torch_dtype"), ("use fxprune.load", "no folder")),
     "text": ("not a plan", "not scores"), "name": ("group",), "of": ("count",), "averaged": ("tensors",),
     "directory": ("folder", "holds files"), "path": ("written", "no step"), "names": ("coupling", "block"),
-    "training": ("steps",), "criteria": ("criterion",), "ignore": ("cannot be removed",), "criterion": ("criteria",),
+    "training": ("steps",), "small": ("pruned",), "criteria": ("criterion",),
+    "ignore": ("cannot be removed",), "criterion": ("criteria",),
 }  # fmt: skip
 
 
