@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +19,12 @@ settings.load_profile("fxprune")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """One seed before each test and the fixtures made for it: pytest-xdist deals the tests out in any order."""
+    """One seed before each test and the fixtures made for it: pytest-xdist deals the tests out in any order.
+
+    accelerate forgets the precision that a test before chose: it would refuse another one.
+    """
+    if (accelerate := sys.modules.get("accelerate.state")) is not None:
+        accelerate.AcceleratorState._reset_state()
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

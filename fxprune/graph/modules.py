@@ -84,7 +84,7 @@ def _split(tensor: Any) -> bool:
 
 
 def _require_plain(kind: str, path: str, module: nn.Module) -> None:
-    """Raise `InputsError` where a part is compiled, quantized, not made yet, or shared out by FSDP's first version."""
+    """Raise `InputsError` where a part is compiled, quantized, or not made yet."""
     held = [*module.__dict__.values(), *module._buffers.values()]
     if isinstance(module, torch.jit.ScriptModule):
         what = (
@@ -96,8 +96,6 @@ def _require_plain(kind: str, path: str, module: nn.Module) -> None:
         what = "has no weights before it has run: call the model once"
     elif any(isinstance(v, torch.ScriptObject) for v in held):
         what = "is quantized, its weights packed: prune the float model, and quantize the small one"
-    elif type(module).__name__ == "FullyShardedDataParallel":
-        what = "is wrapped in FullyShardedDataParallel: prune the whole model before, and wrap the small one"
     else:
         return
     raise InputsError(f"{path or 'the model'} of this {kind} {what}")

@@ -187,13 +187,13 @@ class Drifting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(8, 24), nn.Linear(24, 2)
-        self.width = 0
+        self.width = ""  # as text, which does not follow a cut
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x).relu()
         if self.training:
-            self.width = y.shape[-1]
-        elif self.width and y.shape[-1] != self.width:
+            self.width = str(y.shape[-1])
+        elif self.width and str(y.shape[-1]) != self.width:
             raise RuntimeError("other width than in training")
         return self.b(y)  # type: ignore[no-any-return]
 
