@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import random
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -61,7 +62,7 @@ def require_whole(model: nn.Module, shards: bool = False) -> None:
             f"this {kind} is wrapped in FullyShardedDataParallel (FSDP1): shard the model with fully_shard() (FSDP2), "
             "which leaves its modules and names as they are, or prune it before you wrap it"
         )
-    if any(_split(p) for p in model.parameters()) or (not sharded(model) and any(map(_d, model.parameters()))):
+    if any(_split(p) for p in model.parameters()) or (not sharded(model) and any(map(in_shards, model.parameters()))):
         raise InputsError(
             f"the parameters of this {kind} are split over devices (tensor parallel): prune the whole model, and "
             "parallelize the small one"
@@ -73,8 +74,9 @@ def require_whole(model: nn.Module, shards: bool = False) -> None:
         )
 
 
-def _d(tensor: torch.Tensor) -> bool:
-    return type(tensor).__name__ == "DTensor"
+def in_shards(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor."""
+    return hasattr(tensor, "full_tensor")
 
 
 def _split(tensor: Any) -> bool:
@@ -173,11 +175,13 @@ def training(model: nn.Module) -> Iterator[None]:
     """Within, the model is in train mode, as its own `train()` sets it, and its code that asks is told that gradients
     are on; afterwards every module is as it was."""
     was = [(m, m.training) for m in model.modules()]
-    asked = torch.is_grad_enabled
+    asked, here = torch.is_grad_enabled, threading.get_ident()
 
     def with_gradients() -> bool:
         own = str(sys._getframe(1).f_globals.get("__name__", "")).startswith(("torch.", "fxprune."))
-        return asked() if own else True  # as it is in training, which nothing here computes gradients for
+        if own or threading.get_ident() != here:
+            return asked()
+        return True  # as it is in training, which nothing here computes gradients for
 
     try:
         model.train()

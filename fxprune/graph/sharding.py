@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fxprune.arguments import MODULE, takes
 from fxprune.errors import InputsError
 from fxprune.graph.copies import deep_copy
-from fxprune.graph.modules import require_whole, sharded
+from fxprune.graph.modules import in_shards, require_whole, sharded
 
 M = TypeVar("M", bound=nn.Module)
 MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
@@ -28,11 +28,6 @@ FSDP = "torch.distributed.fsdp"
 def full(tensor: Tensor) -> Tensor:
     """A tensor with all its shards; every process must come here in turn."""
     return cast("Any", tensor).full_tensor() if in_shards(tensor) else tensor
-
-
-def in_shards(tensor: Any) -> bool:
-    """Whether a tensor is a DTensor."""
-    return hasattr(tensor, "full_tensor")
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fxprune.graph.sharding import in_shards
+from fxprune.graph.modules import in_shards
 from fxprune.masking.sites import FAMILIES, CallSite
 from fxprune.masking.statistics import (
     kept_pairs,

@@ -16,35 +16,9 @@ from torch import fx
 from fxprune.graph.rules.op import op_name, shape_of
 from fxprune.graph.trace import Traced
 
-_MOVES = {
-    f"aten::{n}"
-    for n in [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "flatten",
-        "unflatten",
-        "transpose",
-        "permute",
-        "contiguous",
-        "clone",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "select",
-        "slice",
-        "squeeze",
-        "unsqueeze",
-        "to",
-        "alias",
-        "dropout",
-        "detach",
-        "swapaxes",
-        "movedim",
-        "expand",
-    ]
-} | {"python::getitem"}
+_NAMES = """view reshape _unsafe_view flatten unflatten transpose permute contiguous clone chunk split
+split_with_sizes unbind select slice squeeze unsqueeze to alias dropout detach swapaxes movedim expand"""
+_MOVES = {f"aten::{n}" for n in _NAMES.split()} | {"python::getitem"}
 
 
 @dataclass(frozen=True)

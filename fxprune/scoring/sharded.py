@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import InputsError
-from fxprune.graph.modules import sharded
-from fxprune.graph.sharding import full, in_shards
+from fxprune.graph.modules import in_shards, sharded
+from fxprune.graph.sharding import full
 from fxprune.scoring import distributed as ranks
 
 GIB = 1 << 30

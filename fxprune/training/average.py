@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fxprune.arguments import MAPPING, MODULE, number, read_from, takes
 from fxprune.errors import InputsError
-from fxprune.graph.sharding import in_shards, resharded
+from fxprune.graph.modules import in_shards
+from fxprune.graph.sharding import resharded
 from fxprune.training.carry_over import Carry
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import InputsError
-from fxprune.graph.sharding import in_shards
+from fxprune.graph.modules import in_shards
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.sharded import own
 from fxprune.training.average import Average

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.graph.modules import training
 
 
 class Auxiliary(nn.Module):
@@ -47,11 +49,26 @@ def test_a_head_that_runs_where_gradients_are_taken_is_cut() -> None:
     assert small.more.weight.grad is not None
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_a_padded_encoder_keeps_its_own_forward(training: bool) -> None:
+def test_other_threads_are_told_what_holds_for_them() -> None:
+    told: list[bool] = []
+
+    def ask() -> None:
+        with torch.no_grad():
+            told.append(torch.is_grad_enabled())
+
+    with training(nn.Linear(2, 2)), torch.no_grad():
+        assert torch.is_grad_enabled()  # asked by a model's code, in train mode
+        other = threading.Thread(target=ask)
+        other.start()
+        other.join()
+    assert told == [False]
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_padded_encoder_keeps_its_own_forward(train: bool) -> None:
     torch.manual_seed(0)
     given = torch.randn(2, 5, 8), torch.tensor([[0, 0, 0, 1, 1], [0] * 5]).bool()
-    model = Padded().train(training)
+    model = Padded().train(train)
     small = fxprune.prune(model, "magnitude", 0.3, example_inputs=given, progress=False, strict=True)
     assert fxprune.report(small).forward == "module"
     assert torch.backends.mha.get_fastpath_enabled()
