@@ -201,8 +201,11 @@ class Training:
         return Distillation() if isinstance(self.distill, str) else self.distill
 
     def told(self) -> dict[str, str]:
-        """What a checkpoint must have been made with."""
-        return {f.name: told(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE}
+        """What a checkpoint must have been made with; of "auto" what it stands for, which may change."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in BESIDE}
+        if self.distill == AUTO:
+            own["distill"] = AUTO, self.distillation
+        return {name: told(value) for name, value in own.items()}
 
 
 def relative_rate(parameters: Iterable[Tensor], samples: int = 1) -> float:
