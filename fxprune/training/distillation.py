@@ -44,8 +44,7 @@ class Distillation:
     """What the small model learns from the dense one.
 
     Attributes:
-        output: weight of the outputs' term.  They say what the data says, but for what no network can know of it (the
-            noise that a diffusion model predicts), which few steps do not average out: that is why they weigh more.
+        output: weight of the outputs' term; the recipe that `Training` has by itself gives it 16.
         features: weight of the features' term.
         layers: modules whose outputs are features; none: the outermost elements of `nn.ModuleList` and
             `nn.Sequential` that give one tensor.
@@ -62,7 +61,7 @@ class Distillation:
             `Timesteps`, or the name of its rule ("uniform", "snr"); None: all alike.
     """
 
-    output: float = 16.0
+    output: float = 1.0
     features: float = 0.0
     layers: tuple[str, ...] = ()
     kind: str = "auto"

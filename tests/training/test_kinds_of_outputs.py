@@ -70,7 +70,7 @@ def test_the_divergence_is_taken_along_the_axis_of_the_classes() -> None:
     student, dense = nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 1)
     x = torch.randn(2, 1, 4, 5)
     y = torch.zeros(2, 4, 5, dtype=torch.long)
-    told = Teacher(dense, None, Distillation(1.0)).loss(student, lambda: F.cross_entropy(student(x), y))
+    told = Teacher(dense, None, Distillation()).loss(student, lambda: F.cross_entropy(student(x), y))
     p, q = dense(x).softmax(1), student(x).softmax(1)
     divergence = (p * (p / q).log()).sum(1).mean()
     assert float(told) == pytest.approx(float(F.cross_entropy(student(x), y) + divergence), rel=1e-5)

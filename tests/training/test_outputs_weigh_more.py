@@ -34,8 +34,13 @@ def test_the_dense_outputs_outweigh_the_noise_of_the_target() -> None:
 
 def test_a_checkpoint_tells_what_the_default_stood_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a run would go on with another weight where a later version has another default."""
-    training = Training(1)
-    today = training.told()["distill"]
-    assert training.told()["distill"] == today
-    monkeypatch.setattr("fxprune.training.options.Distillation", lambda: Distillation(1.0))
-    assert training.told()["distill"] != today
+    today = Training(1).told()["distill"]
+    assert Training(1).told()["distill"] == today
+    monkeypatch.setattr("fxprune.training.options.LEADING", 4.0)
+    assert Training(1).told()["distill"] != today
+
+
+def test_the_steps_of_an_own_optimizer_do_not_grow_with_the_teachers_weight() -> None:
+    """Adam's do not depend on the scale of the loss; those of plain gradient descent do, and would diverge."""
+    assert Training(1).distillation == Distillation(16.0)
+    assert Training(1, optimizer=lambda p: torch.optim.SGD(p, 0.1)).distillation == Distillation(1.0)

@@ -159,7 +159,7 @@ def test_both_branches_are_compared() -> None:
         (student(X, class_labels=y) - dense(X, class_labels=y)).square().mean() for y in (LABELS, LABELS * 0 + 3)
     )
     for free in (3, torch.tensor([3])):
-        found = term(teacher(Distillation(1.0, unconditional={"class_labels": free})), student)
+        found = term(teacher(Distillation(unconditional={"class_labels": free})), student)
         assert float(found.detach()) == pytest.approx(float(want.detach()), rel=1e-4)  # type: ignore[union-attr]
 
 
@@ -191,7 +191,7 @@ def test_samples_count_by_their_time() -> None:
     errors = (student(X, class_labels=LABELS) - dense(X, class_labels=LABELS)).square().mean(1)
     density = Timesteps("snr").density(PROCESS, lambda t: t)
     want = (density.weight(PROCESS.shares(TIMES)) * errors).mean()
-    found = term(teacher(Distillation(1.0, timesteps=Timesteps("snr"))), student)
+    found = term(teacher(Distillation(timesteps=Timesteps("snr"))), student)
     assert float(found.detach()) == pytest.approx(float(want.detach()), rel=1e-4)
     assert float(found.detach()) != pytest.approx(float(errors.mean().detach()), rel=1e-2)
 
