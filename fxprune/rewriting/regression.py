@@ -39,6 +39,7 @@ from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call
 
 LARGEST = 4608  # columns whose moments are held; of wider convolutions taps are corrected each for itself
+SIDE = None
 ROWS = 4096  # samples and places of a call that are looked at, the same in both models
 DRIFT = 1e-10  # share of an input's square below which it is what it was
 
@@ -101,10 +102,7 @@ class Pass:
         reader = None if found is None else found.reader
         if reader is None or call.inputs is None:
             return
-        x = call.unfolded() if reader.wide and call.unfolded is not None else call.inputs
-        x = _rows(x, call.groups)
-        held = self.inputs.setdefault(call.weight, [])
-        held.append(torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x)
+        self.inputs.setdefault(call.weight, []).append(values(reader, call))
         self._ends()
 
     def added(self, call: Call, other: Tensor) -> None:
@@ -113,7 +111,7 @@ class Pass:
         if found is None or not found.joins:
             return
         self.beside.setdefault(call.weight, []).append(
-            _rows(other.flatten(2) if other.dim() > 2 else other[..., None], 1)
+            _rows(_laid(other), 1)
         )
         self._ends()
 
@@ -123,6 +121,17 @@ class Pass:
             if len(self.inputs.get(name, ())) < found.calls or len(self.beside.get(name, ())) < sums:
                 return
         raise Enough
+
+
+def values(reader: Reader, call: Call) -> Tensor:
+    """What a call reads, with ones for a bias: (groups, columns, samples and places)."""
+    assert call.inputs is not None
+    x = _rows(call.unfolded() if reader.wide and call.unfolded is not None else call.inputs, call.groups)
+    return torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x
+
+
+def _laid(other: Tensor) -> Tensor:
+    return other.flatten(2) if other.dim() > 2 else other[..., None]
 
 
 def _rows(x: Tensor, groups: int) -> Tensor:
@@ -152,14 +161,23 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
     folded = {name for fold in temperature_folds(ctx.graph, keep) for name in fold.names}
     new: dict[str, Tensor] = {}
     layers: list[tuple[str, bool]] = []  # name, whether it saw few samples
-    for package in _packages(_readers(ctx, folded), together):
-        for reader, sums in _moments(ctx, small, package, keep):
-            made = _solved(ctx, reader, sums, kept_positions(ctx.graph, reader.weight, keep), damping)
-            for name, full in made.items():
-                _put(held[name], full, kept_positions(ctx.graph, name, keep))
-                new[name] = full
-            if made:
-                layers.append((reader.weight, sums.rows * ranks.number() < torch.as_tensor(sums.own).shape[1]))
+    found = _readers(ctx, folded)
+
+    def fit(reader: Reader, sums: Sums) -> bool:
+        made = _solved(ctx, reader, sums, kept_positions(ctx.graph, reader.weight, keep), damping)
+        for name, full in made.items():
+            _put(held[name], full, kept_positions(ctx.graph, name, keep))
+            new[name] = full
+        if made:
+            layers.append((reader.weight, sums.rows * ranks.number() < torch.as_tensor(sums.own).shape[1]))
+        return bool(made)
+
+    if SIDE is not None and together == 1:
+        SIDE(ctx, small, found, keep, lambda n, s: fit(found[n].reader, s))
+    else:
+        for package in _packages(found, together):
+            for reader, sums in _moments(ctx, small, package, keep):
+                fit(reader, sums)
     if few := [name for name, so in layers if so]:
         ctx.note(
             f"{len(few)} of {len(layers)} corrected layers, such as {few[0]}, saw fewer samples than they have columns "
@@ -237,19 +255,20 @@ def _moments(
                 ended.__traceback__ = ended.__context__ = None  # whose frames would hold the batch
         for name in package:
             for x, y in zip(before.inputs.get(name, ()), after.inputs.get(name, ()), strict=False):
-                _add(every[name], x, y)
+                add(every[name], x, y)
             outputs = kept_positions(ctx.graph, name, keep)[0]
             for y, s, t in zip(
                 *(seen.get(name, ()) for seen in (after.inputs, before.beside, after.beside)), strict=False
             ):
-                _add_lack(every[name], y, s if outputs is None else s[:, outputs.to(s.device)], t)
+                add_lack(every[name], y, s if outputs is None else s[:, outputs.to(s.device)], t)
     for name, found in package.items():
         if found.reader is not None and isinstance(every[name].own, Tensor):
             ranks.add_up(v for v in vars(every[name]).values() if isinstance(v, Tensor))
             yield found.reader, every[name]
 
 
-def _add(sums: Sums, x: Tensor, y: Tensor) -> None:
+def add(sums: Sums, x: Tensor, y: Tensor) -> None:
+    """Add to the moments what the dense layer and the small one read."""
     if x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         return  # groups have gone, or places: nothing to compare
     sums.own = sums.own + y @ y.mT
@@ -260,7 +279,8 @@ def _add(sums: Sums, x: Tensor, y: Tensor) -> None:
     sums.drift = sums.drift + ((x - y).square().sum() if same else x.square().sum())
 
 
-def _add_lack(sums: Sums, y: Tensor, s: Tensor, t: Tensor) -> None:
+def add_lack(sums: Sums, y: Tensor, s: Tensor, t: Tensor) -> None:
+    """Add to the moments what a stream lacks."""
     if s.shape == t.shape and s.shape[::2] == y.shape[::2]:
         sums.lack = sums.lack + y @ (s - t).mT
         off = (s - t).square().sum() / s.square().sum().clamp_min(torch.finfo(s.dtype).tiny)

@@ -39,6 +39,8 @@ class Call:
         bias: name of the parameter that is added, one number for each position of `makes`; "" without.
         unfolded: what every output of a convolution is a sum over, (n, channels · taps, places of the output), in the
             order of the weight's own axes; None where that is `inputs`, or not known.
+        again: of a new value of the weight, as it is now: computes the output anew, in its place; False where that
+            cannot be, since the input or the output is no longer what it was.
     """
 
     weight: str
@@ -50,6 +52,7 @@ class Call:
     output: Tensor
     bias: str = ""
     unfolded: Callable[[], Tensor] | None = None
+    again: Callable[[Tensor], bool] | None = None
 
 
 Visit: TypeAlias = Callable[[Call], None]
@@ -107,6 +110,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handler = _HANDLERS.get(func)
         if handler is not None:
             for call in handler(self, args, out):
+                if self.added is not None:
+                    call = replace(call, again=_Again(self, func, args, out))
                 self.visit(call)
                 if self.added is not None and not out.is_inference():
                     self.last = (call, out, out._version)
@@ -182,6 +187,25 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         offset = int(w.storage_offset() - whole.storage_offset())
         start = offset // whole.stride(makes) if makes >= 0 else 0
         return [Call(name, reads, makes, start, 1, x.reshape(-1, x.shape[-1], 1), out.reshape(-1, out.shape[-1]))]
+
+
+class _Again:
+    """Computes an output anew, once a weight has been written into."""
+
+    def __init__(self, observer: Observer, func: Any, args: tuple[Any, ...], out: Tensor) -> None:
+        self.observer, self.func, self.args, self.out = observer, func, args, out
+        self.inputs = [a for a in args if isinstance(a, Tensor) and observer.locate(a) is None]
+        self.versions = [] if out.is_inference() else [t._version for t in (*self.inputs, out)]
+
+    def __call__(self, weight: Tensor) -> bool:
+        if not self.versions or [t._version for t in (*self.inputs, self.out)] != self.versions:
+            return False
+        for copy in (found[1] for a in self.args if (found := self.observer.locate(a)) is not None):
+            if copy.shape == weight.shape and copy.data_ptr() != weight.data_ptr():
+                return False
+        self.out.copy_(self.func(*self.args))
+        self.versions[-1] = self.out._version
+        return True
 
 
 def _is_all_of(view: Tensor, whole: Tensor) -> bool:
