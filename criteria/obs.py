@@ -12,7 +12,7 @@ from torch import Tensor
 from fxprune.arguments import require_options, shown
 from fxprune.errors import CriterionError, FxPruneError
 from fxprune.planning.plan import Plan
-from fxprune.rewriting.regression import corrected
+from fxprune.rewriting.correction import corrected
 from fxprune.scoring.context import Context
 from fxprune.scoring.moments import Inputs
 from fxprune.scoring.score import resolve

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -29,6 +29,7 @@ class Run:
     """A function in a thread, which it halts by `halt(key, value)`; awake only within `wake`."""
 
     function: Callable[[Halt], None]
+    around: Callable[[], AbstractContextManager[Any]]  # what holds where it was made, and not in a thread by itself
     devices: Sequence[int] = ()  # whose random numbers it draws, beside the CPU's
     key: Hashable = None
     value: Any = None
@@ -66,11 +67,12 @@ class Run:
     def _work(self) -> None:
         self.mine.acquire()
         try:
-            if not self.unwanted:
-                self.function(self._halt)
+            with self.around():
+                if not self.unwanted:
+                    self.function(self._halt)
         except Stopped:
             pass
-        except BaseException as e:
+        except BaseException as e:  # noqa: BLE001  raised where it was woken
             self.error = e
         self.over = True
         self.theirs.release()
@@ -98,10 +100,11 @@ def in_step(functions: Sequence[Callable[[Halt], None]], act: Act, devices: Sequ
         Whatever a function raises, the first of them.
     """
     runs: list[Run] = []
+    around = _settings()
     with _no_fused_layers():
         try:
             for function in functions:
-                runs.append(Run(function, devices))
+                runs.append(Run(function, around, devices))
                 _woken(runs[-1])
             while live := [r for r in runs if not r.over]:
                 least = min(live, key=lambda r: r.steps)
@@ -129,3 +132,24 @@ def _no_fused_layers() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was)
+
+
+def _settings() -> Callable[[], AbstractContextManager[Any]]:
+    """What torch keeps by thread: autocast, and the device that new tensors are made on."""
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    cast = [(k, torch.get_autocast_dtype(k), torch.is_autocast_enabled(k)) for k in kinds]
+    made_on = torch.get_default_device()
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with ExitStack() as stack:
+            if current is not None:
+                stack.enter_context(torch.cuda.device(current))
+            if made_on.type != "cpu":
+                stack.enter_context(made_on)
+            for kind, dtype, enabled in cast:
+                stack.enter_context(torch.autocast(kind, dtype, enabled))
+            yield
+
+    return again

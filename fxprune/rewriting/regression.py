@@ -30,16 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import CriterionError
-from fxprune.graph.channels import ChannelGraph
-from fxprune.planning.plan import Plan
-from fxprune.rewriting.rewrite import UnsolvedError, rewrite
-from fxprune.rewriting.slicing import kept_positions, temperature_folds
+from fxprune.rewriting.slicing import kept_positions
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call
 
 LARGEST = 4608  # columns whose moments are held; of wider convolutions taps are corrected each for itself
-SIDE = None
 ROWS = 4096  # samples and places of a call that are looked at, the same in both models
 DRIFT = 1e-10  # share of an input's square below which it is what it was
 
@@ -110,9 +106,7 @@ class Pass:
         found = self.package.get(call.weight)
         if found is None or not found.joins:
             return
-        self.beside.setdefault(call.weight, []).append(
-            _rows(_laid(other), 1)
-        )
+        self.beside.setdefault(call.weight, []).append(beside(other))
         self._ends()
 
     def _ends(self) -> None:
@@ -130,8 +124,9 @@ def values(reader: Reader, call: Call) -> Tensor:
     return torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x
 
 
-def _laid(other: Tensor) -> Tensor:
-    return other.flatten(2) if other.dim() > 2 else other[..., None]
+def beside(other: Tensor) -> Tensor:
+    """What an output is added to: (1, outputs, samples and places)."""
+    return _rows(other.flatten(2) if other.dim() > 2 else other[..., None], 1)
 
 
 def _rows(x: Tensor, groups: int) -> Tensor:
@@ -143,57 +138,7 @@ def _rows(x: Tensor, groups: int) -> Tensor:
     return x
 
 
-def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[str, Tensor]:
-    """Weight or bias -> new values, of the shape before pruning; where nothing changes, none.
-
-    Args:
-        ctx: model and data.
-        plan: what goes.
-        damping: λ, relative to the mean square of what a layer reads.
-        together: inputs in a package; layers that read the same one go together.
-
-    Raises:
-        CriterionError: what a layer reads holds NaN or infinite values.
-    """
-    keep = plan.kept(ctx.graph)
-    small = _small(ctx.model, ctx.graph, plan)
-    held = {**dict(small.named_buffers()), **dict(small.named_parameters())}
-    folded = {name for fold in temperature_folds(ctx.graph, keep) for name in fold.names}
-    new: dict[str, Tensor] = {}
-    layers: list[tuple[str, bool]] = []  # name, whether it saw few samples
-    found = _readers(ctx, folded)
-
-    def fit(reader: Reader, sums: Sums) -> bool:
-        made = _solved(ctx, reader, sums, kept_positions(ctx.graph, reader.weight, keep), damping)
-        for name, full in made.items():
-            _put(held[name], full, kept_positions(ctx.graph, name, keep))
-            new[name] = full
-        if made:
-            layers.append((reader.weight, sums.rows * ranks.number() < torch.as_tensor(sums.own).shape[1]))
-        return bool(made)
-
-    if SIDE is not None and together == 1:
-        SIDE(ctx, small, found, keep, lambda n, s: fit(found[n].reader, s))
-    else:
-        for package in _packages(found, together):
-            for reader, sums in _moments(ctx, small, package, keep):
-                fit(reader, sums)
-    if few := [name for name, so in layers if so]:
-        ctx.note(
-            f"{len(few)} of {len(layers)} corrected layers, such as {few[0]}, saw fewer samples than they have columns "
-            "and fit these samples more than the task: give data= more of them"
-        )
-    return new
-
-
-def _small(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
-    try:
-        return rewrite(model, graph, plan).model.eval()
-    except UnsolvedError:
-        return rewrite(model, graph, plan, forward="graph").model.eval()
-
-
-def _readers(ctx: Context, folded: set[str]) -> dict[str, Found]:
+def readers(ctx: Context, folded: set[str]) -> dict[str, Found]:
     """Every weight that reads one axis alone, in the order in which they run."""
     every: dict[str, Found] = {}
     last: list[Tensor] = []  # alive, so that no other tensor has its place
@@ -233,18 +178,25 @@ def _is(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _packages(found: dict[str, Found], together: int) -> Iterator[dict[str, Found]]:
+def packages(found: dict[str, Found], together: int) -> Iterator[dict[str, Found]]:
+    """The readers of so many inputs at a time."""
     sources = sorted({f.source for f in found.values()})
     for start in range(0, len(sources), together):
         mine = sources[start : start + together]
         yield {name: f for name, f in found.items() if f.source in mine}
 
 
-def _moments(
+def moments(
     ctx: Context, small: nn.Module, package: dict[str, Found], keep: npt.NDArray[np.bool_]
-) -> Iterator[tuple[Reader, Sums]]:
-    """Both models over all batches; one reader's moments after the other."""
+) -> Iterator[tuple[str, Sums]]:
+    """Both models over all batches; one weight's moments after the other.
+
+    Only the first input of a package is what the corrected part gives: behind it is what a layer of the package has not
+    been corrected for yet, and what that will make good again must not be made good twice.  There the dense model's
+    input stands for the small one's.
+    """
     every = {name: Sums() for name in package}
+    first = min(f.source for f in package.values())
     for number, batch in enumerate(ctx.track(f"correction of {next(iter(package))}, ...")):
         one = {"data": [batch], "seed": ctx.seed + number, "memo": {}, "progress": False}
         before, after = Pass(package), Pass(package)
@@ -253,10 +205,13 @@ def _moments(
                 replace(ctx, **one, model=model).observe(seen, "", seen.added)  # type: ignore[arg-type]
             except Enough as ended:
                 ended.__traceback__ = ended.__context__ = None  # whose frames would hold the batch
-        for name in package:
+        for name, found in package.items():
+            kept = kept_positions(ctx.graph, name, keep)
             for x, y in zip(before.inputs.get(name, ()), after.inputs.get(name, ()), strict=False):
-                add(every[name], x, y)
-            outputs = kept_positions(ctx.graph, name, keep)[0]
+                add(every[name], x, y if found.source == first else _narrowed(x, y, found, ctx, kept))
+            if found.source != first:
+                continue
+            outputs = kept[0]
             for y, s, t in zip(
                 *(seen.get(name, ()) for seen in (after.inputs, before.beside, after.beside)), strict=False
             ):
@@ -264,7 +219,18 @@ def _moments(
     for name, found in package.items():
         if found.reader is not None and isinstance(every[name].own, Tensor):
             ranks.add_up(v for v in vars(every[name]).values() if isinstance(v, Tensor))
-            yield found.reader, every[name]
+            yield name, every[name]
+
+
+def _narrowed(x: Tensor, y: Tensor, found: Found, ctx: Context, kept: list[Tensor | None]) -> Tensor:
+    """Of what the dense layer reads, what the small one would."""
+    reader = found.reader
+    if reader is None or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+        return y
+    ones = bool(reader.bias)
+    positions = _positions(x.shape[1] - ones, ctx.graph.shapes[reader.weight][reader.axis], kept[reader.axis])
+    every = torch.cat([positions, torch.tensor([x.shape[1] - 1])]) if ones else positions
+    return x[:, every.to(x.device)]
 
 
 def add(sums: Sums, x: Tensor, y: Tensor) -> None:
@@ -287,7 +253,7 @@ def add_lack(sums: Sums, y: Tensor, s: Tensor, t: Tensor) -> None:
         sums.drift = sums.drift + off * y.square().sum()
 
 
-def _solved(ctx: Context, reader: Reader, sums: Sums, kept: list[Tensor | None], damping: float) -> dict[str, Tensor]:
+def solved(ctx: Context, reader: Reader, sums: Sums, kept: list[Tensor | None], damping: float) -> dict[str, Tensor]:
     """The new weight and bias, of full size."""
     weight = ctx.tensors[reader.weight].detach()
     own, cross = torch.as_tensor(sums.own).double(), torch.as_tensor(sums.cross).double()
@@ -325,7 +291,8 @@ def _positions(columns: int, channels: int, kept: Tensor | None) -> Tensor:
     return (every if kept is None else every[kept]).flatten()
 
 
-def _put(tensor: Tensor, full: Tensor, kept: Iterable[Tensor | None]) -> None:
+def put(tensor: Tensor, full: Tensor, kept: Iterable[Tensor | None]) -> None:
+    """Write what stays of new values into the small model's tensor."""
     for d, positions in enumerate(kept):
         if positions is not None:
             full = full.index_select(d, positions.to(full.device))

@@ -39,8 +39,8 @@ class Call:
         bias: name of the parameter that is added, one number for each position of `makes`; "" without.
         unfolded: what every output of a convolution is a sum over, (n, channels · taps, places of the output), in the
             order of the weight's own axes; None where that is `inputs`, or not known.
-        again: of a new value of the weight, as it is now: computes the output anew, in its place; False where that
-            cannot be, since the input or the output is no longer what it was.
+        fresh: whether the input and the output still are what they were; told where additions are.
+        again: computes the output anew in its place, with the weight as it is now, if they are; told likewise.
     """
 
     weight: str
@@ -52,7 +52,8 @@ class Call:
     output: Tensor
     bias: str = ""
     unfolded: Callable[[], Tensor] | None = None
-    again: Callable[[Tensor], bool] | None = None
+    fresh: Callable[[], bool] | None = None
+    again: Callable[[Mapping[str, Tensor]], None] | None = None
 
 
 Visit: TypeAlias = Callable[[Call], None]
@@ -111,7 +112,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if handler is not None:
             for call in handler(self, args, out):
                 if self.added is not None:
-                    call = replace(call, again=_Again(self, func, args, out))
+                    anew = Anew(self, func, args, out)
+                    call = replace(call, fresh=anew.fresh, again=anew)
                 self.visit(call)
                 if self.added is not None and not out.is_inference():
                     self.last = (call, out, out._version)
@@ -189,23 +191,34 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [Call(name, reads, makes, start, 1, x.reshape(-1, x.shape[-1], 1), out.reshape(-1, out.shape[-1]))]
 
 
-class _Again:
-    """Computes an output anew, once a weight has been written into."""
+class Anew:
+    """Computes an output once more, when its weight or bias has been written into.
+
+    Copies of them in another type, as autocast makes them, are written into likewise.
+    """
 
     def __init__(self, observer: Observer, func: Any, args: tuple[Any, ...], out: Tensor) -> None:
         self.observer, self.func, self.args, self.out = observer, func, args, out
-        self.inputs = [a for a in args if isinstance(a, Tensor) and observer.locate(a) is None]
-        self.versions = [] if out.is_inference() else [t._version for t in (*self.inputs, out)]
+        self.read = [a for a in args if isinstance(a, Tensor) and observer.locate(a) is None]
+        self.versions = self._versions()
 
-    def __call__(self, weight: Tensor) -> bool:
-        if not self.versions or [t._version for t in (*self.inputs, self.out)] != self.versions:
-            return False
-        for copy in (found[1] for a in self.args if (found := self.observer.locate(a)) is not None):
-            if copy.shape == weight.shape and copy.data_ptr() != weight.data_ptr():
-                return False
+    def fresh(self) -> bool:
+        """Whether nothing has been written into what it reads and gives."""
+        return bool(self.versions) and self.versions == self._versions()
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the output anew, for the present values of weights, by name."""
+        if not self.fresh():
+            return
+        for name, copy in filter(None, map(self.observer.locate, self.args)):
+            if copy.data_ptr() != weights[name].data_ptr():
+                copy.copy_(weights[name])
         self.out.copy_(self.func(*self.args))
-        self.versions[-1] = self.out._version
-        return True
+        self.versions = self._versions()
+
+    def _versions(self) -> list[int]:
+        every = (*self.read, self.out)
+        return [] if any(t.is_inference() for t in every) else [t._version for t in every]
 
 
 def _is_all_of(view: Tensor, whole: Tensor) -> bool:
