@@ -13,7 +13,7 @@ is what counts:
     min over W', b'  Σ ‖s + W x + b − s' − W' x' − b'‖² + λ ‖W' − W_K‖²
 
 which adds E[x̂' (s − s')ᵀ] to the first factor: what went wrong on the stream before is made up for, too.  Layers go
-in the order in which they run, some at a time: for each such package both models run over the data once.
+in the order in which they run (`fxprune.rewriting.correction`).
 
 Source: Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022; He et al., Channel Pruning for Accelerating Very
 Deep Neural Networks, ICCV 2017.
