@@ -38,8 +38,8 @@ class Obs:
     are readers of the same heads, and each is corrected on its own.
 
     Both models run over the data once, all batches side by side, halted where a layer runs until it is fitted.  Where a
-    layer runs twice, several processes share the work, or memory does not hold the batches, they run once for each
-    input that layers read.
+    layer runs twice, several processes share the work, or memory does not hold the batches (a DataLoader is not kept
+    there; its `list` is), they run once for each input that layers read.
 
     Options: `damping`, relative; `together`, for how many inputs one pass does then (more is quicker, and less exact:
     their readers do not see each other's corrections); `select`, another criterion that

@@ -1,11 +1,10 @@
 """All layers of a small model corrected, in the order in which they run (see `fxprune.rewriting.regression`).
 
-Where memory holds all batches at once, both models run over them once, side by side; else once for each package.
+Where all batches are in memory at once, both models run over them once, side by side; else once for each package.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,9 +89,11 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
 
 
 def _at_once(ctx: Context, make: Callable[[], Corrected], found: dict[str, Found]) -> Corrected | None:
-    """All batches side by side; None where they cannot be: a layer runs twice, or memory does not hold them."""
-    batches = tuple(itertools.islice(ctx.batches, MOST + 1))
-    if ranks.several() or len(batches) > MOST or any(f.calls > 1 for f in found.values()):
+    """All batches side by side; None where they cannot be: a layer runs twice, or memory need not hold them."""
+    batches = ctx.batches
+    if not isinstance(batches, tuple) or ranks.several() or len(batches) > MOST:
+        return None
+    if any(f.calls > 1 for f in found.values()):
         return None
     free = free_memory(ctx.device)
     if free is not None and 2 * len(batches) * alive(ctx) > SPARE * free:
