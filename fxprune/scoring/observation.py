@@ -95,6 +95,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.last = None  # which knows this observer, so that the batch would stay until cycles are collected
         _observing.remove(self)
         torch.backends.mha.set_fastpath_enabled(self.fused)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
