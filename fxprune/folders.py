@@ -114,6 +114,10 @@ def _check(options: dict[str, Any]) -> None:
             raise InputsError(
                 f"prune_folder({name}={options[name]!r}): not from folder to folder; load it and prune it"
             )
+    if options.get("of") == "latency":
+        raise InputsError(
+            "prune_folder(of='latency'): what would be timed is the disk; load the model and prune it, or say of='macs'"
+        )
     for name, only in NOT_HERE.items():
         if options.get(name, only) != only:
             raise InputsError(f"prune_folder({name}=...): a folder is pruned once, without training; load it and train")

@@ -18,6 +18,7 @@ from fxprune.graph.untouched import same_buffers
 from fxprune.planning.costs.stopwatch import take_turns
 from fxprune.planning.plan import Plan
 from fxprune.reporting.speed import Timing
+from fxprune.scoring.mapped import scratch
 
 ROUNDS, GLANCE = 10, 3  # where a latency was asked for, and where not
 HEAVY = {"cpu": 2e10}  # multiply-accumulates of a forward, beyond which a glance costs too much: a second of one core
@@ -59,7 +60,7 @@ def glanced(net: nn.Module, small: nn.Module, graph: ChannelGraph, macs: float) 
 
 
 def _in_turns(net: nn.Module, small: nn.Module, graph: ChannelGraph, rounds: int) -> Timing | None:
-    if any(p.is_meta for p in net.parameters()):
+    if any(p.is_meta for p in net.parameters()) or scratch() is not None:  # nothing there, or a disk's time
         return None
     before, after = seconds_of([net, small], graph, rounds)
     if not (before > 0 and after > 0):  # a clock too coarse for so small a model

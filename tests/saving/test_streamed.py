@@ -131,6 +131,7 @@ def test_a_diffusers_folder_needs_no_model(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], type[FxPruneError], str]] = [
     ({"steps": 3}, InputsError, r"prune_folder\(steps=...\): a folder is pruned once, without training"),
     ({"shape": "stock"}, InputsError, r"prune_folder\(shape='stock'\): not from folder to folder"),
+    ({"of": "latency"}, InputsError, r"what would be timed is the disk; load the model"),
     ({"rato": 0.4}, InputsError, r"has no argument 'rato'"),
     ({"model": lambda: Net(16)}, SaveError, r"is \(32, 8\) in .*, and \(16, 8\) in the model"),
     ({"model": lambda: nn.Linear(8, 8)}, SaveError, r"which the Linear lacks: pass its model="),

@@ -26,3 +26,22 @@ def test_blocks_sum_to_the_whole(dtype: torch.dtype) -> None:
 
 def test_a_scalar_has_a_sum() -> None:
     assert float(Elementwise(torch.tensor(3.0), torch.square).fold([])) == 9
+
+
+def test_blocks_are_taken_by_one_thread_and_the_others_come_back() -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def of(block: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        if len(seen) == 3:
+            raise RuntimeError("a criterion that fails")
+        return block
+
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(RuntimeError, match="fails"):
+            Elementwise(torch.ones(8, BLOCK), of).fold([0])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 1]
