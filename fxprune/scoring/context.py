@@ -25,7 +25,7 @@ from fxprune.scoring.hessian import Curvature, Method, curvature
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Added, Observer, Visit
 from fxprune.scoring.parts import Halving, out_of_memory, part_of
-from fxprune.scoring.sharded import refuse_samples, sharded_backward
+from fxprune.scoring.sharded import refuse_samples, require_even, sharded_backward
 from fxprune.scoring.storage import Rows, Sums
 from fxprune.scoring.streaming import Batches, as_batches, number_of
 
@@ -292,6 +292,9 @@ class Context:
             CriterionError: memory does not suffice for a single sample.
         """
         count = 0
+        held = self.batches
+        if sharded(self.model):
+            require_even(self.who, len(held.sizes() if isinstance(held, Batches) else held))
         for batch in self.track("gradients"):
             count += 1
             weight = self.weight(batch)
