@@ -401,8 +401,7 @@ class Context:
                 raise
 
         def act(part: Any, share: float, done: set[int]) -> None:
-            number, at = self._seeded(part), itertools.count()
-            whole = part_of(part)
+            at = itertools.count()
 
             def fresh(visit: Callable[..., None], *seen: Any) -> None:
                 if (k := next(at)) not in done:  # an observed part's calls come in the whole batch's order
@@ -410,16 +409,9 @@ class Context:
                     done.add(k)
 
             try:
-                with (
-                    torch.no_grad(),
-                    Observer(
-                        self.tensors,
-                        functools.partial(fresh, visit),
-                        None if added is None else functools.partial(fresh, added),
-                    ),
-                    ranks.placed(self._place(part) if whole is None else whole.place),
-                ):
-                    self._call(self.loss_function or run, part, number)
+                self.watch(
+                    part, functools.partial(fresh, visit), None if added is None else functools.partial(fresh, added)
+                )
             except InputsError:
                 if failed:  # not the loss's fault
                     raise failed.pop() from None
@@ -429,6 +421,13 @@ class Context:
             self.halving(batch, number_of(self.batches, batch), act)
         if not calls and self.loss_function is not None and self.tensors:
             raise InputsError(blind(self.who, "it uses none of its weights"))
+
+    def watch(self, batch: Any, visit: Visit, added: Added | None = None) -> None:
+        """`observe` for one of `batches`, or a part of one."""
+        number, whole = self._seeded(batch), part_of(batch)
+        place = self._place(batch) if whole is None else whole.place
+        with torch.no_grad(), Observer(self.tensors, visit, added), ranks.placed(place):
+            self._call(self.loss_function or run, batch, number)
 
     def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Sums:
         """The mean of of(batch) by parameter name, zero where `of` gives nothing; summed in float32 at least.
