@@ -43,14 +43,14 @@ def process(rank: int, processes: int, layers: int, where: str, folder: str) -> 
     if where == "in memory":
         entire._on_disk = lambda model: False
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes)
-    made: list[nn.Module] = []
+    made: list[Any] = []
     for _ in range(layers):  # one at a time, so that no process ever holds the whole
         torch.manual_seed(len(made))
         layer = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
         made.append(fully_shard(layer))
     model: Any = fully_shard(nn.Sequential(*made, nn.Linear(WIDTH, 8)))
     x = torch.randn(2, WIDTH)
-    loss = lambda net, batch: net(batch).square().mean()  # noqa: E731
+    loss: Any = lambda net, batch: net(batch).square().mean()  # noqa: E731
     loss(model, x).backward()
     model.zero_grad()
     before, start = peak(), time.perf_counter()
