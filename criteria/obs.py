@@ -12,7 +12,7 @@ from torch import Tensor
 from fxprune.arguments import require_options, shown
 from fxprune.errors import CriterionError, FxPruneError
 from fxprune.planning.plan import Plan
-from fxprune.rewriting.regression import corrected
+from fxprune.rewriting.correction import corrected
 from fxprune.scoring.context import Context
 from fxprune.scoring.moments import Inputs
 from fxprune.scoring.score import resolve
@@ -37,8 +37,12 @@ class Obs:
     data; those of a diffusion model hold times as often as `timesteps=` says.  Text and image streams of one attention
     are readers of the same heads, and each is corrected on its own.
 
-    Options: `damping`, relative; `together`, how many inputs of layers are looked at in one pass over the data (more is
-    quicker, and less exact: their readers do not see each other's corrections); `select`, another criterion that
+    Both models run over the data once, all batches side by side, halted where a layer runs until it is fitted.  Where a
+    layer runs twice, several processes share the work, or memory does not hold the batches (a DataLoader is not kept
+    there; its `list` is), they run once for each input that layers read.
+
+    Options: `damping`, relative; `together`, for how many inputs one pass does then (more is quicker, and less exact:
+    their readers do not see each other's corrections); `select`, another criterion that
     chooses the channels, whose needs are then added: `Obs(select="gradflow")`.
 
     Needs data, and either a loss that runs the model or batches that are its inputs; forward passes only, and for each

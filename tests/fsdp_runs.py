@@ -23,6 +23,7 @@ from training_runs import IMAGES, Stopping, die, loader, loss
 import fxprune
 from fxprune import Training
 from fxprune.integrations.accelerate import prepared
+from fxprune.scoring import entire
 
 RUNS = {"soft": "gradflow", "iterative": "taylor", "group_lasso": "magnitude"}  # scheduler -> criterion
 CUTS = ("gradflow", "wanda")
@@ -219,6 +220,7 @@ def main(which: str, folder: str, rank: int, processes: int) -> None:
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     runs = f"{folder}/runs"
     if which == "first":
+        entire._on_disk = lambda model: True  # in the further run what is put together lies in memory
         told = {**results(folder), "uninterrupted": steps()}
     else:
         told = {

@@ -3,12 +3,13 @@
     --tasks digits,ddpm,classifier   --ratio 0.6   --steps 200   --batch 32   --seeds 0   --recipes default,...
 
 Every row is one call `fxprune.prune(pipeline, ratio=..., data=..., training=...)`; "default" gives it the number of
-steps and nothing else.  "Half a percent" and "peak" are the default with that rate; its teacher is compared with by the
-squared error, by the KL divergence, or not at all.  "Corrected" starts from what `Obs` makes of the same channels.  All
-of a seed see the same batches, and so make the same cut (by the default criterion, on the first batches).  Told are the
-held-out loss (for the classifier: cross entropy and accuracy) and how much of the gap to the dense loss is left, over
-what a constant rate of 1e-4 and of 2e-4 leaves.  Rows are appended to `--out` (JSON lines); `subjects.py` says what the
-figures are measured on.
+steps and nothing else.  "Outputs 1", and what tells more, have a teacher whose outputs weigh as much as the loss, as
+the default's did at first.  "Half a percent" and "peak" are that with another rate, and a teacher that is compared with
+by the squared error, by the KL divergence, or not at all.  "Corrected" starts from what `Obs` makes of the same
+channels.  All of a seed see the same batches, and so make the same cut (by the default criterion, on the first
+batches).  Told are the held-out loss (for the classifier: cross entropy and accuracy) and how much of the gap to the
+dense loss is left, over what a constant rate of 1e-4 and of 2e-4 leaves.  Rows are appended to `--out` (JSON lines);
+`subjects.py` says what the figures are measured on.
 """
 
 from __future__ import annotations
@@ -50,22 +51,22 @@ PEAKS: dict[str, dict[str, Any]] = {
     "half a percent": {"optimizer": half},
     **{f"peak {rate}": {"learning_rate": float(rate)} for rate in ("2e-4", "5e-4", "1e-3")},
 }
-TEACHERS = {"": Distillation(kind="mse"), ", by KL": Distillation(kind="kl"), ", no teacher": None}
+TEACHERS = {"": Distillation(1.0, kind="mse"), ", by KL": Distillation(1.0, kind="kl"), ", no teacher": None}
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"constant {rate}": {**CONSTANT, "learning_rate": float(rate)} for rate in ("1e-4", "2e-4")},
     **{f"{name}{how}": {**PEAKS[name], "distill": teacher} for name in PEAKS for how, teacher in TEACHERS.items()},
 }
-# What else the teacher tells, beside its outputs.
+# How much its outputs weigh, and what else the teacher tells, beside outputs of weight 1.
 TOLD: dict[str, dict[str, Any]] = {
+    **{f"outputs {weight}": {"output": float(weight)} for weight in (1, 4, 100)},
     "jacobian 0.01": {"jacobian": 0.01},
     "jacobian 0.1": {"jacobian": 0.1},
     "features 0.1": {"features": 0.1},
     "projections 0.1": {"features": 0.1, "projections": True},
-    "outputs 4": {"output": 4.0},
     "snr": {"timesteps": "snr"},
 }
-RECIPES |= {name: {"distill": Distillation(**options)} for name, options in TOLD.items()}
+RECIPES |= {name: {"distill": Distillation(**{"output": 1.0, **options})} for name, options in TOLD.items()}
 RECIPES |= {"averages": {"ema_decay": 0.98}}
 # What stays is corrected layer by layer before the first step, and more.
 CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}
@@ -79,6 +80,7 @@ RECIPES |= {
     "soft": {"scheduler": Soft()},
     "soft, coarse": {"scheduler": Soft(coarse=True)},
 }
+RECIPES |= {f"{n}, outputs 1": {**RECIPES[n], **RECIPES["outputs 1"]} for n in ("corrected", "soft", "soft, coarse")}
 CHOICES = {"criterion", "scheduler"}
 # Without a teacher; the first two are how sweep.py trained before there was a default.
 PLAIN: dict[str, dict[str, Any]] = {

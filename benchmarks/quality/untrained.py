@@ -35,6 +35,7 @@ CRITERIA: dict[str, Any] = {
     "gradflow_preserving": "gradflow_preserving",
     "gradflow 2": GradFlow(horizon=2.0),
     "diff_pruning": "diff_pruning",
+    "fisher": "fisher",
 }
 OUT = Path(__file__).with_name("untrained.jsonl")
 

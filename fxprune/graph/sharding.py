@@ -76,14 +76,17 @@ def whole(model: M) -> M:
     Raises:
         InputsError: it carries a pruner's masks, or its parameters are split in another way.
     """
-    if not sharded(model):
-        return model
+    return whole_in(model, lambda tensor: tensor.clone()) if sharded(model) else model
+
+
+def whole_in(model: M, place: Callable[[Tensor], Tensor]) -> M:
+    """A whole copy of a model in shards, each of its tensors where `place` puts it, one after the other."""
     require_whole(model, shards=True)
     resharded(model)
     classes = [(m, type(m), _plain(type(m))) for m in model.modules()]
     states: dict[Any, Any] = {id(s): s for s in _states(model)}
     tensors = [*model.parameters(), *model.buffers()]
-    instead = [(t, _put_together(t)) for t in tensors if in_shards(t)]
+    instead = [(t, _put_together(t, place)) for t in tensors if in_shards(t)]
     try:
         for m, _, plain in classes:
             m.__class__ = plain
@@ -96,9 +99,14 @@ def whole(model: M) -> M:
     return cast("M", made)
 
 
-def _put_together(tensor: Tensor) -> Tensor:
-    together = full(tensor.detach()).clone()
+def _put_together(tensor: Tensor, place: Callable[[Tensor], Tensor]) -> Tensor:
+    together = place(full(tensor.detach()))
     return nn.Parameter(together, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else together
+
+
+def class_of(model: nn.Module) -> type[nn.Module]:
+    """A model's class, without FSDP's."""
+    return _plain(type(model))
 
 
 def _plain(cls: type[nn.Module]) -> type[nn.Module]:

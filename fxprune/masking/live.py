@@ -24,13 +24,13 @@ from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import require_whole, sharded
 from fxprune.graph.packing import copied
-from fxprune.graph.sharding import whole
 from fxprune.graph.untouched import same_buffers, same_parameters
 from fxprune.masking.comparison import counted, relative_error, tolerance
 from fxprune.masking.interception import KEY, HeldSites, MaskedAxis, MaskedCall, Site, Switch, masked_class
 from fxprune.masking.masked_run import run_masked
 from fxprune.masking.settled import Settled
 from fxprune.masking.sites import CallSite, WeightSite, call_sites, weight_sites
+from fxprune.scoring.entire import entire
 
 
 class LiveMasks:
@@ -54,7 +54,10 @@ class LiveMasks:
         _refuse(model)
         self.model, self.graph = model, graph
         apart = check and sharded(model)
-        self.held: frozenset[str] = LiveMasks(whole(model), graph).held if apart else frozenset()
+        self.held: frozenset[str] = frozenset()
+        if apart:
+            with entire(model) as net:
+                self.held = LiveMasks(net, graph).held
         self.switch = Switch()
         self._attached: list[tuple[nn.Module, type[nn.Module]]] = []
         self._install(weight_sites(graph, model), call_sites(graph))
@@ -108,13 +111,16 @@ class LiveMasks:
             for module, masked, sites in held:
                 module.__class__, module.__dict__[KEY] = masked, sites
 
-    def copied(self) -> LiveMasks:
-        """The same masks on a whole copy of a sharded model."""
-        with self.off():
-            masks = LiveMasks(whole(self.model), self.graph, check=False)
-        masks.held = self.held
-        masks.set(self._given)
-        return masks
+    @contextlib.contextmanager
+    def copied(self) -> Iterator[LiveMasks]:
+        """Within, the same masks on a whole copy of a sharded model."""
+        with contextlib.ExitStack() as stack:
+            with self.off():
+                net = stack.enter_context(entire(self.model))
+            masks = LiveMasks(net, self.graph, check=False)
+            masks.held = self.held
+            masks.set(self._given)
+            yield masks
 
     # ---- installation -------------------------------------------------------------------------------------------
 

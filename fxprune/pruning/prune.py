@@ -41,6 +41,7 @@ from fxprune.pruning.together import agreed, parts_of, put_together, require_ali
 from fxprune.reporting.report import attach, is_pruned, report
 from fxprune.rewriting.compensation import compensated
 from fxprune.rewriting.rewrite import transplant
+from fxprune.scoring.entire import kept
 from fxprune.scoring.score import Scores, needs_of, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
@@ -98,11 +99,12 @@ def moved_alike(model: M, work: Callable[[], M]) -> M:
 
 def prune_once(model: M, order: Order) -> M:
     """The smaller model (or pipeline) that an order asks for, without training."""
-    entire = put_together(model, order)
-    if entire is model:
-        return moved_alike(model, lambda: _pruned_once(model, order))
-    with parts_of(order.scoring.data):
-        small: M = _pruned_once(entire, order)
+    with put_together(model, order) as whole:
+        if whole is model:
+            return moved_alike(model, lambda: _pruned_once(model, order))
+        with parts_of(order.scoring.data):
+            small: M = _pruned_once(whole, order)
+        kept(find_adapter(small).unwrap(small)[0])
     require_alike(small)
     return small
 

@@ -18,24 +18,26 @@ from torch import nn
 from fxprune.adapter import find_adapter
 from fxprune.errors import InputsError, PlanError
 from fxprune.graph.modules import sharded
-from fxprune.graph.sharding import whole
 from fxprune.pruning.order import Order
 from fxprune.reporting.report import report
 from fxprune.scoring import distributed as ranks
+from fxprune.scoring.entire import entire
 from fxprune.scoring.score import Scores
 
 WHOLE = "call fxprune.prune(fxprune.whole(model), ...) on one process"
 
 
-def put_together(model: Any, order: Order) -> Any:
-    """The model, or the pipeline around it, with its weights whole.
+@contextlib.contextmanager
+def put_together(model: Any, order: Order) -> Iterator[Any]:
+    """Within, the model, or the pipeline around it, with its weights whole.
 
     Raises:
         InputsError: the model is sharded, and the order asks for what processes would not do alike.
     """
     net, back = find_adapter(model).unwrap(model)
     if not sharded(net):
-        return model
+        yield model
+        return
     kind = f"the parameters of this {type(net).__name__} are sharded (FSDP)"
     if order.inplace:
         raise InputsError(f"{kind}, which inplace=True cannot cut: leave it out, and fxprune.shard_like(small, model)")
@@ -43,8 +45,8 @@ def put_together(model: Any, order: Order) -> Any:
         raise InputsError(f"{kind}, and every process would measure a latency of its own: {WHOLE}, or use of='macs'")
     if order.replace is not None:
         raise InputsError(f"{kind}, and replace={order.replace!r} fits layers to one process's data: {WHOLE}")
-    with ranks.told():
-        return back(whole(net))
+    with ranks.told(), entire(net) as made:
+        yield back(made)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ is what counts:
     min over W', b'  Σ ‖s + W x + b − s' − W' x' − b'‖² + λ ‖W' − W_K‖²
 
 which adds E[x̂' (s − s')ᵀ] to the first factor: what went wrong on the stream before is made up for, too.  Layers go
-in the order in which they run, some at a time: for each such package both models run over the data once.
+in the order in which they run (`fxprune.rewriting.correction`).
 
 Source: Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022; He et al., Channel Pruning for Accelerating Very
 Deep Neural Networks, ICCV 2017.
@@ -30,10 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import CriterionError
-from fxprune.graph.channels import ChannelGraph
-from fxprune.planning.plan import Plan
-from fxprune.rewriting.rewrite import UnsolvedError, rewrite
-from fxprune.rewriting.slicing import kept_positions, temperature_folds
+from fxprune.rewriting.slicing import kept_positions
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call
@@ -101,10 +98,7 @@ class Pass:
         reader = None if found is None else found.reader
         if reader is None or call.inputs is None:
             return
-        x = call.unfolded() if reader.wide and call.unfolded is not None else call.inputs
-        x = _rows(x, call.groups)
-        held = self.inputs.setdefault(call.weight, [])
-        held.append(torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x)
+        self.inputs.setdefault(call.weight, []).append(values(reader, call))
         self._ends()
 
     def added(self, call: Call, other: Tensor) -> None:
@@ -112,9 +106,7 @@ class Pass:
         found = self.package.get(call.weight)
         if found is None or not found.joins:
             return
-        self.beside.setdefault(call.weight, []).append(
-            _rows(other.flatten(2) if other.dim() > 2 else other[..., None], 1)
-        )
+        self.beside.setdefault(call.weight, []).append(beside(other))
         self._ends()
 
     def _ends(self) -> None:
@@ -123,6 +115,18 @@ class Pass:
             if len(self.inputs.get(name, ())) < found.calls or len(self.beside.get(name, ())) < sums:
                 return
         raise Enough
+
+
+def values(reader: Reader, call: Call) -> Tensor:
+    """What a call reads, with ones for a bias: (groups, columns, samples and places)."""
+    assert call.inputs is not None
+    x = _rows(call.unfolded() if reader.wide and call.unfolded is not None else call.inputs, call.groups)
+    return torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x
+
+
+def beside(other: Tensor) -> Tensor:
+    """What an output is added to: (1, outputs, samples and places)."""
+    return _rows(other.flatten(2) if other.dim() > 2 else other[..., None], 1)
 
 
 def _rows(x: Tensor, groups: int) -> Tensor:
@@ -134,48 +138,7 @@ def _rows(x: Tensor, groups: int) -> Tensor:
     return x
 
 
-def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[str, Tensor]:
-    """Weight or bias -> new values, of the shape before pruning; where nothing changes, none.
-
-    Args:
-        ctx: model and data.
-        plan: what goes.
-        damping: λ, relative to the mean square of what a layer reads.
-        together: inputs in a package; layers that read the same one go together.
-
-    Raises:
-        CriterionError: what a layer reads holds NaN or infinite values.
-    """
-    keep = plan.kept(ctx.graph)
-    small = _small(ctx.model, ctx.graph, plan)
-    held = {**dict(small.named_buffers()), **dict(small.named_parameters())}
-    folded = {name for fold in temperature_folds(ctx.graph, keep) for name in fold.names}
-    new: dict[str, Tensor] = {}
-    layers: list[tuple[str, bool]] = []  # name, whether it saw few samples
-    for package in _packages(_readers(ctx, folded), together):
-        for reader, sums in _moments(ctx, small, package, keep):
-            made = _solved(ctx, reader, sums, kept_positions(ctx.graph, reader.weight, keep), damping)
-            for name, full in made.items():
-                _put(held[name], full, kept_positions(ctx.graph, name, keep))
-                new[name] = full
-            if made:
-                layers.append((reader.weight, sums.rows * ranks.number() < torch.as_tensor(sums.own).shape[1]))
-    if few := [name for name, so in layers if so]:
-        ctx.note(
-            f"{len(few)} of {len(layers)} corrected layers, such as {few[0]}, saw fewer samples than they have columns "
-            "and fit these samples more than the task: give data= more of them"
-        )
-    return new
-
-
-def _small(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
-    try:
-        return rewrite(model, graph, plan).model.eval()
-    except UnsolvedError:
-        return rewrite(model, graph, plan, forward="graph").model.eval()
-
-
-def _readers(ctx: Context, folded: set[str]) -> dict[str, Found]:
+def readers(ctx: Context, folded: set[str]) -> dict[str, Found]:
     """Every weight that reads one axis alone, in the order in which they run."""
     every: dict[str, Found] = {}
     last: list[Tensor] = []  # alive, so that no other tensor has its place
@@ -215,18 +178,25 @@ def _is(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _packages(found: dict[str, Found], together: int) -> Iterator[dict[str, Found]]:
+def packages(found: dict[str, Found], together: int) -> Iterator[dict[str, Found]]:
+    """The readers of so many inputs at a time."""
     sources = sorted({f.source for f in found.values()})
     for start in range(0, len(sources), together):
         mine = sources[start : start + together]
         yield {name: f for name, f in found.items() if f.source in mine}
 
 
-def _moments(
+def moments(
     ctx: Context, small: nn.Module, package: dict[str, Found], keep: npt.NDArray[np.bool_]
-) -> Iterator[tuple[Reader, Sums]]:
-    """Both models over all batches; one reader's moments after the other."""
+) -> Iterator[tuple[str, Sums]]:
+    """Both models over all batches; one weight's moments after the other.
+
+    Only the first input of a package is what the corrected part gives: behind it is what a layer of the package has not
+    been corrected for yet, and what that will make good again must not be made good twice.  There the dense model's
+    input stands for the small one's.
+    """
     every = {name: Sums() for name in package}
+    first = min(f.source for f in package.values())
     for number, batch in enumerate(ctx.track(f"correction of {next(iter(package))}, ...")):
         one = {"data": [batch], "seed": ctx.seed + number, "memo": {}, "progress": False}
         before, after = Pass(package), Pass(package)
@@ -235,21 +205,36 @@ def _moments(
                 replace(ctx, **one, model=model).observe(seen, "", seen.added)  # type: ignore[arg-type]
             except Enough as ended:
                 ended.__traceback__ = ended.__context__ = None  # whose frames would hold the batch
-        for name in package:
+        for name, found in package.items():
+            kept = kept_positions(ctx.graph, name, keep)
             for x, y in zip(before.inputs.get(name, ()), after.inputs.get(name, ()), strict=False):
-                _add(every[name], x, y)
-            outputs = kept_positions(ctx.graph, name, keep)[0]
+                add(every[name], x, y if found.source == first else _narrowed(x, y, found, ctx, kept))
+            if found.source != first:
+                continue
+            outputs = kept[0]
             for y, s, t in zip(
                 *(seen.get(name, ()) for seen in (after.inputs, before.beside, after.beside)), strict=False
             ):
-                _add_lack(every[name], y, s if outputs is None else s[:, outputs.to(s.device)], t)
+                add_lack(every[name], y, s if outputs is None else s[:, outputs.to(s.device)], t)
     for name, found in package.items():
         if found.reader is not None and isinstance(every[name].own, Tensor):
             ranks.add_up(v for v in vars(every[name]).values() if isinstance(v, Tensor))
-            yield found.reader, every[name]
+            yield name, every[name]
 
 
-def _add(sums: Sums, x: Tensor, y: Tensor) -> None:
+def _narrowed(x: Tensor, y: Tensor, found: Found, ctx: Context, kept: list[Tensor | None]) -> Tensor:
+    """Of what the dense layer reads, what the small one would."""
+    reader = found.reader
+    if reader is None or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+        return y
+    ones = bool(reader.bias)
+    positions = _positions(x.shape[1] - ones, ctx.graph.shapes[reader.weight][reader.axis], kept[reader.axis])
+    every = torch.cat([positions, torch.tensor([x.shape[1] - 1])]) if ones else positions
+    return x[:, every.to(x.device)]
+
+
+def add(sums: Sums, x: Tensor, y: Tensor) -> None:
+    """Add to the moments what the dense layer and the small one read."""
     if x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         return  # groups have gone, or places: nothing to compare
     sums.own = sums.own + y @ y.mT
@@ -260,14 +245,15 @@ def _add(sums: Sums, x: Tensor, y: Tensor) -> None:
     sums.drift = sums.drift + ((x - y).square().sum() if same else x.square().sum())
 
 
-def _add_lack(sums: Sums, y: Tensor, s: Tensor, t: Tensor) -> None:
+def add_lack(sums: Sums, y: Tensor, s: Tensor, t: Tensor) -> None:
+    """Add to the moments what a stream lacks."""
     if s.shape == t.shape and s.shape[::2] == y.shape[::2]:
         sums.lack = sums.lack + y @ (s - t).mT
         off = (s - t).square().sum() / s.square().sum().clamp_min(torch.finfo(s.dtype).tiny)
         sums.drift = sums.drift + off * y.square().sum()
 
 
-def _solved(ctx: Context, reader: Reader, sums: Sums, kept: list[Tensor | None], damping: float) -> dict[str, Tensor]:
+def solved(ctx: Context, reader: Reader, sums: Sums, kept: list[Tensor | None], damping: float) -> dict[str, Tensor]:
     """The new weight and bias, of full size."""
     weight = ctx.tensors[reader.weight].detach()
     own, cross = torch.as_tensor(sums.own).double(), torch.as_tensor(sums.cross).double()
@@ -305,7 +291,8 @@ def _positions(columns: int, channels: int, kept: Tensor | None) -> Tensor:
     return (every if kept is None else every[kept]).flatten()
 
 
-def _put(tensor: Tensor, full: Tensor, kept: Iterable[Tensor | None]) -> None:
+def put(tensor: Tensor, full: Tensor, kept: Iterable[Tensor | None]) -> None:
+    """Write what stays of new values into the small model's tensor."""
     for d, positions in enumerate(kept):
         if positions is not None:
             full = full.index_select(d, positions.to(full.device))

@@ -32,7 +32,7 @@ def take(batch: Any, samples: Sequence[int]) -> Any:
     n = batch_size(batch)
 
     def texts(x: Any) -> bool:
-        return isinstance(x, (list, tuple)) and len(x) == n and all(isinstance(text, str) for text in x)
+        return texts_of(x, n)
 
     def cut(leaf: Any) -> Any:
         if texts(leaf):
@@ -42,6 +42,11 @@ def take(batch: Any, samples: Sequence[int]) -> Any:
         return leaf[torch.tensor(samples, device=leaf.device)]
 
     return pytree.tree_map(cut, _plain(batch), is_leaf=texts)
+
+
+def texts_of(x: Any, n: int) -> bool:
+    """Whether this is a list of a text for each of n samples."""
+    return isinstance(x, (list, tuple)) and len(x) == n and all(isinstance(text, str) for text in x)
 
 
 def fewer(batches: Sequence[Any], share: float) -> list[Any]:

@@ -25,7 +25,7 @@ from fxprune.scoring.hessian import Curvature, Method, curvature
 from fxprune.scoring.moments import Gathering, Inputs, Key
 from fxprune.scoring.observation import Added, Observer, Visit
 from fxprune.scoring.parts import Halving, out_of_memory, part_of
-from fxprune.scoring.sharded import refuse_samples, sharded_backward
+from fxprune.scoring.sharded import refuse_samples, require_even, sharded_backward
 from fxprune.scoring.storage import Rows, Sums
 from fxprune.scoring.streaming import Batches, as_batches, number_of
 
@@ -292,6 +292,9 @@ class Context:
             CriterionError: memory does not suffice for a single sample.
         """
         count = 0
+        held = self.batches
+        if sharded(self.model):
+            require_even(self.who, len(held.sizes() if isinstance(held, Batches) else held))
         for batch in self.track("gradients"):
             count += 1
             weight = self.weight(batch)
@@ -398,8 +401,7 @@ class Context:
                 raise
 
         def act(part: Any, share: float, done: set[int]) -> None:
-            number, at = self._seeded(part), itertools.count()
-            whole = part_of(part)
+            at = itertools.count()
 
             def fresh(visit: Callable[..., None], *seen: Any) -> None:
                 if (k := next(at)) not in done:  # an observed part's calls come in the whole batch's order
@@ -407,16 +409,9 @@ class Context:
                     done.add(k)
 
             try:
-                with (
-                    torch.no_grad(),
-                    Observer(
-                        self.tensors,
-                        functools.partial(fresh, visit),
-                        None if added is None else functools.partial(fresh, added),
-                    ),
-                    ranks.placed(self._place(part) if whole is None else whole.place),
-                ):
-                    self._call(self.loss_function or run, part, number)
+                self.watch(
+                    part, functools.partial(fresh, visit), None if added is None else functools.partial(fresh, added)
+                )
             except InputsError:
                 if failed:  # not the loss's fault
                     raise failed.pop() from None
@@ -426,6 +421,13 @@ class Context:
             self.halving(batch, number_of(self.batches, batch), act)
         if not calls and self.loss_function is not None and self.tensors:
             raise InputsError(blind(self.who, "it uses none of its weights"))
+
+    def watch(self, batch: Any, visit: Visit, added: Added | None = None) -> None:
+        """`observe` for one of `batches`, or a part of one."""
+        number, whole = self._seeded(batch), part_of(batch)
+        place = self._place(batch) if whole is None else whole.place
+        with torch.no_grad(), Observer(self.tensors, visit, added), ranks.placed(place):
+            self._call(self.loss_function or run, batch, number)
 
     def mean_over_batches(self, of: Callable[[Any], Tensors], title: str) -> Sums:
         """The mean of of(batch) by parameter name, zero where `of` gives nothing; summed in float32 at least.

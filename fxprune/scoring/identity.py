@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from fxprune.graph.sharding import class_of, full, resharded
 from fxprune.scoring.batches import describe
 from fxprune.scoring.randomness import same_start
 
@@ -65,8 +66,8 @@ def digest(*values: Any) -> str:
 
 
 def of_model(model: nn.Module) -> str:
-    """A model's class with a fingerprint of all its parameters and buffers."""
-    return f"{type(model).__qualname__} {_hexed(_weights(model))}"
+    """A model's class with a fingerprint of all its parameters and buffers; in shards, the one that it has whole."""
+    return f"{class_of(model).__qualname__} {_hexed(_weights(resharded(model)))}"
 
 
 def differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -93,6 +94,15 @@ def of_data(data: Any) -> str:
         how = (type(sampler).__qualname__, type(data.sampler).__qualname__, data.batch_size, data.drop_last)
     size = "" if (n := length(source)) is None else f" of {n}"
     return f"{type(data).__qualname__}{size} {digest(how, _seen(source))}"
+
+
+def of_samples(data: Any) -> str:
+    """The same of a `DataLoader` that batches its samples itself, but for how many are in a batch; "" for others."""
+    if not isinstance(data, DataLoader) or type(data.batch_sampler) is not BatchSampler:
+        return ""
+    size = "" if (n := length(data.dataset)) is None else f" of {n}"
+    how = (type(data.sampler).__qualname__, data.drop_last)
+    return f"{type(data).__qualname__}{size} {digest(how, _seen(data.dataset))}"
 
 
 def length(data: Any) -> int | None:
@@ -125,7 +135,7 @@ def _items(source: Any) -> list[Any]:
 def _weights(model: nn.Module) -> Iterator[bytes]:
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         yield name.encode()
-        yield from of_tensor(t)
+        yield from of_tensor(full(t))
 
 
 def _hexed(pieces: Iterable[bytes]) -> str:

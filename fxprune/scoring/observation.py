@@ -39,6 +39,8 @@ class Call:
         bias: name of the parameter that is added, one number for each position of `makes`; "" without.
         unfolded: what every output of a convolution is a sum over, (n, channels · taps, places of the output), in the
             order of the weight's own axes; None where that is `inputs`, or not known.
+        fresh: whether the input and the output still are what they were; told where additions are.
+        again: computes the output anew in its place, with the weight as it is now, if they are; told likewise.
     """
 
     weight: str
@@ -50,6 +52,8 @@ class Call:
     output: Tensor
     bias: str = ""
     unfolded: Callable[[], Tensor] | None = None
+    fresh: Callable[[], bool] | None = None
+    again: Callable[[Mapping[str, Tensor]], None] | None = None
 
 
 Visit: TypeAlias = Callable[[Call], None]
@@ -91,6 +95,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.last = None  # which knows this observer, so that the batch would stay until cycles are collected
         _observing.remove(self)
         torch.backends.mha.set_fastpath_enabled(self.fused)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
@@ -107,6 +112,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handler = _HANDLERS.get(func)
         if handler is not None:
             for call in handler(self, args, out):
+                if self.added is not None:
+                    anew = Anew(self, func, args, out)
+                    call = replace(call, fresh=anew.fresh, again=anew)
                 self.visit(call)
                 if self.added is not None and not out.is_inference():
                     self.last = (call, out, out._version)
@@ -182,6 +190,36 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         offset = int(w.storage_offset() - whole.storage_offset())
         start = offset // whole.stride(makes) if makes >= 0 else 0
         return [Call(name, reads, makes, start, 1, x.reshape(-1, x.shape[-1], 1), out.reshape(-1, out.shape[-1]))]
+
+
+class Anew:
+    """Computes an output once more, when its weight or bias has been written into.
+
+    Copies of them in another type, as autocast makes them, are written into likewise.
+    """
+
+    def __init__(self, observer: Observer, func: Any, args: tuple[Any, ...], out: Tensor) -> None:
+        self.observer, self.func, self.args, self.out = observer, func, args, out
+        self.read = [a for a in args if isinstance(a, Tensor) and observer.locate(a) is None]
+        self.versions = self._versions()
+
+    def fresh(self) -> bool:
+        """Whether nothing has been written into what it reads and gives."""
+        return bool(self.versions) and self.versions == self._versions()
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the output anew, for the present values of weights, by name."""
+        if not self.fresh():
+            return
+        for name, copy in filter(None, map(self.observer.locate, self.args)):
+            if copy.data_ptr() != weights[name].data_ptr():
+                copy.copy_(weights[name])
+        self.out.copy_(self.func(*self.args))
+        self.versions = self._versions()
+
+    def _versions(self) -> list[int]:
+        every = (*self.read, self.out)
+        return [] if any(t.is_inference() for t in every) else [t._version for t in every]
 
 
 def _is_all_of(view: Tensor, whole: Tensor) -> bool:

@@ -79,7 +79,7 @@ def outlook(ctx: Context, call: Any) -> Outlook:
     if not needs & {"loss", "forward"}:
         return Outlook(weights, free=free)
     if "loss" not in needs:
-        return Outlook(weights, 0.0, _scale(ctx) * _alive(ctx.graph), _moments(ctx, call), free)
+        return Outlook(weights, 0.0, alive(ctx), _moments(ctx, call), free)
     if getattr(call, "derivatives", 1) > 1 and isinstance(ctx.batches, tuple):
         return Outlook(weights, gradient_bytes(ctx, FLOAT), bounded(ctx).least, 0.0, free)
     sums = 0.0 if kept_elsewhere(ctx) else gradient_bytes(ctx, FLOAT)
@@ -99,6 +99,11 @@ def tell(ctx: Context, call: Any) -> None:
     least = seen.beside if passed is None else min(seen.beside, seen.gradients + passed)
     if seen.free is not None and least > seen.free:
         warnings.warn(f"{ctx.who}: {seen}. What does not fit is taken in smaller parts; or {SMALLER}", stacklevel=3)
+
+
+def alive(ctx: Context) -> float:
+    """Bytes of values that live at once in a forward pass over the largest batch."""
+    return _scale(ctx) * _alive(ctx.graph)
 
 
 def _scale(ctx: Context) -> float:

@@ -19,6 +19,7 @@ It may declare, as attributes:
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,12 +35,13 @@ from fxprune.errors import CriterionError, FxPruneError, InputsError, printable
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import comes_from, require_whole, seed_torch, sharded
 from fxprune.graph.offloading import at_rest
-from fxprune.graph.sharding import resharded, whole
+from fxprune.graph.sharding import resharded
 from fxprune.graph.turns import in_turn
 from fxprune.notebook import shown
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import missing, named
 from fxprune.scoring.context import Context, Loss
+from fxprune.scoring.entire import entire
 from fxprune.scoring.folding import REDUCTIONS, Floats, Reduction
 from fxprune.scoring.outlook import tell
 from fxprune.scoring.parts import SMALLER, out_of_memory
@@ -205,13 +207,14 @@ def score(
         _check_model(graph, resharded(model), bool(getattr(call, "weights", True)))
         memo: dict[Any, Any] = {} if reuse is None else reuse
         apart = sharded(model) and not takes_shards(call)
-        ctx = Context(graph, whole(model) if apart else model, name, data, loss, seed, progress, package, memo)
-        if apart:
-            ctx.note(told_whole(ctx.parameters))
-        returned = _called(call, ctx)
-        with torch.no_grad():
-            values, folded = summed(graph, ctx.who, returned, reduce, partial)
-            blocks = block_scores(graph, returned, folded)
+        with entire(model) if apart else contextlib.nullcontext(model) as net:
+            ctx = Context(graph, net, name, data, loss, seed, progress, package, memo)
+            if apart:
+                ctx.note(told_whole(ctx.parameters))
+            returned = _called(call, ctx)
+            with torch.no_grad():
+                values, folded = summed(graph, ctx.who, returned, reduce, partial)
+                blocks = block_scores(graph, returned, folded)
     values = {g: normalized(v, normalize) for g, v in values.items()}
     unscored = tuple(g.name for g in graph.groups if g.name not in values)
     top = max((float(v.max()) for v in values.values() if len(v)), default=0.0)

@@ -34,6 +34,18 @@ def refuse_samples(who: str, model: nn.Module) -> None:
         )
 
 
+def require_even(who: str, number: int) -> None:
+    """Raise `InputsError` where processes have other numbers of batches: in shards they meet in every pass."""
+    if not ranks.several():
+        return
+    numbers = [found[0] for found in ranks.gathered([number])]
+    if len(set(numbers)) > 1:
+        raise InputsError(
+            f"{who}: the processes have {', '.join(map(str, numbers))} batches, and a model in shards (FSDP) takes "
+            "each together with the others: pass as many in each (their sizes may differ), or fxprune.whole(model)"
+        )
+
+
 def told_whole(parameters: Mapping[str, Tensor]) -> str:
     """What is told where a model was put together to be scored."""
     size = sum(p.numel() * p.element_size() for p in parameters.values()) / GIB

@@ -27,6 +27,7 @@ from torch import nn
 
 from fxprune.errors import FxPruneError, SaveError
 from fxprune.scoring.identity import differences
+from fxprune.training.regrouping import regrouped
 from fxprune.training.serialization import from_plain, to_plain
 
 NAME = re.compile(r"step-(\d{8})")
@@ -96,28 +97,31 @@ class Checkpoints:
             raise SaveError(f"the checkpoint {final} cannot be written: {type(e).__name__}: {e}") from e
         return final
 
-    def read(self, path: Path, run: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What all processes share, and what is this one's own.
+    def read(self, path: Path, run: Mapping[str, str], samples: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+        """What all processes share, and what is this one's own: of another number of processes, regrouped.
 
         Args:
             run: what the run is; must be the same as then.
+            samples: of the data, however they are batched; on another number of processes batches may have other sizes.
 
         Raises:
-            SaveError: the checkpoint is of another run or another number of processes, or damaged.
+            SaveError: the checkpoint is of another run, or damaged, or cannot be regrouped.
         """
+        rank, number = self.accelerator.process_index, self.accelerator.num_processes
         with of_this_version(path):
             shared = _read(path / SHARED)
-            what, processes = differences(shared["run"], run), shared["processes"]
+            processes = int(shared["processes"])
+            alike = processes != number and samples and shared.get("samples") == samples
+            what = differences(shared["run"], {k: v for k, v in run.items() if k != "data" or not alike})
         if what:
             raise SaveError(
                 f"{path} is of another run: {what}; go on with the same arguments, or name another checkpoint_dir="
             )
-        if processes != self.accelerator.num_processes:
-            raise SaveError(
-                f"{path} was written by {processes} processes, and now there are "
-                f"{self.accelerator.num_processes}; go on with as many"
-            )
-        return shared, _read(path / f"process-{self.accelerator.process_index}.pt")
+        if processes == number:
+            return shared, _read(path / f"process-{rank}.pt")
+        states = [_read(path / f"process-{r}.pt") for r in range(processes)]
+        with of_this_version(path):
+            return shared, regrouped(states, rank, number, path)
 
     def _publish(self, new: Path, final: Path) -> None:
         if final.exists():  # of the same step

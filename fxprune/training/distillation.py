@@ -44,7 +44,7 @@ class Distillation:
     """What the small model learns from the dense one.
 
     Attributes:
-        output: weight of the outputs' term.
+        output: weight of the outputs' term; the recipe that `Training` has by itself gives it 16.
         features: weight of the features' term.
         layers: modules whose outputs are features; none: the outermost elements of `nn.ModuleList` and
             `nn.Sequential` that give one tensor.

@@ -4,7 +4,7 @@ The recipe that is used where nothing else is said, by steps t = 0, 1, ... of n:
 
     rate(t) = peak · min(1, (t + 1) / warmup) · (1 + cos(π t / n)) / 2      warmup = n / 10
     peak    = 0.003 · √min(B, 32) · √(mean of θ² over all matrices and kernels)      B samples a step, of all processes
-    loss    = the caller's + D(outputs, outputs of the dense model)                   see `Distillation`
+    loss    = the caller's + 16 · D(outputs, outputs of the dense model)              see `Distillation`
 
 Source: Loshchilov and Hutter, SGDR, ICLR 2017 (cosine); Shazeer and Stern, Adafactor, ICML 2018 (steps relative to the
 size of the weights); Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, NeurIPS 2022 (the
@@ -69,6 +69,7 @@ AUTO = "auto"
 WARMUP = 0.1  # of all steps
 RELATIVE = 0.003  # of the weights' size, the largest step of a weight, by one sample
 LARGEST = 32  # samples: a gradient of more has less noise, but no larger steps were found to be better
+LEADING = 16.0  # weight of the dense outputs: they have none of the noise that few steps do not average out
 FALLBACK = 1e-4  # learning rate of weights that are all zero
 # What does not change the result.
 BESIDE = ("checkpoint_dir", "checkpoint_every", "log_with", "log_dir", "picture", "accelerate")
@@ -98,7 +99,8 @@ class Training:
         ema_decay: return an exponential moving average of the weights, such as 0.999; None: the weights themselves.
         distill: what to learn from the dense model beside the loss.  It costs one forward of the dense model a step,
             and its memory.  "auto": its outputs, where the loss calls the model itself and there are outputs to
-            compare, else nothing, with a warning; None: nothing.
+            compare, else nothing, with a warning; they have the weight 16, or 1 beside an `optimizer` of yours, whose
+            steps may grow with the loss.  None: nothing.
         remember: how many of the last batches the criterion sees.
         checkpoint_dir: folder for checkpoints, of which it keeps two.  Where it holds one of the same run, the run goes
             on from there; one of other weights, data, loss or options is refused.
@@ -198,11 +200,16 @@ class Training:
     @property
     def distillation(self) -> Distillation | None:
         """What to learn from the dense model."""
-        return Distillation() if isinstance(self.distill, str) else self.distill
+        if not isinstance(self.distill, str):
+            return self.distill
+        return Distillation(LEADING if self.optimizer is None else 1.0)
 
     def told(self) -> dict[str, str]:
-        """What a checkpoint must have been made with."""
-        return {f.name: told(getattr(self, f.name)) for f in fields(self) if f.name not in BESIDE}
+        """What a checkpoint must have been made with; of "auto" what it stands for, which may change."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in BESIDE}
+        if isinstance(self.distill, str):
+            own["distill"] = self.distill, self.distillation
+        return {name: told(value) for name, value in own.items()}
 
 
 def relative_rate(parameters: Iterable[Tensor], samples: int = 1) -> float:

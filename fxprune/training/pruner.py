@@ -21,7 +21,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import ExampleInputs, require_whole, sharded
 from fxprune.graph.offloading import require_unmoved
 from fxprune.graph.outputs import Wanted
-from fxprune.graph.sharding import everywhere, resharded, shard_like, whole
+from fxprune.graph.sharding import everywhere, resharded, shard_like
 from fxprune.graph.turns import in_turn
 from fxprune.masking.live import LiveMasks
 from fxprune.planning.budget import Budget
@@ -36,6 +36,7 @@ from fxprune.reporting.report import attach, report
 from fxprune.reporting.trajectories import draw
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import empty, fewer
+from fxprune.scoring.entire import entire, kept
 from fxprune.scoring.identity import differences, told
 from fxprune.scoring.saliency import Normalization
 from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, Scores, needs_of, score, takes_shards
@@ -140,30 +141,29 @@ class Pruner(Generic[M]):
         self.model = model
         self.net: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.shards = sharded(self.net)
-        with ranks.told():
-            entire: nn.Module = whole(self.net)
-        require_whole(entire)
-        require_unmoved(entire)
-        adapter = seeing(find_adapter(entire), timesteps)
         self.criterion, self.normalize, self.seed, self.progress = criterion, normalize, seed, progress
-        self.loss = adapter.loss_of(entire, seed) if loss is None else loss
-        self.scope = limits.scope
+        self.scope, self.loss = limits.scope, loss
         if self.scope in ("knapsack", "global"):
             limits = replace(limits, scope=None)  # costs count below; the planner ranks by the other scopes only
-        stay = named(entire, limits.ignore)
-        limits = replace(limits, ignore=(*stay, *adapter.protect(entire)))
         chosen = scheduler_of(scheduler)
-        _check_needs(criterion, self.loss)
         self.batches: deque[Any] = deque(maxlen=remember)
         self.data: Any = as_batches(data)
         self.given, self.scored = data is not None, ""
         self.notes: tuple[str, ...] = ()
         self.unscored: frozenset[str] | None = None
-        with in_turn:
-            self.graph: ChannelGraph = settled(
-                entire, Budget(ratio, of), limits, example_inputs, attention, stay, outputs
-            ).graph
-            del entire
+        with in_turn, ranks.told():
+            with entire(self.net) as net:
+                require_whole(net)
+                require_unmoved(net)
+                adapter = seeing(find_adapter(net), timesteps)
+                if loss is None:
+                    self.loss = adapter.loss_of(net, seed)
+                _check_needs(criterion, self.loss)
+                stay = named(net, limits.ignore)
+                limits = replace(limits, ignore=(*stay, *adapter.protect(net)))
+                budget = Budget(ratio, of)
+                self.graph: ChannelGraph = settled(net, budget, limits, example_inputs, attention, stay, outputs).graph
+            del net
             self.masks = LiveMasks(self.net, self.graph)
         limits = replace(limits, ignore=(*as_items(limits.ignore), *self._held_tensors()))
         self.problem = Problem(self.graph, ratio, steps, of, limits)
@@ -276,10 +276,9 @@ class Pruner(Generic[M]):
     def _scored(self) -> Iterator[nn.Module]:
         """The model to score, whose gradients pass the masks: one in shards is put together if the criterion asks."""
         apart = self.shards and not takes_shards(self.criterion)
-        with ranks.told():
-            masks = self.masks.copied() if apart else self.masks
-            with masks.straight_through():
-                yield masks.model
+        whole = self.masks.copied() if apart else contextlib.nullcontext(self.masks)
+        with ranks.told(), whole as masks, masks.straight_through():
+            yield masks.model
 
     def _sample(self) -> Any:
         """The batches that this refresh looks at; streamed ones are read whole."""
@@ -314,8 +313,7 @@ class Pruner(Generic[M]):
         Raises:
             RewriteError, VerifyError: it would not; the model is as it was.
         """
-        with self.masks.off():
-            net = whole(self.net)
+        with self.masks.off(), entire(self.net) as net:
             scores = score(self.graph, net, "magnitude")
             finished(net, self.graph, self.problem.plan(scores.values), True, strict, self.seed)
 
@@ -356,10 +354,9 @@ class Pruner(Generic[M]):
             raise InputsError(f"shard=True: this {type(self.net).__name__} is not sharded; leave shard= out")
         plan = replace(plan, criterion=self.scored)
         self.masks.detach()
-        with ranks.told():
-            small = finished(whole(self.net), self.graph, plan, verify, strict, self.seed)
-        if shard:
-            shard_like(small, self.net)
+        with ranks.told(), entire(self.net) as net:
+            small = finished(net, self.graph, plan, verify, strict, self.seed)
+            kept(shard_like(small, self.net) if shard else small)
         carry = Carry(self.net, small, self.graph, plan)
         if optimizer is not None:
             carry.optimizer(optimizer)

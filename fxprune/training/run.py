@@ -24,10 +24,11 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import sharded
-from fxprune.graph.sharding import full, resharded, whole
+from fxprune.graph.sharding import full, resharded
 from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
 from fxprune.pruning.prune import apply, prune_once, seeing
+from fxprune.pruning.together import require_alike
 from fxprune.reporting.figures import check_picture
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
@@ -35,6 +36,8 @@ from fxprune.reporting.trajectories import draw
 from fxprune.rewriting.rewrite import transplant
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.batches import batch_size
+from fxprune.scoring.entire import entire
+from fxprune.scoring.identity import of_samples
 from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.average import Average
 from fxprune.training.checkpoints import kept, of_this_version, saved_beside
@@ -59,9 +62,11 @@ from fxprune.training.setup import (
 )
 from fxprune.training.sharded import (
     as_before,
+    in_parts,
     put_together,
     read_shards,
     require_trainable,
+    share_out,
     whole_state,
     working_copy,
     write_shards,
@@ -109,7 +114,8 @@ class Run:
         self.accelerator = accelerator_for(training)
         self.checkpoints = checkpoints_of(training, self.accelerator)
         self.shown = order.progress and self.accelerator.is_main_process
-        self.name = identity(whole(self.given), scheduler, training, order, self.accelerator.mixed_precision)
+        self.name = identity(self.given, scheduler, training, order, self.accelerator.mixed_precision)
+        self.samples = of_samples(order.scoring.data) if self.checkpoints else ""
         self.place = next(self.given.parameters()).device
         self.modes = {name: m.training for name, m in self.given.named_modules()}
         self.net = self.given if order.inplace else working_copy(self.given)
@@ -147,7 +153,7 @@ class Run:
     def _start(self) -> None:
         """Up to the first step, or to where a checkpoint was taken."""
         path = self.checkpoints.latest() if self.checkpoints else None
-        held = self.checkpoints.read(path, self.name) if self.checkpoints and path else None
+        held = self.checkpoints.read(path, self.name, self.samples) if self.checkpoints and path else None
         plans: tuple[Plan, ...] = ()
         if held and path:
             with of_this_version(path):
@@ -170,11 +176,13 @@ class Run:
         """Put the masks on."""
         dense = working_copy(self.net) if self.training.distillation else self.net
         order = self.order
+        with entire(self.net) as net:
+            share = share_of(order, net)
         self.pruner = Pruner(
             self.net,
             self.scheduler,
             order.scoring.criterion,
-            share_of(order, whole(self.net)),
+            share,
             steps=self.training.steps,
             of=order.budget.of,
             loss=self.scoring,
@@ -192,30 +200,43 @@ class Run:
     def _cut_first(self, plans: tuple[Plan, ...]) -> None:
         """Cut before training: by plans of before, or by scores of the first batches."""
         dense, order = self.net, self.order
-        if plans:
-            self.net = whole(self.net)
-            for plan in plans:
-                self.net = apply(
-                    self.net,
-                    plan,
-                    example_inputs=order.example_inputs,
-                    outputs=order.outputs,
-                    verify=order.verify,
-                    strict=order.strict,
-                )
-        else:
-            batches = list(itertools.islice(self.stream, self.training.remember))
-            scoring = replace(order.scoring, data=batches, loss=self.scoring)
-            with ranks.parts():  # each process took its part of the first batches
-                self.net = prune_once(self.net, replace(order, scoring=scoring, inplace=False, progress=self.shown))
-        self.plans = plans_of(self.net)[len(plans_of(dense)) :]
-        self.net = as_before(self.net, dense)
+        with entire(dense) as net:
+            small = self._replayed(net, plans) if plans else self._pruned(net)
+            self.plans = plans_of(small)[len(plans_of(dense)) :]
+            self.net = as_before(small, dense)
         if self.training.distillation:
             dense = working_copy(dense) if dense is self.given else dense
-            graph = graph_of(whole(dense), self.plans, order) if self.training.distillation.features else None
+            graph = None
+            if self.training.distillation.features:
+                with entire(dense) as net:
+                    graph = graph_of(net, self.plans, order)
             self.teacher = self._teacher(dense, graph)
             if self.teacher is not None and graph is not None:
                 self.teacher.cut(self.plans[0].kept(graph))
+
+    def _replayed(self, net: nn.Module, plans: tuple[Plan, ...]) -> nn.Module:
+        """By plans of before."""
+        order = self.order
+        for plan in plans:
+            net = apply(
+                net,
+                plan,
+                example_inputs=order.example_inputs,
+                outputs=order.outputs,
+                verify=order.verify,
+                strict=order.strict,
+            )
+        return net
+
+    def _pruned(self, net: nn.Module) -> nn.Module:
+        """By scores of the first batches."""
+        batches = list(itertools.islice(self.stream, self.training.remember))
+        scoring = replace(self.order.scoring, data=batches, loss=self.scoring)
+        with ranks.parts():  # each process took its part of the first batches
+            small: nn.Module = prune_once(net, replace(self.order, scoring=scoring, inplace=False, progress=self.shown))
+        if self.sharded:
+            require_alike(small)
+        return small
 
     def _teacher(self, dense: nn.Module, graph: ChannelGraph | None) -> Teacher | None:
         """The dense model to learn from, if one is wanted."""
@@ -337,6 +358,7 @@ class Run:
         scaler = self.accelerator.scaler
         return {
             "run": self.name,
+            "samples": self.samples,
             "plans": [p.to_json() for p in self.plans],
             "model": {} if self.sharded else self.net.state_dict(),
             "optimizer": self._rates() if self.sharded else self.optimizer.state_dict(),
@@ -365,19 +387,18 @@ class Run:
         return [n for n, _ in self.net.named_buffers() if n in self.average.values]
 
     def _resume(self, shared: dict[str, Any], own: dict[str, Any], path: Path) -> None:
-        if self.sharded:
+        if in_parts(path):
             read_shards(path, self.net, self.optimizer, self.average)
             for group, held in zip(self.optimizer.param_groups, shared["optimizer"], strict=True):
                 group.update(held)
         else:
-            self.net.load_state_dict(shared["model"])
-            self.optimizer.load_state_dict(shared["optimizer"])
+            share_out(shared, self.net, self.optimizer, self.average)
         for name, buffer in self.net.named_buffers():
             buffer.copy_(own["buffers"][name])
         if self.projections is not None:
             self.projections.load(shared["projections"])
         if self.average is not None:
-            self.average.load_state_dict({"values": self.average.values, **shared["average"]})
+            self.average.load_state_dict({**shared["average"], "values": self.average.values})
             self.average.values.update({n: own["averaged"][n].to(self.average.values[n]) for n in own["averaged"]})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(shared["scaler"])

@@ -7,21 +7,25 @@ Everything here is a collective operation, and does nothing special for a model 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
-from fxprune.errors import InputsError
+from fxprune.errors import InputsError, SaveError
 from fxprune.graph.copies import deep_copy
 from fxprune.graph.modules import require_whole, sharded
-from fxprune.graph.sharding import full, resharded, shard_like, whole
+from fxprune.graph.sharding import full, laid_out, resharded, shard_like, whole
 from fxprune.pruning.order import Order
 from fxprune.reporting.report import attach, is_pruned, report
+from fxprune.scoring.entire import entire, kept
 from fxprune.training.average import Average
 from fxprune.training.checkpoints import SHARDS
 from fxprune.training.options import Training
@@ -45,12 +49,15 @@ def require_trainable(model: nn.Module, training: Training, order: Order) -> Non
 
 def working_copy(model: M) -> M:
     """A copy to train, or to learn from: in shards, if the model is."""
-    return shard_like(whole(model), model) if sharded(model) else deep_copy(model)  # type: ignore[return-value]
+    if not sharded(model):
+        return deep_copy(model)  # type: ignore[return-value]
+    with entire(model) as net:
+        return kept(shard_like(net, model))
 
 
 def as_before(small: nn.Module, model: nn.Module) -> nn.Module:
-    """What was made of a model: in shards, if that is."""
-    return shard_like(small, model) if sharded(model) else small
+    """What was made of a model, or of an entire copy of it: in shards, if that is."""
+    return kept(shard_like(small, model)) if sharded(model) else small
 
 
 def put_together(net: nn.Module) -> nn.Module:
@@ -69,16 +76,56 @@ def whole_state(net: nn.Module) -> dict[str, Any]:
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 
+def in_parts(folder: Path) -> bool:
+    """Whether a checkpoint holds shards."""
+    return (folder / SHARDS).exists()
+
+
 def write_shards(folder: Path, net: nn.Module, optimizer: Optimizer, average: Average | None) -> None:
-    """Write what is in shards; each process its own."""
-    save(_state(net, optimizer, average), checkpoint_id=folder / SHARDS)
+    """Write what is in shards; each process its own.
+
+    Raises:
+        SaveError: the disk of one of the processes refuses.
+    """
+    with _plainly(folder, "written"):
+        save(_state(net, optimizer, average), checkpoint_id=folder / SHARDS)
 
 
 def read_shards(folder: Path, net: nn.Module, optimizer: Optimizer, average: Average | None) -> None:
-    """Go on with what `write_shards` wrote."""
+    """Go on with what `write_shards` wrote, on any number of processes, in shards or not.
+
+    Raises:
+        SaveError: it is damaged, or not there for one of the processes.
+    """
     state = _state(net, optimizer, average)
-    load(state, checkpoint_id=folder / SHARDS)
+    with _plainly(folder, "read"):
+        load(state, checkpoint_id=folder / SHARDS)
     set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def share_out(held: Mapping[str, Any], net: nn.Module, optimizer: Optimizer, average: Average | None) -> None:
+    """Go on with what is whole in a checkpoint: weights, optimizer and averages, in shards where the model is."""
+    own = net.state_dict()
+    net.load_state_dict({n: laid_out(t, own[n]) if n in own else t for n, t in held["model"].items()})
+    optimizer.load_state_dict(held["optimizer"])
+    for p, state in optimizer.state.items():
+        state.update({k: laid_out(t, p) for k, t in state.items() if isinstance(t, Tensor) and t.dim()})
+    if average is not None:
+        values = held["average"]["values"]
+        average.values.update({n: laid_out(values[n].to(t.device), t) for n, t in average.values.items()})
+
+
+@contextlib.contextmanager
+def _plainly(folder: Path, what: str) -> Iterator[None]:
+    """Within, what torch.distributed.checkpoint could not do is an error of ours; its own is a `BaseException`."""
+    try:
+        yield
+    except CheckpointException as e:
+        rank, (error, _) = next(iter(sorted(e.failures.items())))
+        raise SaveError(
+            f"the checkpoint {folder} cannot be {what} by process {rank}: {type(error).__name__}: {error!s:.200}; all "
+            "processes need the same folder, on a disk that they share"
+        ) from e
 
 
 def _state(net: nn.Module, optimizer: Optimizer, average: Average | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_recipes_by_hand():
     rows.append({**rows[1], "loss": 0.25, "seed": 1})
     assert tables.recipes(rows).splitlines()[2:] == [
         "| net, 60%, 10 steps of 4 | dense | – | 0.1000 | – | – |",
-        "| net, 60%, 10 steps of 4 | default | 2 | 0.2000 | 1.00 | 0.50 |",
+        "| net, 60%, 10 steps of 4 | default | 2 | 0.2000 | 0.50 | 0.25 |",  # of the seed that both have
         "| net, 60%, 10 steps of 4 | constant 1e-4 | 1 | 0.2000 | 1.00 | 0.50 |",
         "| net, 60%, 10 steps of 4 | constant 2e-4 | 1 | 0.3000 | 2.00 | 1.00 |",
     ]

@@ -30,7 +30,7 @@ def test_a_table_is_written_in_its_place_and_nothing_else(monkeypatch, tmp_path)
     monkeypatch.setattr(tables, "HERE", tmp_path)
     (tmp_path / "rows.jsonl").write_text(
         '{"task": "net", "ratio": 0.6, "steps": 9, "batch": 4, "recipe": "dense", "loss": 0.1}\n'
-        '{"task": "net", "ratio": 0.6, "steps": 9, "batch": 4, "recipe": "default", "seed": 0, "loss": 0.3}\n'
+        '{"task": "net", "ratio": 0.6, "steps": 9, "batch": 4, "recipe": "outputs 1", "seed": 0, "loss": 0.3}\n'
         '{"task": "net", "ratio": 0.6, "steps": 9, "batch": 4, "recipe": "b", "seed": 0, "loss": 0.2}\n'
     )
     mark = "<!-- table: recovery of rows.jsonl -->"

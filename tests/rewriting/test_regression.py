@@ -19,7 +19,7 @@ from fxprune.graph.analysis import analyse
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import as_inputs
 from fxprune.planning.plan import Plan
-from fxprune.rewriting import regression
+from fxprune.rewriting import correction, regression
 from fxprune.rewriting.compensation import compensated
 from fxprune.scoring.context import Context
 from fxprune.verification import check_dense
@@ -98,14 +98,15 @@ def test_a_channel_that_never_changes_goes_into_the_bias() -> None:
     torch.testing.assert_close(fixed[2].bias, want, rtol=1e-3, atol=1e-4)  # type: ignore[index]
 
 
-def test_one_after_the_other_is_closer_than_side_by_side() -> None:
+def test_one_after_the_other_is_closer_than_all_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correction, "MOST", 0)  # batches side by side
     net, graph, x = deep()
     plan = removing(graph, **{"0": (1, 4, 6), "2": (0, 3)})
     errors = {}
     for together in (1, 99):
         fixed = compensated(graph, net, plan, Obs(damping=1e-6, together=together), data=[x[:30], x[30:]])
         errors[together] = error(net, fxprune.rewrite(fixed, graph, plan).model, [x])
-    assert errors[1] < 0.9 * errors[99]
+    assert errors[1] < 0.97 * errors[99]
 
 
 @pytest.mark.parametrize(("name", "value"), [("LARGEST", 1), ("ROWS", 60)])
@@ -133,8 +134,8 @@ def test_layers_that_read_the_same_go_in_one_pass() -> None:
 
     net, x = Heads(), torch.randn(8, 4)
     graph = analyse(net, as_inputs(x))
-    found = regression._readers(Context(graph, net, "obs", [x]), set())
-    assert [list(p) for p in regression._packages(found, 1)] == [["a.weight"], ["q.weight", "k.weight"], ["o.weight"]]
+    found = regression.readers(Context(graph, net, "obs", [x]), set())
+    assert [list(p) for p in regression.packages(found, 1)] == [["a.weight"], ["q.weight", "k.weight"], ["o.weight"]]
 
 
 @pytest.mark.filterwarnings("ignore:the text conditions of this")

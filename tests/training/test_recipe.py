@@ -100,7 +100,7 @@ def test_the_dense_outputs_are_learned_from_unless_switched_off(scheduler: str) 
             return float((small(IMAGES) - dense(IMAGES)).square().mean())
 
     assert distance("auto") < 0.5 * distance(None)
-    assert distance("auto") == pytest.approx(distance(Distillation()))
+    assert distance("auto") == pytest.approx(distance(Distillation(16.0)))
 
 
 def test_a_loss_that_does_not_call_the_model_trains_without_the_dense_one_and_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,11 +83,14 @@ def accelerator(processes: int, index: int = 0) -> Any:
 
 
 @pytest.mark.parametrize(("then", "now"), [(1, 2), (2, 1), (2, 4)])
-def test_a_checkpoint_of_another_number_of_processes_is_refused(then: int, now: int, tmp_path: Path) -> None:
-    path = Checkpoints(tmp_path, accelerator(then)).write(3, {"run": {"seed": "0"}}, {"x": 1})
+def test_an_old_checkpoint_of_another_number_of_processes_is_refused(then: int, now: int, tmp_path: Path) -> None:
+    wrote = {"x": 1, "stream": {"taken": 2}}  # which does not tell how many samples a step took
+    path = Checkpoints(tmp_path, accelerator(then)).write(3, {"run": {"seed": "0"}}, wrote)
+    for rank in range(1, then):
+        shutil.copy(path / "process-0.pt", path / f"process-{rank}.pt")
     held, own = Checkpoints(tmp_path, accelerator(then)).read(path, {"seed": "0"})
-    assert (held["processes"], own) == (then, {"x": 1})
-    with pytest.raises(fxprune.SaveError, match=rf"written by {then} processes, and now there are {now}; go on with"):
+    assert (held["processes"], own) == (then, wrote)
+    with pytest.raises(fxprune.SaveError, match=rf"written by {then} processes, and now there are {now}; .*start as"):
         Checkpoints(tmp_path, accelerator(now)).read(path, {"seed": "0"})
 
 

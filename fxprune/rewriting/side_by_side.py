@@ -1,0 +1,138 @@
+"""Layers corrected in the middle of one pass: both models, all batches, each halted where a layer runs.
+
+When the last of them has come to a layer, its moments are known; it is fitted, the small model's outputs of it are
+computed anew, and all go on with these.  What is the end of a branch is fitted where it is added to the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from fxprune.graph.copies import deep_copy
+from fxprune.graph.modules import cuda_devices
+from fxprune.rewriting.lockstep import Halt, in_step
+from fxprune.rewriting.regression import Found, Sums, add, add_lack, beside, values
+from fxprune.rewriting.slicing import kept_positions
+from fxprune.scoring.context import Context
+from fxprune.scoring.observation import Call
+
+Fit = Callable[[Found, Sums], bool]
+
+
+@dataclass(frozen=True)
+class Met:
+    """A layer's call where a run halts; at an addition with what it is added to."""
+
+    call: Call
+    other: Tensor | None = None
+
+
+@dataclass
+class Corrector:
+    """What is done where the runs halt: those of the model have even numbers, of the small one the next odd ones."""
+
+    ctx: Context
+    found: dict[str, Found]
+    keep: npt.NDArray[np.bool_]
+    fit: Fit
+    weights: dict[str, Tensor]  # of the small model
+    open: dict[str, Sums] = field(default_factory=dict)  # of layers that have not been fitted yet
+
+    def __call__(self, key: Any, here: dict[int, Met]) -> None:
+        """Take in what was met, and fit the layer if that is all there is to know."""
+        name, adding = key
+        pairs = [(met, here[k + 1]) for k, met in here.items() if k % 2 == 0 and k + 1 in here]
+        found = self.found[name]
+        if adding:
+            self._add(name, found, pairs)
+        else:
+            self._read(name, found, pairs)
+        if adding or not found.joins:
+            self._fit(name, found, [small.call for _, small in pairs])
+
+    def close(self) -> None:
+        """Fit what was never added to anything after all."""
+        for name in list(self.open):
+            self._fit(name, self.found[name], [])
+
+    def _read(self, name: str, found: Found, pairs: list[tuple[Met, Met]]) -> None:
+        assert found.reader is not None
+        sums = self.open[name] = Sums()
+        for dense, small in pairs:
+            add(sums, values(found.reader, dense.call), values(found.reader, small.call))
+
+    def _add(self, name: str, found: Found, pairs: list[tuple[Met, Met]]) -> None:
+        if name not in self.open:
+            return
+        assert found.reader is not None
+        outputs = kept_positions(self.ctx.graph, name, self.keep)[0]
+        for dense, small in pairs:
+            assert dense.other is not None
+            assert small.other is not None
+            if small.call.fresh is not None and small.call.fresh():
+                s, t = beside(dense.other), beside(small.other)
+                s = s if outputs is None else s[:, outputs.to(s.device)]
+                add_lack(self.open[name], values(found.reader, small.call), s, t)
+
+    def _fit(self, name: str, found: Found, calls: list[Call]) -> None:
+        sums = self.open.pop(name, None)
+        if sums is not None and isinstance(sums.own, Tensor) and self.fit(found, sums):
+            for call in calls:
+                if call.again is not None:
+                    call.again(self.weights)
+
+
+def side_by_side(
+    ctx: Context,
+    batches: Sequence[Any],
+    small: nn.Module,
+    found: dict[str, Found],
+    keep: npt.NDArray[np.bool_],
+    fit: Fit,
+) -> None:
+    """Run both models over all batches at once; `fit(layer, sums)` writes new values into the small one's tensors.
+
+    Args:
+        ctx: the model; batches with what they draw are as in its passes.
+        batches: all of them.
+        small: the pruned model.
+        found: the layers to fit; each runs once in a pass.
+        keep: the channels that stay.
+        fit: tells whether it has changed the layer.
+    """
+    runs: list[Callable[[Halt], None]] = []
+    for number, batch in enumerate(batches):
+        for model in (ctx.model, small):
+            own = replace(
+                ctx, data=[batch], seed=ctx.seed + number, memo={}, progress=False, model=_with_same_weights(model)
+            )
+            runs.append(partial(_run, own, found))
+    held = {**dict(small.named_buffers()), **dict(small.named_parameters())}
+    corrector = Corrector(ctx, found, keep, fit, held)
+    in_step(runs, corrector, cuda_devices(small))
+    corrector.close()
+
+
+def _with_same_weights(model: nn.Module) -> nn.Module:
+    """Modules of its own, since a forward may leave things in them that the rest of it reads."""
+    return deep_copy(model, [(t, t) for t in (*model.parameters(), *model.buffers())])
+
+
+def _run(ctx: Context, found: dict[str, Found], halt: Halt) -> None:
+    def visit(call: Call) -> None:
+        if call.weight in found and call.inputs is not None:
+            halt((call.weight, False), Met(call))
+
+    def added(call: Call, other: Tensor) -> None:
+        if call.weight in found and found[call.weight].joins:
+            halt((call.weight, True), Met(call, other))
+
+    (batch,) = ctx.batches
+    ctx.watch(batch, visit, added)
