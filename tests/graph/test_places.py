@@ -36,6 +36,10 @@ class Held(nn.Module):
         return self.op(self.inner(x))
 
 
+if torch.__version__ < "2.12":  # whose fake tensors know no quantile
+    HOLDS = {name: op for name, op in HOLDS.items() if "quantile" not in name}
+
+
 @pytest.mark.parametrize("case", HOLDS)
 def test_places_along_channels_hold_them(case: str) -> None:
     model = Held(HOLDS[case])

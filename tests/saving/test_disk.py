@@ -73,7 +73,7 @@ def test_whatever_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest
         raise error
 
     fxprune.save(nn.Linear(2, 2), tmp_path / "m")
-    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(SaveError, match=f"cannot be written.*{error.strerror}"):
         fxprune.save(nn.Linear(3, 3), tmp_path / "m")
 
