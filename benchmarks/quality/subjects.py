@@ -91,7 +91,7 @@ def diffusion(task: str, file: Path, drawn: int) -> Subject:
         folder = CHECKPOINTS / task
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         net = nets.load(task, folder / ("transformer" if task == "dit" else "unet"))
-        given = net if task == "dit" else DDPMPipeline(net, scheduler)  # a DiT's pipeline needs an autoencoder
+        given = DDPMPipeline(net, scheduler)  # of the DiT, too, whose own pipeline needs an autoencoder
         split, source = _emoji(task, net, scheduler, file, drawn)
     labels = split.held_out_labels if conditional(net) else None
 

@@ -57,3 +57,9 @@ def test_a_step_over_the_bound_can_raise_the_energy() -> None:
     state = State(np.zeros(1), np.ones(1), 0.5)
     energy, m = Energy(budget=10.0), np.array([0.6])
     assert energy.value(step(energy, m, state, 2.5 / 10.0, 1.0), state) > energy.value(m, state)
+
+
+def test_the_bound_is_no_smaller_than_it_must_be() -> None:
+    still = State(np.array([0.5]), np.array([1.0]), 0.5)
+    assert Energy(8.0).lipschitz(still) == 8.0
+    assert Energy(8.0).lipschitz(State(np.array([0.5]), np.array([1.0]), 0.5, concave=3.0)) == 14.0
