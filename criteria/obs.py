@@ -42,8 +42,8 @@ class Obs:
     there; its `list` is), they run once for each input that layers read.
 
     Options: `damping`, relative; `together`, for how many inputs one pass does then (more is quicker, and less exact:
-    their readers do not see each other's corrections); `select`, another criterion that
-    chooses the channels, whose needs are then added: `Obs(select="gradflow")`.
+    their readers do not see each other's corrections); `select`, another criterion that chooses the channels, whose
+    needs are then added: `Obs(select="gradflow")`.
 
     Needs data, and either a loss that runs the model or batches that are its inputs; forward passes only, and for each
     reader I² numbers for I input channels to score, (I · taps)² to correct.  More data than the columns of the widest

@@ -11,8 +11,7 @@ It runs on one CPU thread: the same numbers come out however many cores there ar
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from fxprune.demo.digits import SampleOptions
 from fxprune.demo.measure import SSIM_WINDOW, Measured, latencies, measure, measure_in_fresh_process, ssim
 from fxprune.demo.results import Results, column, draw
 from fxprune.demo.training import TrainOptions, train
+from fxprune.graph.modules import one_thread
 from fxprune.scoring.score import DEFAULT_CRITERION
 from fxprune.training.setup import accelerate_released
 
@@ -85,7 +85,7 @@ def run(output: Path, options: DemoOptions, console: Console) -> Results:
     output.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()
     start = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         results, same = _compare(output, options, console)
     console.print(results.table())
     console.print(results.wishes())
@@ -158,13 +158,3 @@ def _notes(options: DemoOptions, dense: Measured, same: bool) -> tuple[str, ...]
         f"Fine-tuned: {options.training.steps} steps of {options.training.batch_size} images; then saved, loaded in a "
         f"fresh process and measured there, where its samples {equal}.",
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

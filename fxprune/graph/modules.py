@@ -159,6 +159,17 @@ def unfused() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch computes on the CPU by one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within, every module of the model is in eval mode; afterwards each is as it was."""
     was = [(m, m.training) for m in model.modules()]

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from fxprune.graph.modules import unfused
+
 Halt: TypeAlias = Callable[[Hashable, Any], None]
 Act: TypeAlias = Callable[[Hashable, dict[int, Any]], None]
 
@@ -101,7 +103,7 @@ def in_step(functions: Sequence[Callable[[Halt], None]], act: Act, devices: Sequ
     """
     runs: list[Run] = []
     around = _settings()
-    with _no_fused_layers():
+    with unfused():  # observers switch that off and on again, each for itself: on only when the last is done
         try:
             for function in functions:
                 runs.append(Run(function, around, devices))
@@ -121,17 +123,6 @@ def _woken(run: Run) -> None:
     run.wake()
     if run.error is not None:
         raise run.error
-
-
-@contextmanager
-def _no_fused_layers() -> Iterator[None]:
-    """Observers switch them off and on again, each for itself: on only when the last is done."""
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)
 
 
 def _settings() -> Callable[[], AbstractContextManager[Any]]:

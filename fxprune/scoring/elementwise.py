@@ -5,14 +5,14 @@ A copy of every weight would double the memory of a large model, and writing it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fxprune.graph.modules import one_thread
 from fxprune.graph.sharding import full
 
 BLOCK = 1 << 17  # elements: half a megabyte of float32, which stays in a core's cache
@@ -64,23 +64,12 @@ class Elementwise:
             value = self.of(wide(data), *(wide(b if isinstance(b, Tensor) else b[:]) for b in self.beside))
             return [value for _ in many]
         parts: list[list[Tensor]] = [[] for _ in many]
-        with _one_thread():
+        with one_thread():  # a block is over before a second thread has begun
             for rows in _rows(data):
                 block = self.of(wide(data[rows]), *(wide(b[rows].detach()) for b in self.beside))
                 for found, dims in zip(parts, many, strict=True):
                     found.append(_folded(block, dims, largest) if dims else block)
         return [_joined(found, 0 in dims, largest) for found, dims in zip(parts, many, strict=True)]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On the CPU a block is over before a second thread has begun: half the time, a seventh on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _rows(data: Tensor) -> list[slice]:
