@@ -46,6 +46,7 @@ def opened(
     if (directory / HEADER).is_file():
         raise SaveError(f"{directory} was written by fxprune.save; fxprune.load it and prune that")
     with Pages() as pages:
+        pages.read_ahead(sorted(directory.glob("*.safetensors")))  # the disk works while the model is built and traced
         net = _built(directory, model)
         _give(net, _tensors(directory, pages), directory)
         yield net.eval(), pages

@@ -11,7 +11,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import SaveError
+from fxprune.scoring.free_memory import free_memory
 
 MOST = 1 << 29  # bytes of files that stay in memory
 HEAD, COUNT = 1 << 16, 200  # bytes at the beginning of a temporary file, and tensors in it that these can name
 EVERY = 0.02  # seconds between looks
+AHEAD = 1 << 20  # bytes that are read ahead at once
 STATM = "/proc/self/statm"
 _scratch: ContextVar[Scratch | None] = ContextVar("scratch", default=None)
 
@@ -37,21 +39,37 @@ class Pages:
     def __init__(self) -> None:
         self._maps: list[mmap.mmap] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._threads: list[threading.Thread] = []
 
     def add(self, held: mmap.mmap) -> None:
         """Watch over one more file."""
         self._maps.append(held)
 
+    def read_ahead(self, paths: Sequence[Path]) -> None:
+        """Have the system read files into its own memory, as far as half of what is free, while other work goes on."""
+        self._start(self._read_ahead, paths)
+
     def __enter__(self) -> Pages:
         if hasattr(mmap, "MADV_DONTNEED") and os.path.exists(STATM):
-            self._thread.start()
+            self._start(self._watch)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self, work: Callable[..., None], *given: Any) -> None:
+        self._threads.append(threading.Thread(target=work, args=given, daemon=True))
+        self._threads[-1].start()
+
+    def _read_ahead(self, paths: Sequence[Path]) -> None:
+        left, into = (free_memory(torch.device("cpu")) or 0) // 2, bytearray(AHEAD)
+        with contextlib.suppress(OSError):  # who uses the file is told
+            for path in paths:
+                with path.open("rb", buffering=0) as file:
+                    while left > 0 and not self._over.is_set() and (size := file.readinto(into)):
+                        left -= size
 
     def _watch(self) -> None:
         start = _of_files()
