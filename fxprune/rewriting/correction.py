@@ -89,11 +89,9 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
 
 
 def _at_once(ctx: Context, make: Callable[[], Corrected], found: dict[str, Found]) -> Corrected | None:
-    """All batches side by side; None where they cannot be: a layer runs twice, or memory need not hold them."""
+    """All batches side by side; None where they cannot be: memory need not hold them."""
     batches = ctx.batches
     if not isinstance(batches, tuple) or ranks.several() or len(batches) > MOST:
-        return None
-    if any(f.calls > 1 for f in found.values()):
         return None
     free = free_memory(ctx.device)
     if free is not None and 2 * len(batches) * alive(ctx) > SPARE * free:

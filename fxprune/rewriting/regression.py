@@ -208,7 +208,7 @@ def moments(
         for name, found in package.items():
             kept = kept_positions(ctx.graph, name, keep)
             for x, y in zip(before.inputs.get(name, ()), after.inputs.get(name, ()), strict=False):
-                add(every[name], x, y if found.source == first else _narrowed(x, y, found, ctx, kept))
+                add(every[name], x, y if found.source == first else narrowed(x, y, found, ctx, kept))
             if found.source != first:
                 continue
             outputs = kept[0]
@@ -222,7 +222,7 @@ def moments(
             yield name, every[name]
 
 
-def _narrowed(x: Tensor, y: Tensor, found: Found, ctx: Context, kept: list[Tensor | None]) -> Tensor:
+def narrowed(x: Tensor, y: Tensor, found: Found, ctx: Context, kept: list[Tensor | None]) -> Tensor:
     """Of what the dense layer reads, what the small one would."""
     reader = found.reader
     if reader is None or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:

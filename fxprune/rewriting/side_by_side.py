@@ -1,7 +1,9 @@
 """Layers corrected in the middle of one pass: both models, all batches, each halted where a layer runs.
 
 When the last of them has come to a layer, its moments are known; it is fitted, the small model's outputs of it are
-computed anew, and all go on with these.  What is the end of a branch is fitted where it is added to the stream.
+computed anew, and all go on with these.  What is the end of a branch is fitted where it is added to the stream.  A
+layer that runs more than once is fitted the first time; what the dense one reads later is known by then from a pass of
+its own, and stands for what the small one will read.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from fxprune.graph.copies import deep_copy
 from fxprune.graph.modules import cuda_devices
 from fxprune.rewriting.lockstep import Halt, in_step
-from fxprune.rewriting.regression import Found, Sums, add, add_lack, beside, values
+from fxprune.rewriting.regression import Found, Sums, add, add_lack, beside, narrowed, values
 from fxprune.rewriting.slicing import kept_positions
 from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call
@@ -43,6 +45,7 @@ class Corrector:
     keep: npt.NDArray[np.bool_]
     fit: Fit
     weights: dict[str, Tensor]  # of the small model
+    later: dict[str, Sums]  # of layers that run again
     open: dict[str, Sums] = field(default_factory=dict)  # of layers that have not been fitted yet
 
     def __call__(self, key: Any, here: dict[int, Met]) -> None:
@@ -54,7 +57,7 @@ class Corrector:
             self._add(name, found, pairs)
         else:
             self._read(name, found, pairs)
-        if adding or not found.joins:
+        if adding or not _at_sum(found):
             self._fit(name, found, [small.call for _, small in pairs])
 
     def close(self) -> None:
@@ -64,7 +67,7 @@ class Corrector:
 
     def _read(self, name: str, found: Found, pairs: list[tuple[Met, Met]]) -> None:
         assert found.reader is not None
-        sums = self.open[name] = Sums()
+        sums = self.open[name] = self.later.get(name, Sums())
         for dense, small in pairs:
             add(sums, values(found.reader, dense.call), values(found.reader, small.call))
 
@@ -103,21 +106,46 @@ def side_by_side(
         ctx: the model; batches with what they draw are as in its passes.
         batches: all of them.
         small: the pruned model.
-        found: the layers to fit; each runs once in a pass.
+        found: the layers to fit.
         keep: the channels that stay.
         fit: tells whether it has changed the layer.
     """
     runs: list[Callable[[Halt], None]] = []
     for number, batch in enumerate(batches):
         for model in (ctx.model, small):
-            own = replace(
-                ctx, data=[batch], seed=ctx.seed + number, memo={}, progress=False, model=_with_same_weights(model)
-            )
-            runs.append(partial(_run, own, found))
+            runs.append(partial(_run, _of_batch(ctx, number, batch, _with_same_weights(model)), found))
     held = {**dict(small.named_buffers()), **dict(small.named_parameters())}
-    corrector = Corrector(ctx, found, keep, fit, held)
+    corrector = Corrector(ctx, found, keep, fit, held, _later(ctx, batches, found, keep))
     in_step(runs, corrector, cuda_devices(small))
     corrector.close()
+
+
+def _of_batch(ctx: Context, number: int, batch: Any, model: nn.Module) -> Context:
+    return replace(ctx, data=[batch], seed=ctx.seed + number, memo={}, progress=False, model=model)
+
+
+def _later(
+    ctx: Context, batches: Sequence[Any], found: dict[str, Found], keep: npt.NDArray[np.bool_]
+) -> dict[str, Sums]:
+    """Moments of what the dense layers read that run more than once, the first time left out."""
+    sums = {name: Sums() for name, f in found.items() if f.calls > 1}
+
+    met: set[str] = set()  # in this batch
+
+    def visit(call: Call) -> None:
+        if call.weight in met:
+            it = found[call.weight]
+            assert it.reader is not None
+            x = values(it.reader, call)
+            add(sums[call.weight], x, narrowed(x, x, it, ctx, kept_positions(ctx.graph, call.weight, keep)))
+        elif call.weight in sums and call.inputs is not None:
+            met.add(call.weight)
+
+    for number, batch in enumerate(batches if sums else ()):
+        met.clear()
+        own = _of_batch(ctx, number, batch, ctx.model)
+        own.watch(next(iter(own.batches)), visit)
+    return sums
 
 
 def _with_same_weights(model: nn.Module) -> nn.Module:
@@ -125,13 +153,21 @@ def _with_same_weights(model: nn.Module) -> nn.Module:
     return deep_copy(model, [(t, t) for t in (*model.parameters(), *model.buffers())])
 
 
+def _at_sum(found: Found) -> bool:
+    """Whether a layer is fitted where its output is added to something."""
+    return found.joins and found.calls == 1
+
+
 def _run(ctx: Context, found: dict[str, Found], halt: Halt) -> None:
+    met: set[str] = set()
+
     def visit(call: Call) -> None:
-        if call.weight in found and call.inputs is not None:
+        if call.weight in found and call.weight not in met and call.inputs is not None:
+            met.add(call.weight)
             halt((call.weight, False), Met(call))
 
     def added(call: Call, other: Tensor) -> None:
-        if call.weight in found and found[call.weight].joins:
+        if call.weight in found and _at_sum(found[call.weight]):
             halt((call.weight, True), Met(call, other))
 
     (batch,) = ctx.batches

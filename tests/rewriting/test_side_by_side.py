@@ -230,3 +230,41 @@ def test_runs_that_part_ways_are_told_apart() -> None:
 
     in_step([run("a", "b"), run("a", "c", "d")], lambda key, here: keys.append((key, sorted(here))))
     assert keys == [("a", [0, 1]), ("b", [0]), ("c", [1]), ("d", [1])]
+
+
+class Twice(nn.Module):
+    """Its embedding is computed at the beginning, and again at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.embed, self.mid = nn.Linear(4, 24), nn.Linear(24, 16), nn.Linear(16, 16)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        y = torch.tanh(self.mid(torch.tanh(self.embed(h))))
+        return self.out(y * torch.tanh(self.embed(h * 0.9)))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_runs_again_is_fitted_to_all_that_it_reads() -> None:
+    torch.manual_seed(0)
+    net, data = Twice().eval(), [torch.randn(64, 4) for _ in range(3)]
+    graph, plan = cut(net, data[0][:2], 0.25)
+    ran: list[int] = []
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        ran.append(len(batch))
+        return model(batch).square().mean()  # type: ignore[no-any-return]
+
+    fixed = compensated(graph, net, plan, Obs(damping=1e-12), data=data, loss=loss)
+    assert len(ran) == 1 + 3 * len(data)  # and once for what it reads later
+    assert not torch.equal(fixed.get_parameter("embed.weight"), net.embed.weight)
+    with torch.no_grad():
+        h = torch.tanh(net.first(torch.cat(data)))
+        reads = torch.cat([h, 0.9 * h])
+        lost = set(plan.removed[next(name for name in plan.removed if name.startswith("first"))])
+        kept = [c for c in range(24) if c not in lost]
+        best = torch.linalg.lstsq(
+            torch.cat([reads[:, kept], torch.ones(len(reads), 1)], 1).double(), net.embed(reads).double()
+        ).solution
+    torch.testing.assert_close(fixed.get_parameter("embed.weight")[:, kept].double().T, best[:-1], rtol=1e-3, atol=1e-4)
