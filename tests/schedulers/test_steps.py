@@ -99,6 +99,24 @@ def test_lasso_decays_until_it_cuts() -> None:
     assert most == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25, 0, 0, 0, 0, 0])
 
 
+def test_the_price_of_a_channel_is_asked_for_within_its_group() -> None:
+    """The last channel of a group is priced by half of itself: a group that is gone whole has no slope."""
+    p = problem()
+    mask = np.ones(len(p.components))
+    mask[p.starts[0] + 1 : p.starts[1]] = 0.0
+    most = np.zeros(len(p.graph.groups))
+
+    class Asked:
+        def of(self, what: str, lost: np.ndarray) -> float:
+            np.maximum(most, lost, out=most)
+            return float(lost.size - lost.sum())
+
+    p.__dict__["cost"] = Asked()
+    p.shares(mask)
+    widths = np.diff(p.starts)
+    assert most.tolist() == [widths[0] - 0.5, *(1.0 for _ in widths[1:])]
+
+
 ENDS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [  # the last value that is taken, the next that is not
     (Iterative, {"rounds": 1}, {"rounds": 0}),
     (Iterative, {"until": 1.0}, {"until": 1.01}),

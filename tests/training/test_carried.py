@@ -217,3 +217,40 @@ def test_a_model_that_feeds_nothing_known_is_refused(pruned: tuple[Net, Any, Any
         fxprune.carry_over(plan, nn.Linear(2, 2), net, example_inputs=(IDS,))
     with pytest.raises(InputsError, match="takes no input 'x'"):
         fxprune.carry_over(plan, nn.Linear(2, 2), net, example_inputs=(IDS,), feeds={"x": ""})
+
+
+class Fed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        h = self.a(x)
+        return self.b(torch.tanh(h if more is None else h + more))  # type: ignore[no-any-return]
+
+
+class Side(nn.Module):
+    """Two outputs of one layer, the second of which is somebody else's, unless it is alone."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.made, self.alone = nn.Linear(4, 16), alone
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.made(x)
+        return {"more": y} if self.alone else {"more": y, "other": y * 2}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_output_that_another_one_shares_is_picked_from(alone: bool) -> None:
+    torch.manual_seed(0)
+    net, side, x = Fed().eval(), Side(alone=alone).eval(), torch.randn(3, 4)
+    small = fxprune.prune(net, "magnitude", 0.5, example_inputs=(x,), progress=False)
+    plan = fxprune.report(small).plan
+    made = fxprune.carry_over(plan, side, net, example_inputs=(x,), feeds={"more": "more"}, inputs=(x,))
+    out = made(x)
+    assert out["more"].shape == (3, small.a.out_features)
+    assert made.made.out_features == (small.a.out_features if alone else 16)
+    if not alone:
+        assert torch.equal(out["other"], side(x)["other"])
+    small(x, out["more"])

@@ -78,6 +78,17 @@ def test_the_file_says_how_much_its_factors_count(pruned: tuple[Any, Any, Any], 
     assert made[names[3]].dim() == m.dim()
 
 
+def test_a_bias_beside_the_factors_is_none_of_them(pruned: tuple[Any, Any, Any]) -> None:
+    net, _, plan = pruned
+    names = [f"block.down_proj.{x}" for x in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_B.bias")]
+    state = dict(zip(names, (torch.randn(2, 32), torch.randn(8, 2), torch.rand(8) + 1, torch.randn(8)), strict=True))
+    made = fxprune.carry_over(plan, state, net, example_inputs=(IDS,), scaling=3.0)
+    without = {n: t for n, t in state.items() if n != names[3]}
+    expected = fxprune.carry_over(plan, without, net, example_inputs=(IDS,), scaling=3.0)
+    assert len(made[names[2]]) < 8
+    assert torch.equal(made[names[2]], expected[names[2]])
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
