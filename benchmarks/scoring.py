@@ -4,9 +4,10 @@
     python benchmarks/scoring.py --width 32 --no-memory      # a quarter of the channels: 2.3 M parameters, minutes
 
 A step is forward, backward and AdamW on the noise-prediction loss of the batch that is scored; `score` gets the same
-batch and the traced graph.  "Coarse" is a refresh of `Soft(coarse=True)`, which needs a quarter of it.  In turns in
-one process, the fastest of `--repeats` counts, on the CPU in processor seconds, which other work on the machine does
-not add to.  Memory is the peak of a process of its own, beside what it held with the model and the graph in place.
+batch and the traced graph.  "Coarse" is a refresh of `Soft(coarse=True)`, which needs a quarter of it.  "By autograd"
+is the same saliency from all gradients at once, summed tensor by tensor, without a library.  In turns in one process,
+the fastest of `--repeats` counts, on the CPU in processor seconds, which other work on the machine does not add to.
+Memory is the peak of a process of its own, beside what it held with the model and the graph in place.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     "lamp": ("lamp:Lamp", {}),
     "fpgm": ("fpgm:Fpgm", {}),
 }
+BY_AUTOGRAD = {"taylor, by autograd": 1, "gradflow exact, by autograd": 2}  # derivatives
 LIMITS = {"magnitude": 0.1, "taylor": 1.2, "wanda": 0.7}
 LIMITS |= {"gradflow exact": 4, "gradflow finite difference": 4}
 LIMITS |= {"gradflow exact, coarse": 2, "gradflow finite difference, coarse": 2}
@@ -90,7 +92,31 @@ def _work(device: str, width: int) -> dict[str, Callable[[], Any]]:
         data = fewer([batch], QUARTER if name.endswith("coarse") else 1.0)
         return lambda: fxprune.score(graph, model, criterion, data=data, loss=loss)
 
-    return {"step": step, **{name: scoring(name, *how) for name, how in CRITERIA.items()}}
+    found = {name: scoring(name, *how) for name, how in CRITERIA.items()}
+    return {
+        "step": step,
+        **found,
+        **{name: lambda n=n: by_autograd(model, loss, batch, n) for name, n in BY_AUTOGRAD.items()},
+    }
+
+
+def by_autograd(model: Any, loss: Callable[..., Any], batch: Any, derivatives: int) -> list[Any]:
+    """Σ |θ g| of every row of every weight, or Σ |θ g| + T* |θ H g|."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    parameters = list(model.eval().parameters())
+    with sdpa_kernel(SDPBackend.MATH if derivatives > 1 else list(SDPBackend.__members__.values())):
+        g = torch.autograd.grad(loss(model, batch), parameters, create_graph=derivatives > 1)
+        held = [x.detach() for x in g]
+        with torch.no_grad():
+            each = [(p * x).abs() for p, x in zip(parameters, held, strict=True)]
+        if derivatives > 1:
+            h = torch.autograd.grad(g, parameters, held)
+            along = sum(torch.vdot(a.flatten(), b.flatten()) for a, b in zip(held, h, strict=True))
+            step = sum(x.square().sum() for x in held) / abs(along)
+            each = [e + step * (p * b).abs() for e, p, b in zip(each, parameters, h, strict=True)]
+    return [e.detach().flatten(1).sum(1) if e.dim() > 1 else e.detach() for e in each]
 
 
 def _seconds(call: Callable[[], Any], device: str) -> float:
@@ -139,7 +165,7 @@ def main() -> None:
     """Print both tables in markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(CRITERIA), default=list(CRITERIA))
+    parser.add_argument("--only", nargs="+", choices=[*CRITERIA, *BY_AUTOGRAD], default=[*CRITERIA, *BY_AUTOGRAD])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--width", type=int, default=CONFIG["block_out_channels"][0], help="of the first level")
     parser.add_argument("--no-memory", action="store_true", help="time only")
