@@ -72,6 +72,7 @@ RECIPES |= {"averages": {"ema_decay": 0.98}}
 CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}
 RECIPES |= {
     "corrected": CORRECTED,
+    "corrected on 16 batches": {**CORRECTED, "remember": 16},
     "corrected, jacobian 0.1": {**CORRECTED, **RECIPES["jacobian 0.1"]},
     "twice the rate": {"optimizer": twice},
     "corrected, jacobian 0.1, twice the rate": {**CORRECTED, **RECIPES["jacobian 0.1"], "optimizer": twice},
