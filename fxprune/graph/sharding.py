@@ -198,7 +198,9 @@ def shard_like(small: M, model: nn.Module) -> M:
 
 def _policies(state: Any, model: nn.Module, small: nn.Module) -> dict[str, Any]:
     """The arguments of `fully_shard` that a module was sharded with."""
-    group = next(iter(state._fsdp_param_groups), None)
+    # torch 2.11 knows one group of parameters a module, later versions several.
+    groups = getattr(state, "_fsdp_param_groups", None)
+    group = state._fsdp_param_group if groups is None else next(iter(groups), None)
     mesh = next(cast("Any", p).device_mesh for p in model.parameters() if in_shards(p))
     given: dict[str, Any] = {"mesh": mesh, "mp_policy": state._mp_policy, "shard_placement_fn": _places(model, small)}
     if group is None:
