@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -158,11 +159,11 @@ def _spread(values: list[float], of: bool = True) -> str:
         return "–"
     half = (max(values) - min(values)) / 2
     spread = f" ± {half:.4f}" if of or len(values) > 1 else ""
-    return f"{sum(values) / len(values):.4f}{spread}" + (f" ({len(values)})" if of else "")
+    return f"{statistics.fmean(values):.4f}{spread}" + (f" ({len(values)})" if of else "")
 
 
 def _mean(of: Rows, key: str) -> float:
-    return sum(float(r[key]) for r in of) / len(of)
+    return statistics.fmean(float(r[key]) for r in of)
 
 
 def _means(of: Rows) -> dict[str, float]:

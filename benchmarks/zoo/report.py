@@ -6,6 +6,7 @@ python benchmarks/zoo/report.py [RESULTS [DOCUMENT]]
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 import sys
@@ -24,7 +25,7 @@ def row(name: str, records: list[Record]) -> str:
     ran = [r for r in records if r["status"] != "broken"]
     counts = [sum(r["status"] == s for r in ran) for s in STATUSES]
     removed = [r["removed"] for r in ran if "removed" in r]
-    seconds = [sum(r["steps"].values()) for r in ran if "steps" in r]
+    seconds = [math.fsum(r["steps"].values()) for r in ran if "steps" in r]  # the same on every Python
     graph = sum(r.get("forward") == "graph" for r in ran)
     middle = f"{statistics.median(removed):.1%} | {statistics.median(seconds):.1f} s" if removed else " | "
     cells = [name, len(ran), *counts, f"{counts[0] / max(1, len(ran)):.1%}", graph, middle]
