@@ -46,6 +46,7 @@ from fxprune.scoring.folding import REDUCTIONS, Floats, Reduction
 from fxprune.scoring.outlook import tell
 from fxprune.scoring.parts import SMALLER, out_of_memory
 from fxprune.scoring.preservation import attributes_kept, unchanged
+from fxprune.scoring.recomputing import recomputing
 from fxprune.scoring.saliency import NORMALIZATIONS, Normalization, block_scores, normalized, summed
 from fxprune.scoring.sharded import told_whole
 from fxprune.scoring.tp_importance import TorchPruningImportance
@@ -232,7 +233,8 @@ def _called(call: Criterion, ctx: Context) -> Any:
         return held
     own = type(call).__module__.startswith("fxprune.criteria.")
     alone = own and not needs_of(call)  # nobody else's code runs, and no weight needs to be read for a comparison
-    with attributes_kept(ctx.model, always=False), unchanged(ctx.model, ctx.who, restore=not own, compare=not alone):
+    kept = unchanged(ctx.model, ctx.who, restore=not own, compare=not alone)
+    with attributes_kept(ctx.model, always=False), kept, recomputing(ctx, call):
         tell(ctx, call)
         seed_torch(ctx.model, ctx.seed)
         try:
