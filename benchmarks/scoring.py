@@ -92,12 +92,8 @@ def _work(device: str, width: int) -> dict[str, Callable[[], Any]]:
         data = fewer([batch], QUARTER if name.endswith("coarse") else 1.0)
         return lambda: fxprune.score(graph, model, criterion, data=data, loss=loss)
 
-    found = {name: scoring(name, *how) for name, how in CRITERIA.items()}
-    return {
-        "step": step,
-        **found,
-        **{name: lambda n=n: by_autograd(model, loss, batch, n) for name, n in BY_AUTOGRAD.items()},
-    }
+    work = {"step": step, **{name: scoring(name, *how) for name, how in CRITERIA.items()}}
+    return work | {name: lambda n=n: by_autograd(model, loss, batch, n) for name, n in BY_AUTOGRAD.items()}
 
 
 def by_autograd(model: Any, loss: Callable[..., Any], batch: Any, derivatives: int) -> list[Any]:

@@ -129,7 +129,6 @@ def _later(
 ) -> dict[str, Sums]:
     """Moments of what the dense layers read that run more than once, the first time left out."""
     sums = {name: Sums() for name, f in found.items() if f.calls > 1}
-
     met: set[str] = set()  # in this batch
 
     def visit(call: Call) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,15 +44,12 @@ def test_half_of_the_free_memory_is_filled(
     assert [f.read for f in files] == expected
 
 
-def test_a_file_that_cannot_be_read_is_left_to_who_needs_it(
-    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_file_that_cannot_be_read_is_left_to_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "free_memory", lambda device: 20 * AHEAD)
-    ahead([File(AHEAD, missing=True), File(AHEAD)])
-    assert not recwarn.list  # a thread that fails warns
+    Pages()._read_ahead([File(AHEAD, missing=True)])  # type: ignore[list-item]
 
 
-def test_it_ends_with_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_ends_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless(File):
         def readinto(self, into: bytearray) -> int:
             return len(into)
