@@ -7,6 +7,7 @@ torch-pruning its own pruner, as its README shows, at the channel ratio whose co
               "diff-pruning": gradients as Diff-Pruning's script sums them, Torch-Pruning's present Taylor importance
 scratch       the architecture that one-shot magnitude leaves, with fresh weights
 default       `fxprune.prune(pipeline, ratio=..., steps=..., data=...)` with nothing else given, or with a scheduler
+corrected     the same with `Obs(select="gradflow")`: the default's channels go, and what stays is corrected first
 
 One-shot methods rank channels by their scores, as published; those "per cost", and all that prune while training, by
 what is lost per unit of the cost, which is this library's default (`scope="knapsack"`).  "snr" scores channels by the
@@ -29,6 +30,7 @@ from fxprune import Scheduler
 from fxprune.criteria.diff_pruning import DiffPruning
 from fxprune.criteria.gradflow import GradFlow
 from fxprune.criteria.gradflow_preserving import GradFlowPreserving
+from fxprune.criteria.obs import Obs
 from fxprune.schedulers.iterative import Iterative
 from fxprune.schedulers.soft import Soft
 
@@ -42,10 +44,10 @@ class Method:
     """A scheduler (None: cut first) with a criterion and how its scores are ranked, or a function that cuts.
 
     `gamma` weighs the times that a criterion sees by min(SNR, γ) / SNR; what the network is trained for stays.
-    With `whole`, it is one call of `fxprune.prune` for all, which trains too, and is given the scheduler only.
+    With `whole`, it is one call of `fxprune.prune` for all, which trains too, and is given no more than what is here.
     """
 
-    criterion: Any = "magnitude"
+    criterion: Any = None
     scheduler: Scheduler | None = None
     cut: Cut | None = None
     scope: str | None = None
@@ -139,6 +141,7 @@ METHODS: dict[str, Method] = {
     "default": Method(whole=True),
     "default, soft": Method(scheduler=Soft(), whole=True),
     "default, iterative": Method(scheduler=Iterative(), whole=True),
+    "corrected": Method(Obs(select="gradflow"), whole=True),
     "random": Method("random"),
     "magnitude": Method("magnitude", scope="global"),
     "taylor": Method("taylor", scope="global"),

@@ -31,7 +31,7 @@ import fxprune
 from fxprune import Distillation, Training
 from fxprune.criteria.obs import Obs
 from fxprune.schedulers.soft import Soft
-from fxprune.training.options import LARGEST, RELATIVE, relative_rate
+from fxprune.training.options import LARGEST, LEADING, RELATIVE, relative_rate
 
 
 def half(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -67,12 +67,17 @@ TOLD: dict[str, dict[str, Any]] = {
     "snr": {"timesteps": "snr"},
 }
 RECIPES |= {name: {"distill": Distillation(**{"output": 1.0, **options})} for name, options in TOLD.items()}
-RECIPES |= {"averages": {"ema_decay": 0.98}}
+RECIPES |= {
+    "averages": {"ema_decay": 0.98},
+    # Of the default's outputs, and of the features, and what a correction has to look at.
+    "features 4 on 16 batches": {"remember": 16, "distill": Distillation(LEADING, features=4.0)},
+}
 # What stays is corrected layer by layer before the first step, and more.
 CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}
 RECIPES |= {
     "corrected": CORRECTED,
     "corrected on 16 batches": {**CORRECTED, "remember": 16},
+    "corrected, features 4 on 16 batches": {**CORRECTED, **RECIPES["features 4 on 16 batches"]},
     "corrected, jacobian 0.1": {**CORRECTED, **RECIPES["jacobian 0.1"]},
     "twice the rate": {"optimizer": twice},
     "corrected, jacobian 0.1, twice the rate": {**CORRECTED, **RECIPES["jacobian 0.1"], "optimizer": twice},

@@ -50,18 +50,18 @@ def _cuda(case: Case) -> bool:
 
 
 def _by_library(case: Case, method: Method, row: Row, bfloat16: bool) -> tuple[nn.Module, Row]:
-    """One call; the recipe "default" gives it the number of steps and nothing else."""
+    """One call; the recipe "default" adds the number of steps and nothing else."""
     changes = {**EVERY[row["recipe"]], **({"mixed_precision": "bf16"} if bfloat16 else {})}
     how: Row = {"training": Training(row["steps"], **changes)} if changes else {"steps": row["steps"]}
     if not case.own:
         how |= {"loss": case.loss, "example_inputs": case.example()}
-    if method.scheduler is not None:
-        how["scheduler"] = method.scheduler
+    given = {"scheduler": method.scheduler, "criterion": method.criterion}
+    how |= {name: value for name, value in given.items() if value is not None}
     feed = Feed(case.split, row["batch"], case.labelled)
-    given = fxprune.prune(
+    small = fxprune.prune(
         case.given, ratio=row["ratio"], of=row["of"], data=feed, seed=row["seed"], progress=False, **how
     )
-    return (given if isinstance(given, nn.Module) else given.unet), {"curve": []}
+    return (small if isinstance(small, nn.Module) else small.unet), {"curve": []}
 
 
 def _by_loop(case: Case, method: Method, row: Row, bfloat16: bool) -> tuple[nn.Module, Row]:
