@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -12,16 +13,18 @@ from fxprune.arguments import TEXT, require_options
 from fxprune.errors import CriterionError
 from fxprune.scoring.context import Context
 from fxprune.scoring.elementwise import Elementwise
-from fxprune.scoring.hessian import METHODS, Curvature, Method
+from fxprune.scoring.hessian import METHODS, Method
+from fxprune.scoring.storage import norm
 
 Form: TypeAlias = Literal["weighed", "literal"]
 FORMS: tuple[Form, ...] = ("weighed", "literal")
 HORIZON = 1.0  # in units of T*
+POWER = 1.5
 
 
 @dataclass(frozen=True)
 class GradFlow:
-    """|θ g| + T |θ (H g)|, summed over a channel's elements: what a removal costs, and what it takes from the flow.
+    """(|θ g| + T |θ (H g)|)^1.5, summed over a channel's elements: what a removal costs and takes from the flow.
 
     g = ∇L and H = ∇²L are those of the mean loss over all batches.  Removing weight q is the step Δθ = −θ_q e_q:
 
@@ -29,7 +32,8 @@ class GradFlow:
         Δ‖g‖²  = −2 θ_q (H g)_q   to first order: a gradient step of length T lowers the loss by
                                   T ‖g‖² − ½ T² gᵀHg, so this is how fast what is left trains
 
-        score(c) = Σ_{q ∈ E(c)} |θ_q g_q| + T |θ_q (H g)_q|,    T = horizon · T*,    T* = ‖g‖² / |gᵀ H g|
+        a_q = |θ_q g_q| + T |θ_q (H g)_q|,    T = horizon · T*,    T* = ‖g‖² / |gᵀ H g|
+        score(c) = U Σ_{q ∈ E(c)} (a_q / U)^power,    U = ‖θ‖ ‖g‖
 
     Both terms are in units of the loss, so their sum has no weight to tune: T* is the step that a line search along the
     flow takes.  Where gᵀHg < 0 the loss curves down along the flow (a saddle) and there is no such step; T* is then
@@ -38,7 +42,10 @@ class GradFlow:
     sign: T* is at most 10 ‖g‖ / ‖H g‖, ten times the step in which the gradient changes by its own length.  Where
     H g = 0 the first term decides alone; where g = 0 nothing can be told, and that is an error.
 
-    Effects of opposite sign do not cancel: over one channel and a few batches the sign is mostly noise.
+    Effects of opposite sign do not cancel: over one channel and a few batches the sign is mostly noise.  What they add
+    up to lies between their sum, if all have one sign (power = 1), and the root of the sum of their squares, if signs
+    are chance, of which the squares are what adds up (power = 2).  U, a bound of Σ |θ g|, keeps the unit and changes no
+    order.
 
     Args:
         method: how H g is computed; the report says which it was.
@@ -50,8 +57,9 @@ class GradFlow:
                 backward pass that was written by hand (PyTorch takes what that computes from detached copies for
                 constant, without a word), or where the memory that is free does not hold a second pass.
         eps: step of the finite difference, as a fraction of the parameters' norm.
-        horizon: T in units of T*.  0 is `taylor`, and H g is not computed; infinity keeps the second term alone, which
-            is `gradflow_preserving`.
+        horizon: T in units of T*.  With 0, H g is not computed; infinity keeps the second term alone.
+        power: how much the largest effects of a channel count before many small ones.  With 1, the horizon of 0 is
+            `taylor`, and that of infinity `gradflow_preserving`.
         form: "weighed" is the score above.  "literal" is the published one, Σ θ_q (H g)_q with its sign: the lowest,
             pruned first, raise the gradient norm.  It does what it says and is no choice for trained networks: what
             raises the gradient norm most is what the loss can least do without.  On the digits model that ships, 40 %
@@ -63,7 +71,8 @@ class GradFlow:
     of H_b g: memory for one batch, and four to six tensors as large as the parameters.
 
     Needs data and a loss.  Shape: a saliency of each parameter's own shape; buffers are not trained and do not count.
-    Unit: that of the loss (loss² per weight², that of ‖g‖², for an infinite horizon and the literal form).
+    Unit: that of the loss; for an infinite horizon, where U is ‖θ‖ ‖H g‖, and the literal form that of ‖g‖², loss² per
+    weight².
     Errors: InputsError without data or loss, or where the gradient is zero; CriterionError where the loss or a
     derivative is NaN or infinite, for an unknown method or form, for "exact" where an op has no second derivative or a
     wrong one, for finite differences of half-precision weights, and for "auto" where neither way fits into the memory
@@ -81,7 +90,7 @@ class GradFlow:
     >>> graph = analyse(net, ((torch.ones(1, 1),), {}))
     >>> def loss(model, batch):  # L = (a₁² + 2 a₂²) / 2: g = (a₁, 2 a₂), H g = (a₁, 4 a₂), T* = (9 + 4) / (9 + 8)
     ...     return (model[0].weight.square() * torch.tensor([[1.0], [2.0]])).sum() / 2
-    >>> scores = score(graph, net, GradFlow(), data=[None], loss=loss)
+    >>> scores = score(graph, net, GradFlow(power=1), data=[None], loss=loss)
     >>> [round(float(v) * 17) for v in scores.values["0.weight:0"]]  # 17 (9 + 13/17 · 9), 17 (2 + 13/17 · 4)
     [270, 86]
     """
@@ -90,6 +99,7 @@ class GradFlow:
     eps: float = 1e-4
     horizon: float = HORIZON
     form: Form = "weighed"
+    power: float = POWER
     needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
     derivatives: ClassVar[int] = 2
     reduction: ClassVar[str] = "sum"
@@ -102,33 +112,43 @@ class GradFlow:
             raise CriterionError(f"GradFlow(eps={self.eps}): the step must be positive, such as 1e-4")
         if not self.horizon >= 0:
             raise CriterionError(f"GradFlow(horizon={self.horizon}): pass a number of steps T*, such as {HORIZON}")
+        if not 1 <= self.power < math.inf:
+            raise CriterionError(f"GradFlow(power={self.power}): pass a number of 1 or more, such as {POWER}")
         if self.form not in FORMS:
             raise CriterionError(f"GradFlow(form={self.form!r}): use one of {', '.join(map(repr, FORMS))}")
         if self.form == "literal" and self.horizon != HORIZON:
             raise CriterionError(f"GradFlow(form='literal', horizon={self.horizon}): that form has no horizon; drop it")
+        if self.form == "literal" and self.power != POWER:
+            raise CriterionError(f"GradFlow(form='literal', power={self.power}): that form has no power; drop it")
 
     def __call__(self, ctx: Context) -> dict[str, Elementwise]:
         """Saliency of every parameter."""
         if self.form == "weighed" and self.horizon == 0:
-            return ctx.beside(ctx.gradients(), _absolute)
+            return self._saliency(ctx, ctx.gradients())
         found = ctx.curvature(self.method, self.eps)
         ctx.telling(found.gradient)
         ctx.note(str(found))
         if self.form == "literal":
             return ctx.beside(found.product, lambda p, h: p * h)
-        return self._weighed(ctx, found)
-
-    def _weighed(self, ctx: Context, found: Curvature) -> dict[str, Elementwise]:
         if math.isinf(self.horizon):
-            return ctx.beside(found.product, _absolute)
+            return self._saliency(ctx, found.product)
         if found.along < 0:
             ctx.note("the loss curves down along its gradient: T* is where its slope has doubled, not a minimum")
-        length = self.horizon * found.step
+        return self._saliency(ctx, found.gradient, found.product, self.horizon * found.step)
 
-        def weighed(p: Tensor, g: Tensor, h: Tensor) -> Tensor:
-            return _absolute(p, g).add_(_absolute(p, h), alpha=length)
+    def _saliency(
+        self, ctx: Context, first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None = None, length: float = 0.0
+    ) -> dict[str, Elementwise]:
+        """U ((|θ first| + length |θ second|) / U)^power."""
+        unit = norm(ctx.parameters) * norm(first) or 1.0
 
-        return ctx.beside(found.gradient, weighed, found.product)
+        def of(p: Tensor, *directions: Tensor) -> Tensor:
+            effect = _absolute(p, directions[0])
+            for more in directions[1:]:
+                effect.add_(_absolute(p, more), alpha=length)
+            return effect if self.power == 1 else effect.div_(unit).pow_(self.power).mul_(unit)
+
+        return ctx.beside(first, of, *() if second is None else (second,))
 
 
 def _absolute(p: Tensor, direction: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from fxprune.criteria.gradflow import GradFlow
 
 @dataclass(frozen=True)
 class GradFlowPreserving(GradFlow):
-    """|θ · (H g)|, summed over a channel's elements: `GradFlow(horizon=math.inf)` under a name of its own.
+    """|θ · (H g)|, summed over a channel's elements: `GradFlow(horizon=math.inf, power=1)` by name.
 
         score(c) = Σ_{q ∈ E(c)} |θ_q (H g)_q|
 
@@ -22,3 +22,4 @@ class GradFlowPreserving(GradFlow):
     """
 
     horizon: float = math.inf
+    power: float = 1.0

@@ -33,7 +33,8 @@ CRITERIA: dict[str, Any] = {
     "magnitude": "magnitude",
     "random": "random",
     "gradflow_preserving": "gradflow_preserving",
-    "gradflow 2": GradFlow(horizon=2.0),
+    "gradflow, power 1": GradFlow(power=1.0),
+    "gradflow 2": GradFlow(horizon=2.0, power=1.0),
     "diff_pruning": "diff_pruning",
     "fisher": "fisher",
 }

@@ -44,21 +44,24 @@ def only(scores: Scores) -> list[float]:
     return values.tolist()
 
 
-def by_hand(q: Tensor, horizon: float) -> tuple[list[float], float]:
-    """|θ g| + k T* |θ (H g)| and T*, in double precision."""
+def by_hand(q: Tensor, horizon: float, power: float) -> tuple[list[float], float]:
+    """U ((|θ g| + k T* |θ (H g)|) / U)^power and T*, in double precision; the reader's weights, 0.25, count in ‖θ‖."""
     q = q.double()
     theta = torch.tensor(A, dtype=torch.float64)
     g, h = q @ theta, q @ q @ theta
     step = float(g @ g / abs(g @ h))
-    return ((theta * g).abs() + horizon * step * (theta * h).abs()).tolist(), step
+    unit = float((theta.square().sum() + 3 * 0.25**2).sqrt() * g.norm())
+    effect = (theta * g).abs() + horizon * step * (theta * h).abs()
+    return (unit * (effect / unit) ** power).tolist(), step
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("horizon", [1.0, 3.0])
-def test_both_terms_and_the_step_by_hand(method: Any, horizon: float) -> None:
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_both_terms_and_the_step_by_hand(method: Any, horizon: float, power: float) -> None:
     net, graph = chain()
-    expected, step = by_hand(Q, horizon)
-    got = only(score(graph, net, GradFlow(method, horizon=horizon), data=[1.0], loss=quadratic))
+    expected, step = by_hand(Q, horizon, power)
+    got = only(score(graph, net, GradFlow(method, horizon=horizon, power=power), data=[1.0], loss=quadratic))
     assert got == pytest.approx(expected, rel=1e-5 if method == "exact" else 1e-2)
     ctx = Context(graph, net, "gradflow", [1.0], quadratic)
     assert ctx.curvature(method).step == pytest.approx(step, rel=1e-5 if method == "exact" else 1e-2)
@@ -86,11 +89,22 @@ def test_batches_share_one_gradient_and_one_step(method: Any) -> None:
     assert several == pytest.approx(one, rel=1e-5 if method == "exact" else 1e-2)
 
 
-def test_scores_are_in_units_of_the_loss() -> None:
+@pytest.mark.parametrize("scale", [1e-20, 10.0])
+def test_scores_are_in_units_of_the_loss(scale: float) -> None:
+    """However small it is."""
     net, graph = chain()
     once = only(score(graph, net, GradFlow("exact"), data=[1.0], loss=quadratic))
-    tenfold = only(score(graph, net, GradFlow("exact"), data=[10.0], loss=quadratic))
-    assert tenfold == pytest.approx([10 * v for v in once], rel=1e-5)
+    scaled = only(score(graph, net, GradFlow("exact"), data=[scale], loss=quadratic))
+    assert scaled == pytest.approx([scale * v for v in once], rel=1e-5)
+
+
+def test_weights_that_are_all_zero_have_no_score_to_speak_of() -> None:
+    net, graph = chain()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    found = score(graph, net, GradFlow(), data=[None], loss=lambda m, _: m[0].weight.sum() + m[0].weight.square().sum())
+    assert only(found) == [0.0, 0.0, 0.0]
 
 
 def small() -> tuple[nn.Module, ChannelGraph, dict[str, Any]]:
@@ -103,7 +117,7 @@ def small() -> tuple[nn.Module, ChannelGraph, dict[str, Any]]:
 def test_no_horizon_is_taylor_bit_for_bit_and_costs_no_second_pass() -> None:
     net, graph, given = small()
     memo: dict[Any, Any] = {}
-    nothing = score(graph, net, GradFlow(horizon=0), reuse=memo, **given)
+    nothing = score(graph, net, GradFlow(horizon=0, power=1), reuse=memo, **given)
     assert nothing.values.keys() == score(graph, net, Taylor(), **given).values.keys()
     for name, v in score(graph, net, Taylor(), **given).values.items():
         assert np.array_equal(nothing.values[name], v)
@@ -113,9 +127,9 @@ def test_no_horizon_is_taylor_bit_for_bit_and_costs_no_second_pass() -> None:
 def test_an_endless_horizon_is_preserving_and_a_long_one_ranks_as_it() -> None:
     net, graph, given = small()
     preserving = score(graph, net, GradFlowPreserving("exact"), **given).values
-    endless = score(graph, net, GradFlow("exact", horizon=math.inf), **given).values
-    long = score(graph, net, GradFlow("exact", horizon=1e6), **given).values
-    here = score(graph, net, GradFlow("exact"), **given).values
+    endless = score(graph, net, GradFlow("exact", horizon=math.inf, power=1), **given).values
+    long = score(graph, net, GradFlow("exact", horizon=1e6, power=1), **given).values
+    here = score(graph, net, GradFlow("exact", power=1), **given).values
     flat = np.concatenate(list(preserving.values()))
     assert np.array_equal(np.concatenate(list(endless.values())), flat)
     assert np.array_equal(np.argsort(np.concatenate(list(long.values()))), np.argsort(flat))
@@ -124,7 +138,7 @@ def test_an_endless_horizon_is_preserving_and_a_long_one_ranks_as_it() -> None:
 
 def test_scores_lie_between_their_limits_and_add_up() -> None:
     net, graph, given = small()
-    ends = [score(graph, net, GradFlow("exact", horizon=k), **given) for k in (0.0, 1.0, 2.0)]
+    ends = [score(graph, net, GradFlow("exact", horizon=k, power=1), **given) for k in (0.0, 1.0, 2.0)]
     assert all(s.additive for s in ends)
     for name, none in ends[0].values.items():
         one, two = (s.values[name] for s in ends[1:])
@@ -179,6 +193,9 @@ def test_options_out_of_range_are_refused() -> None:
         ({"horizon": math.nan}, r"horizon=nan\): horizon must be a number"),
         ({"form": "signed"}, r"form='signed'\): use one of 'weighed', 'literal'"),
         ({"form": "literal", "horizon": 3.0}, "that form has no horizon"),
+        ({"form": "literal", "power": 1.0}, "that form has no power"),
+        ({"power": 0.5}, r"power=0.5\): pass a number of 1 or more"),
+        ({"power": math.inf}, r"power=inf\): pass a number of 1 or more"),
     ):
         with pytest.raises(CriterionError, match=message):
             GradFlow(**options)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,9 @@ def gradflow(net: nn.Module) -> list[Tensor]:
     step = sum(float(x.square().sum()) for x in fixed) / abs(
         sum(float((a * b).sum()) for a, b in zip(fixed, h, strict=True))
     )
-    return [(p * a).abs() + step * (p * b).abs() for p, a, b in zip(parameters, fixed, h, strict=True)]
+    unit = math.prod(float(torch.cat([x.flatten() for x in many]).norm()) for many in (parameters, fixed))
+    effects = [(p * a).abs() + step * (p * b).abs() for p, a, b in zip(parameters, fixed, h, strict=True)]
+    return [unit * (e / unit) ** 1.5 for e in effects]
 
 
 CASES: dict[str, tuple[Any, Callable[[nn.Module], list[Tensor]]]] = {
