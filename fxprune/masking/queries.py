@@ -23,10 +23,9 @@ _MOVES = {f"aten::{n}" for n in _NAMES.split()} | {"python::getitem"}
 
 @dataclass(frozen=True)
 class QueryRows:
-    """Rows (before pruning) of `weight` and `bias` whose outputs become a query."""
+    """Rows (before pruning) of `weight`, and of its bias, whose outputs become a query."""
 
     weight: str
-    bias: str | None
     rows: npt.NDArray[np.int64]
 
 
@@ -51,5 +50,4 @@ def query_rows(traced: Traced, attention: str) -> QueryRows | None:
         env[n] = n.target(*args, **kwargs)  # type: ignore[operator]
     last = env[chain[0]] if chain else value
     assert isinstance(last, torch.Tensor)
-    bias = names[1] if len(names) > 1 else None
-    return QueryRows(names[0], bias, torch.unique(last).numpy())
+    return QueryRows(names[0], torch.unique(last).numpy())

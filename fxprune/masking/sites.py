@@ -165,19 +165,15 @@ def _weights(graph: ChannelGraph, node: fx.Node, argument: fx.Node, axis: int) -
 
 
 def _query(graph: ChannelGraph, node: fx.Node) -> list[tuple[str, int, Ints]]:
-    """(tensor, axis, components) of the rows of weight and bias that make an attention's query, if a layer does."""
+    """(weight, axis, components) of the rows that make an attention's query, if a layer does; its bias has the same."""
     if op_name(node.target) != "aten::scaled_dot_product_attention":
         return []
     source = query_rows(graph.traced, node.name)
-    if source is None:
+    labels = None if source is None else graph.tensors[source.weight][0]
+    if source is None or labels is None:
         return []
-    out = []
-    for tensor in (source.weight, source.bias):
-        labels = None if tensor is None else graph.tensors[tensor][0]
-        if tensor is not None and labels is not None:
-            rows = np.isin(np.arange(len(labels)), source.rows)
-            out.append((tensor, 0, np.where(rows, graph.component[labels], 0)))
-    return out
+    rows = np.isin(np.arange(len(labels)), source.rows)
+    return [(source.weight, 0, np.where(rows, graph.component[labels], 0))]
 
 
 def _picks(node: fx.Node) -> bool:

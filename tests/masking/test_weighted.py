@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.masking.settled import Settled
+from fxprune.masking.settled import Settled, _without_chance
 from fxprune.masking.statistics import (
     kept_pairs,
     masked_batch_norm,
@@ -182,3 +182,12 @@ def test_dropout_drops_nothing_and_batch_norms_use_their_averages() -> None:
         own = fresh(x)
     assert torch.allclose(own.mean(0), torch.zeros(6), atol=1e-6)  # it has no averages
     assert not torch.equal(nn.functional.dropout(x, 0.5, training=True), 2 * x)
+
+
+def test_attention_on_any_device_is_settled_without_dropout() -> None:
+    """Kernels of GPUs take the rate as a number; `dropout` of a recurrent layer is one, too, and a flag is none."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention.default
+    args, kwargs = _without_chance(flash, "_scaled_dot_product_flash_attention", (X, X, X, 0.5, True), {"scale": 0.5})
+    assert args[3:] == (0.0, True)
+    assert kwargs == {"scale": 0.5}
+    assert _without_chance(flash, "", (X, X, X), {"dropout_p": 0.5})[1] == {"dropout_p": 0.0}

@@ -102,7 +102,7 @@ class CountedData:
 
 @pytest.mark.parametrize("by", [0.5, 2.0])
 def test_the_value_in_a_closure_counts(by: float, tmp_path: Path) -> None:
-    training = Training(3, checkpoint_dir=tmp_path)
+    training = Training(3, checkpoint_dir=tmp_path / "made" / "by itself")
     run(training, loss=scaled(1.0))
     run(training, loss=scaled(1.0))
     with pytest.raises(fxprune.SaveError, match="another run: loss was"):
