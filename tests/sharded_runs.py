@@ -83,6 +83,10 @@ def refusals(model: nn.Module, own: list[Tensor]) -> dict[str, str]:
     calls: dict[str, Callable[[], Any]] = {
         "trace": lambda: fxprune.trace(model, DATA[0]),
         "inplace": lambda: fxprune.prune(model, "taylor", inplace=True, **given),
+        "trained inplace": lambda: fxprune.prune(model, "taylor", inplace=True, steps=2, **given),
+        "trained in fp16": lambda: fxprune.prune(
+            model, "taylor", training=fxprune.Training(2, mixed_precision="fp16"), **given
+        ),
         "latency": lambda: fxprune.prune(model, "taylor", of="latency", **given),
         "linear": lambda: fxprune.prune(model, granularity="block", replace="linear", **given),
         "claims": lambda: fxprune.score(graph, model, Claims(), data=own, loss=loss),

@@ -15,7 +15,8 @@ from torch import nn
 import fxprune
 from fxprune.planning.budget import Budget
 from fxprune.planning.costs.polynomials import terms_of
-from fxprune.planning.limits import Limits
+from fxprune.planning.limits import Limits, stated_parts
+from fxprune.planning.norms import NormChange, norm_changes
 from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
 from fxprune.planning.plan_diff import PlanDiff
@@ -210,12 +211,36 @@ def test_options_are_given_in_one_value_or_one_by_one() -> None:
     limits = Limits(round_to=4)
     assert gathered(Limits, None, {"round_to": 4}) == limits
     assert gathered(Limits, limits, {"min_width": 1, "max_ratio": None}) is limits
+    assert gathered(Budget, Budget(0.5), {"of": "".join(("par", "ams"))}).ratio == 0.5  # another object, the same word
     with pytest.raises(
         fxprune.InputsError, match=r"min_width=2 and limits= both set the same; pass limits=Limits\(min"
     ):
         gathered(Limits, limits, {"round_to": 1, "min_width": 2})
     with pytest.raises(fxprune.InputsError, match=r"limits= is a int; pass an fxprune\.Limits"):
         gathered(Limits, 4, {})  # type: ignore[arg-type]
+
+
+def test_of_several_families_the_steps_that_come_nearest_are_taken(graph: fxprune.ChannelGraph) -> None:
+    """8 channels by threes or by twos, where 45 % are to go: 3 of 8 are farther from that than 4 of 8."""
+
+    def by(step: int) -> Removals:
+        ends = np.arange(0, 8, step)
+        return Removals(np.ones(len(ends) - 1), np.zeros(ends[-1], int), np.arange(ends[-1]), ends)
+
+    for families in ([[by(3)], [by(2)]], [[by(2)], [by(3)]]):
+        (seq,) = stated_parts(graph, families, {0: 0.45})
+        assert seq.channel.tolist() == [0, 1, 2, 3]
+    (first,) = stated_parts(graph, [[by(3)], [by(3)]], {0: 0.45})
+    assert len(first.channel) == 3
+
+
+def test_a_norm_that_stays_hides_none_that_does_not() -> None:
+    layers = (nn.Conv2d(2, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1))
+    graph = fxprune.trace(nn.Sequential(*layers), torch.ones(1, 2, 3, 3))
+    keep = np.ones(int(graph.component.max()) + 1, bool)
+    (_, second) = graph.facts.norm_groups
+    keep[graph.component[second.axis][:2]] = False
+    assert norm_changes(graph, keep) == {second.node: NormChange(4, 3, exact=True)}
 
 
 # ---- widths ---------------------------------------------------------------------------------------------------------

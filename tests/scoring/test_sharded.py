@@ -51,6 +51,8 @@ def test_scores_and_plans_are_those_of_one_process(told: list[dict[str, Any]]) -
 REFUSALS = {
     "trace": r"sharded \(FSDP\).*pass fxprune.whole\(model\)",
     "inplace": r"inplace=True cannot cut: leave it out, and fxprune.shard_like",
+    "trained inplace": r"inplace=True cannot cut: leave it out, and fxprune.shard_like",
+    "trained in fp16": r'nobody scales their gradients for fp16: use mixed_precision="bf16"',
     "latency": r"would measure a latency of its own: call fxprune.prune\(fxprune.whole\(model\), ...\) on one process",
     "linear": r"replace='linear' fits layers to one process's data: call fxprune.prune\(fxprune.whole",
     "claims": r"says that it takes sharded parameters.*leave its attribute `sharded` out",

@@ -60,6 +60,14 @@ def test_a_run_ends_with_a_small_trained_model(scheduler: str) -> None:
     assert all(c.ok for c in fxprune.report(small).checks)
 
 
+def test_a_run_ends_at_a_number_of_parameters() -> None:
+    model = net()
+    target = round(0.7 * size(model))
+    given = {"data": loader(), "example_inputs": IMAGES[:2], "loss": loss, "progress": False}
+    small = fxprune.prune(model, "taylor", target=target, scheduler="soft", training=Training(20), **given)
+    assert 0.6 * size(model) < size(small) <= target
+
+
 def test_inplace_prunes_the_model_itself() -> None:
     model = net()
     conv = model.conv

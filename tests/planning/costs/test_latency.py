@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.planning import planner
 from fxprune.planning.costs.latency_table import Table, cache_folder
-from fxprune.planning.costs.stopwatch import take_turns
+from fxprune.planning.costs.stopwatch import clock, take_turns
 from fxprune.planning.latency import Bench, Left, latency_of
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -206,3 +207,11 @@ def test_random_numbers_are_left_alone(runs: list[int]) -> None:
     torch.manual_seed(3)
     latency_of(graph, progress=False)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_one_thread_counts_its_own_seconds_and_several_those_of_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, on, expected in ((1, "cpu", time.thread_time), (2, "cpu", time.perf_counter)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert clock(torch.device(on)) is expected
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert clock(torch.device("cuda")) is time.perf_counter
