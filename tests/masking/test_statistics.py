@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.masking.statistics import masked_group_norm, masked_layer_norm
+from fxprune.masking.statistics import masked_filter, masked_group_norm, masked_layer_norm
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -30,3 +30,12 @@ def test_layer_norm_under_a_binary_mask_is_the_smaller_norm(centred: bool) -> No
     small = own(x[..., keep], (int(keep.sum()),), eps=1e-5)
     full = masked_layer_norm(x, (2,), keep.float(), None, None, 1e-5, centred)[..., keep]
     assert torch.allclose(full, small, atol=1e-5)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_filter_over_a_binary_mask_is_that_over_what_stays(biased: bool) -> None:
+    torch.manual_seed(0)
+    x, taps, keep = torch.randn(2, 8), torch.randn(3), torch.rand(8) < 0.6
+    bias = torch.tensor([0.5]) if biased else None
+    small = nn.functional.conv1d(x[:, None, keep], taps.view(1, 1, 3), bias, padding=1)[:, 0]
+    assert torch.allclose(masked_filter(x, 1, keep.float(), taps, bias, 1)[:, keep], small, atol=1e-6)

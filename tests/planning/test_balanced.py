@@ -64,6 +64,16 @@ def test_shares_by_name_find_balanced_sets_too() -> None:
         assert not plan.regrouped
 
 
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.45, 0.6, 0.7])
+def test_shares_by_name_are_met_as_nearly_as_balance_allows(share: float) -> None:
+    """What stays is j channels of each of a groups of 4, whatever the scores."""
+    graph = fxprune.trace(net(32, 8), X)
+    nearest = min(abs(1 - a * j / 32 - share) for a in range(1, 9) for j in range(1, 5))
+    for seed in range(4):
+        plan = fxprune.plan(graph, drawn(graph, seed), ratios={"0": share})
+        assert abs(len(plan.removed[graph.groups[0].name]) / 32 - share) == pytest.approx(nearest)
+
+
 def test_several_norms_find_balanced_sets_together() -> None:
     graph = fxprune.trace(net(32, 8, norms=2), X)
     plans = [fxprune.plan(graph, drawn(graph, seed), ratio) for seed in range(3) for ratio in (0.3, 0.5, 0.7)]

@@ -61,6 +61,7 @@ def test_rounds_fall_on_time(rounds: int, until: float, want: list[int]) -> None
 
 def test_refreshes_of_a_soft_mask_fall_on_time() -> None:
     assert refreshed_at(Soft(refreshes=5, until=0.5, settle=0.5).begin(problem())) == [1, 11, 21, 31, 41]
+    assert refreshed_at(Soft(refreshes=4, until=0.2, settle=0.2).begin(problem())) == [1, 6, 11, 16]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

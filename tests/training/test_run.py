@@ -60,6 +60,14 @@ def test_a_run_ends_with_a_small_trained_model(scheduler: str) -> None:
     assert all(c.ok for c in fxprune.report(small).checks)
 
 
+def test_a_cut_before_the_training_may_take_shares_by_name() -> None:
+    model = net()
+    small = run(Training(2), "one_shot", model=model, ratio=None, ratios={"stem": 0.5})
+    assert small.stem.out_channels == model.stem.out_channels // 2
+    with pytest.raises(fxprune.InputsError, match=r"ratios=.* goes with the scheduler one_shot only"):
+        run(Training(30), "soft", model=model, ratio=None, ratios={"stem": 0.5})
+
+
 def test_a_run_ends_at_a_number_of_parameters() -> None:
     model = net()
     target = round(0.7 * size(model))
