@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -142,6 +143,9 @@ def test_a_missed_coupling_of_train_mode_fails_the_proof() -> None:
     small.aux = nn.Conv2d(32, 5, 1)
     with pytest.raises(fxprune.VerifyError, match="does not run in train mode"):
         check_training(model, small, graph, plan)
+    blind = dataclasses.replace(graph, training=None, unseen="it is odd")
+    with pytest.raises(fxprune.VerifyError, match=r"train mode could not be traced \(it is odd\): keep what it reads"):
+        check_training(model, small, blind, plan)
 
 
 @pytest.mark.parametrize("cls", [Deep, Wide])

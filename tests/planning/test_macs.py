@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 import fxprune
+from fxprune.planning.costs.macs import _contractions
 
 Example = tuple[nn.Module, Tensor]
 
@@ -188,3 +189,11 @@ def test_a_model_without_macs_has_no_budget_of_them() -> None:
 
     with pytest.raises(fxprune.BudgetError, match="of='macs': this Scaled has none to remove"):
         fxprune.prune(Scaled(), "magnitude", 0.3, of="macs", example_inputs=torch.randn(3, 6), progress=False)
+
+
+def test_products_without_a_path_go_from_left_to_right() -> None:
+    """ab, bc, cd, de, ef -> af: the product so far meets the next term, never two later ones."""
+    terms, path = [set("ab"), set("bc"), set("cd"), set("de"), set("ef")], (3, 4, 2, 3, 1, 2, 0, 1)
+    forth, back = ("abc", "acd", "ade", "aef"), ("def", "cdf", "bcf", "abf")
+    assert list(_contractions(list(terms), set("af"), None)) == [set(x) for x in forth]
+    assert list(_contractions(list(terms), set("af"), path)) == [set(x) for x in back]

@@ -202,6 +202,9 @@ def test_a_target_is_a_share() -> None:
     assert Budget(target=50).share(costs) == pytest.approx(0.75)
     assert Budget(target=200).share(costs) == 0
     assert Budget(0.25).share(costs) == 0.25
+    for odd in ({"ratio": "0.5"}, {"ratio": True}, {"target": [50]}):
+        with pytest.raises(fxprune.BudgetError, match=f"{next(iter(odd))} must be a .*number"):
+            Budget(**odd)  # type: ignore[arg-type]
     for target in (0, 201):
         with pytest.raises(fxprune.BudgetError, match=r"is outside \(0, 200\]"):
             Budget(target=target).share(costs)
