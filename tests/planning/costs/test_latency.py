@@ -20,7 +20,7 @@ import fxprune
 from fxprune.planning import planner
 from fxprune.planning.costs.latency_table import Table, cache_folder
 from fxprune.planning.costs.stopwatch import clock, take_turns
-from fxprune.planning.latency import Bench, Left, latency_of
+from fxprune.planning.latency import Bench, Left, _random, latency_of
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -215,3 +215,14 @@ def test_one_thread_counts_its_own_seconds_and_several_those_of_the_wall(monkeyp
         assert clock(torch.device(on)) is expected
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert clock(torch.device("cuda")) is time.perf_counter
+
+
+def test_random_weights_keep_activations_at_about_one() -> None:
+    matrix, vector, index = torch.empty(64, 256), torch.empty(32), torch.empty(4, dtype=torch.int64)
+    x = torch.randn(512, 256, generator=torch.Generator().manual_seed(0))
+    assert (x @ _random(matrix, [64, 256]).T).std().item() == pytest.approx(1.0, rel=0.2)
+    assert _random(matrix.T, [256, 64]).stride() == (1, 256)
+    scale = _random(vector, [32])
+    assert 0.5 <= scale.min()
+    assert scale.max() <= 1.5
+    assert not _random(index, [4]).any()
