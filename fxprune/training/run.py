@@ -24,7 +24,7 @@ from fxprune.adapter import find_adapter
 from fxprune.errors import FxPruneError, RewriteError, VerifyError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import sharded
-from fxprune.graph.sharding import full, resharded
+from fxprune.graph.sharding import full, resharded, whole
 from fxprune.planning.plan import Plan
 from fxprune.pruning.order import Order
 from fxprune.pruning.prune import apply, prune_once, seeing
@@ -63,7 +63,6 @@ from fxprune.training.setup import (
 from fxprune.training.sharded import (
     as_before,
     in_parts,
-    put_together,
     read_shards,
     require_trainable,
     share_out,
@@ -418,7 +417,7 @@ class Run:
         self._sound()
         if self.average is not None:
             self.average.copy_to(self.net)
-        self.net = put_together(self.net)
+        self.net = whole(self.net)
         self.net.to(self.place)
         for name, module in self.net.named_modules():
             module.training = self.modes.get(name, False)

@@ -22,9 +22,8 @@ from torch.optim import Optimizer
 from fxprune.errors import InputsError, SaveError
 from fxprune.graph.copies import deep_copy
 from fxprune.graph.modules import require_whole, sharded
-from fxprune.graph.sharding import full, laid_out, resharded, shard_like, whole
+from fxprune.graph.sharding import full, laid_out, resharded, shard_like
 from fxprune.pruning.order import Order
-from fxprune.reporting.report import attach, is_pruned, report
 from fxprune.scoring.entire import entire, kept
 from fxprune.training.average import Average
 from fxprune.training.checkpoints import SHARDS
@@ -58,14 +57,6 @@ def working_copy(model: M) -> M:
 def as_before(small: nn.Module, model: nn.Module) -> nn.Module:
     """What was made of a model, or of an entire copy of it: in shards, if that is."""
     return kept(shard_like(small, model)) if sharded(model) else small
-
-
-def put_together(net: nn.Module) -> nn.Module:
-    """The model whole, with its report."""
-    made = whole(net)
-    if made is not net and is_pruned(net):
-        attach(made, report(net))
-    return made
 
 
 def whole_state(net: nn.Module) -> dict[str, Any]:
