@@ -140,15 +140,14 @@ class GradFlow:
         self, ctx: Context, first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None = None, length: float = 0.0
     ) -> dict[str, Elementwise]:
         """U ((|θ first| + length |θ second|) / U)^power."""
+        if second is None:
+            effects = ctx.beside(first, _absolute)
+        else:
+            effects = ctx.beside(first, lambda p, g, h: _absolute(p, g).add_(_absolute(p, h), alpha=length), second)
+        if self.power == 1:
+            return effects
         unit = norm(ctx.parameters) * norm(first) or 1.0
-
-        def of(p: Tensor, *directions: Tensor) -> Tensor:
-            effect = _absolute(p, directions[0])
-            for more in directions[1:]:
-                effect.add_(_absolute(p, more), alpha=length)
-            return effect if self.power == 1 else effect.div_(unit).pow_(self.power).mul_(unit)
-
-        return ctx.beside(first, of, *() if second is None else (second,))
+        return {n: e.then(lambda a: a.div_(unit).pow_(self.power).mul_(unit)) for n, e in effects.items()}
 
 
 def _absolute(p: Tensor, direction: Tensor) -> Tensor:

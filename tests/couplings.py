@@ -654,6 +654,19 @@ class Similar(nn.Module):
 
 
 @case(image())
+class Averaged(nn.Module):
+    """A mean over channels, whose third argument is `keepdim`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x - x.mean(1, True))  # type: ignore[no-any-return]
+
+
+@case(image())
 class InSpace(nn.Module):
     """Ops that hang on order and places along spatial axes only."""
 

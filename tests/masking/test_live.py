@@ -87,28 +87,6 @@ def test_ones_are_free_and_detaching_leaves_no_trace() -> None:
     assert all(torch.equal(before[n], g) for n, g in gradients(model, inputs).items())
 
 
-class Averaged(nn.Module):
-    """A mean over channels, whose third argument is `keepdim`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.last(x - x.mean(1, True))  # type: ignore[no-any-return]
-
-
-def test_a_mean_keeps_its_axis_where_the_third_argument_says_so() -> None:
-    model, x = Averaged(), torch.randn(2, 3, 4, 4)
-    masks = LiveMasks(model, fxprune.trace(model, x))
-    keep = random_mask(masks.graph, binary=True)
-    masks.set(keep)
-    assert not masks.held
-    live = outputs(model, masks.graph.traced.example)
-    assert relative_error(live, run_masked(masks.graph, model, masks.graph.traced.example, keep > 0)) < 1e-4
-
-
 def test_masks_cannot_be_stacked() -> None:
     model = unet()
     graph = fxprune.trace(model)
