@@ -109,12 +109,10 @@ def choose(
         CriterionError: where a block has no finite score.
     """
     share = functools.cache(shares_of(graph, of))
-    held = ignored_blocks(graph, ignore)
-    alone = {b.name: share(frozenset([b.name])) for b in graph.blocks if b.name not in held}
-    free = sorted((n for n in alone if alone[n] > 0), key=lambda n: _worth(worth, n) / alone[n])
+    free = ranked_blocks(graph, worth, share, ignore)
     taken: frozenset[str] = frozenset()
     for name in free:
-        if alone[name] <= ratio + 1e-9 and share(taken | {name}) <= ratio + 1e-9:
+        if share(frozenset([name])) <= ratio + 1e-9 and share(taken | {name}) <= ratio + 1e-9:
             taken |= {name}
     if nearest:
         _reachable(graph, share(frozenset(free)), ratio, of, ignore)
@@ -123,7 +121,23 @@ def choose(
             taken = best
         elif share(taken) < FAR * ratio:
             raise too_coarse(graph, ratio, of, share(taken), share(best))
-    return _outermost(graph, taken), share(taken)
+    return outermost(graph, taken), share(taken)
+
+
+def ranked_blocks(
+    graph: ChannelGraph, worth: Mapping[str, float], share: Callable[[frozenset[str]], float], ignore: Ignore
+) -> list[str]:
+    """Blocks that may go, the lowest saliency for what they cost first.
+
+    Args:
+        share: the share of the cost that goes with some blocks.
+
+    Raises:
+        CriterionError: a block has no finite score.
+    """
+    held = ignored_blocks(graph, ignore)
+    alone = {b.name: share(frozenset([b.name])) for b in graph.blocks if b.name not in held}
+    return sorted((n for n in alone if alone[n] > 0), key=lambda n: _worth(worth, n) / alone[n])
 
 
 def shares_of(graph: ChannelGraph, of: str) -> Callable[[frozenset[str]], float]:
@@ -145,7 +159,7 @@ def shares_of(graph: ChannelGraph, of: str) -> Callable[[frozenset[str]], float]
     return share
 
 
-def _outermost(graph: ChannelGraph, names: frozenset[str]) -> tuple[str, ...]:
+def outermost(graph: ChannelGraph, names: frozenset[str]) -> tuple[str, ...]:
     """Blocks in the order of the graph, but for those that go with another one of them."""
     chosen = [b for b in graph.blocks if b.name in names]
     live = {b: cut_of(graph.traced, [o for o in chosen if o is not b]).live for b in chosen}

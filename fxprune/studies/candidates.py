@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -114,6 +115,10 @@ class Space:
             stay["latency"] /= over * 1.002
         raise BudgetError(f"a latency of {self.stay['latency']:.1%} was predicted, and {over:.3f} times that measured")
 
+    def require(self) -> None:
+        """Raise `BudgetError` where not all budgets are in reach."""
+        self._counts(np.array(list(self.most.values())), self.stay)
+
     def excess(self, plan: Plan) -> float:
         """How much a plan takes of the budget that it is furthest beyond, or nearest to; 1 is all of it."""
         return max(plan.costs[m][1] / plan.costs[m][0] / share for m, share in self.stay.items())
@@ -191,10 +196,15 @@ class Space:
 CUT = ("group", "channel")
 
 
-def space_of(graph: ChannelGraph, scores: Scores, budgets: Mapping[str, float], limits: Limits) -> Space:
+def space_of(
+    graph: ChannelGraph, scores: Scores, budgets: Mapping[str, float], limits: Limits, reach: bool = True
+) -> Space:
     """The space of plans that keep to some budgets and limits, of the first of `limits.caps` that allows any.
 
     Norms are kept exact where the planner would keep them so.
+
+    Args:
+        reach: whether there must be any such plan.
 
     Raises:
         BudgetError: the budgets are out of range or out of reach.
@@ -210,12 +220,14 @@ def space_of(graph: ChannelGraph, scores: Scores, budgets: Mapping[str, float], 
     for cap in limits.caps:
         space = Space(costs, stay, tuple(_parts(graph, values, limits, cap, regroup)), scores.criterion)
         try:
-            space._counts(np.array(list(space.most.values())), stay)
+            space.require()
             return space
         except BudgetError as e:
             short = e
     assert short is not None
-    raise short
+    if reach:
+        raise short
+    return space
 
 
 def _parts(
@@ -243,28 +255,50 @@ def _regrouped(graph: ChannelGraph, scores: Scores, stay: Mapping[str, float], l
     return frozenset(out)
 
 
-def seeds(space: Space, scores: Scores, limits: Limits, table: Curves | None) -> Iterator[tuple[str, Plan]]:
+class Plans(Protocol):
+    """A space of plans, see `Space`."""
+
+    @property
+    def graph(self) -> ChannelGraph: ...
+    @property
+    def costs(self) -> CostModel: ...
+    @property
+    def stay(self) -> Mapping[str, float]: ...
+    @property
+    def most(self) -> dict[str, float]: ...
+    def shares(self, plan: Plan) -> dict[str, float]: ...
+    def plan(self, shares: Mapping[str, float]) -> Plan: ...
+    def excess(self, plan: Plan) -> float: ...
+    def timed(self, plan: Plan) -> Plan: ...
+
+
+def seeds(
+    space: Plans, scores: Scores, limits: Limits, granularity: str, table: Curves | None
+) -> Iterator[tuple[str, Plan]]:
     """What is tried first, with its name: the planner's own choice for every measure, and what a table says."""
     for measure in space.stay:
         if (made := _asked(space, scores, measure, limits)) is not None:
             yield f"planned by {measure}", made
+        if granularity == "both" and (made := _asked(space, scores, measure, limits, granularity)) is not None:
+            yield f"planned by {measure}, with blocks", made
     if table is not None:
         measure = next(iter(space.stay))
         if (made := _asked(space, scores, measure, replace(limits, ratios=table))) is not None:
             yield "by sensitivity", made
 
 
-def _asked(space: Space, scores: Scores, measure: str, limits: Limits) -> Plan | None:
+def _asked(space: Plans, scores: Scores, measure: str, limits: Limits, granularity: str = "channel") -> Plan | None:
     """The planner's choice by one measure, a little more each time until all budgets hold; None where none does."""
     stay = space.stay[measure]
     for _ in range(RAISED):
         try:
-            made = planned(space.graph, scores, Budget(1 - stay, measure), limits)
+            made = planned(space.graph, scores, Budget(1 - stay, measure), limits, granularity)
         except BudgetError:
             return None
         dense = {m: dense_cost(space.costs, m) for m in space.stay}
-        removed = np.array([len(made.removed.get(g.name, ())) for g in space.graph.groups], float)
-        counted = {m: (dense[m], space.costs.of(m, removed)) for m in space.stay if m not in made.costs}
+        left = CostModel(space.graph.without(made.blocks))
+        removed = np.array([len(made.removed.get(g.name, ())) for g in left.graph.groups], float)
+        counted = {m: (dense[m], left.of(m, removed)) for m in space.stay if m not in made.costs}
         made = space.timed(replace(made, costs={**made.costs, **counted}))
         if (over := space.excess(made)) <= 1 + ROUNDING:
             return made

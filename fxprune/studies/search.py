@@ -43,7 +43,8 @@ from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
 from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
 from fxprune.scoring.streaming import as_batches
-from fxprune.studies.candidates import Space, seeds, space_of, stays
+from fxprune.studies.candidates import Plans, seeds, space_of, stays
+from fxprune.studies.depth import deep
 from fxprune.studies.given import require_free, scores_of
 from fxprune.studies.search_table import Candidate, Search
 from fxprune.studies.sensitivity import name_of
@@ -51,6 +52,8 @@ from fxprune.studies.sensitivity_table import Sensitivity
 from fxprune.studies.trials import Claimed, Trials
 
 CSV, PNG = "search.csv", "search.png"
+NEARLY = 0.99  # of what channels alone can reach
+SEARCHED = ("channel", "both")  # what a search may take out
 BUDGETS = Kind(
     'a dict of measure -> the most that may stay, such as {"params": 0.6}',
     lambda v: isinstance(v, Mapping) and all(isinstance(k, str) and POSITIVE.fits(x) for k, x in v.items()),
@@ -75,6 +78,7 @@ def search(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     attention: str = "heads",
+    granularity: str = "channel",
     ignore: Ignore = (),
     round_to: int | str = 1,
     min_width: int = 1,
@@ -109,6 +113,8 @@ def search(
         data: batches for the criterion; None: the model's adapter makes `samples` of them.
         loss: `loss(model, batch) -> scalar` for the criterion; None: the adapter's.
         attention: as for `fxprune.prune`: "heads" or "head_dim".
+        granularity: "channel"; or "both": how many blocks go (`graph.blocks`, the lowest scores for what they cost
+            first) is found by the search, too.
         ignore: as for `fxprune.prune`.
         round_to: as for `fxprune.plan`, a number.
         min_width: as for `fxprune.plan`.
@@ -142,6 +148,11 @@ def search(
     keywords: dict[str, Any] = {"ignore": ignore, "round_to": round_to, "min_width": min_width}
     limits = gathered(Limits, limits, keywords | {"max_ratio": max_ratio, "exact_norms": exact_norms})
     require_free(limits, "a search")
+    if granularity not in SEARCHED:
+        raise BudgetError(
+            f"granularity={granularity!r}: a search takes {' or '.join(map(repr, SEARCHED))}; whole blocks alone are "
+            'one choice for a budget, by fxprune.prune(..., granularity="block")'
+        )
     with in_turn:
         adapter = find_adapter(model)
         net, back = adapter.unwrap(model)
@@ -152,26 +163,40 @@ def search(
         what |= {"limits": told(limits), "attention": attention, "higher_is_better": str(higher_is_better)}
         what |= {"example_inputs": told(example_inputs), "outputs": told(outputs), "sampler": told(sampler)}
         what["sensitivity"] = told(sensitivity)
+        what |= {"granularity": granularity} if granularity != SEARCHED[0] else {}
         trial = _Trial(net, back, metric, seed)
         base = trial.dense()
         graph = trace(net, example_inputs, attention=attention, outputs=outputs)
         require_known(graph, stay := named(net, limits.ignore))
         limits = replace(limits, ignore=(*stay, *adapter.protect(net)))
-        graph = _followed(legal_graph(graph, limits.legal_for), net, budgets, limits)
+        deeper = granularity == "both"
+        graph = _followed(legal_graph(graph, limits.legal_for), net, budgets, limits, deeper)
         scores = scores_of(model, graph, criterion, batches, loss, samples, seed, progress)
-        space = space_of(graph, scores, budgets, limits)
+        width = space_of(graph, scores, budgets, limits, reach=not deeper)
+        space: Plans = deep(width, scores, limits) if deeper else width
         run = Trials(what, space.most, higher_is_better, sampler, seed, None if out is None else Path(out))
-        trial.all(run, space, dict(seeds(space, scores, limits, sensitivity)), trials, progress)
+        trial.all(run, space, dict(seeds(space, scores, limits, granularity, sensitivity)), trials, progress)
         dense = {m: dense_cost(space.costs, m) for m in dict.fromkeys((*space.stay, *COUNTED))}
         rows = tuple(Candidate.of(ended) for ended in run.ended(trials))
     made = Search(type(net).__name__, name_of(metric), base, space.stay, dense, rows, higher_is_better)
     return made if out is None else _written(made, Path(out))
 
 
-def _followed(graph: ChannelGraph, net: nn.Module, budgets: Mapping[str, float], limits: Limits) -> ChannelGraph:
-    """The graph that the module's own Python can follow, as far as a trial cut to the first budget shows."""
+def _followed(
+    graph: ChannelGraph, net: nn.Module, budgets: Mapping[str, float], limits: Limits, deeper: bool
+) -> ChannelGraph:
+    """The graph that the module's own Python can follow, as far as a trial cut to the first budget shows.
+
+    Args:
+        deeper: whether blocks may do what channels alone cannot.
+    """
     measure, share = next(iter(stays(CostModel(graph), budgets).items()))
-    return settled_on(graph, net, Budget(max(0.0, 1 - share), measure), limits).graph
+    try:
+        return settled_on(graph, net, Budget(max(0.0, 1 - share), measure), limits).graph
+    except BudgetError as e:
+        if not deeper or not e.reachable:
+            raise
+        return settled_on(graph, net, Budget(NEARLY * e.reachable, measure), limits).graph
 
 
 def _written(made: Search, folder: Path) -> Search:
@@ -211,7 +236,7 @@ class _Trial:
             raise CriterionError(f"{what} is {value}; check the weights and data")
         return value
 
-    def all(self, run: Trials, space: Space, first: Mapping[str, Plan], trials: int, progress: bool) -> None:
+    def all(self, run: Trials, space: Plans, first: Mapping[str, Plan], trials: int, progress: bool) -> None:
         """Run what is left of the first `trials`."""
         run.begin([(name, space.shares(plan)) for name, plan in first.items()])
         with _bar(trials, progress) as show, run:
@@ -220,7 +245,7 @@ class _Trial:
                 show(claimed.number + 1)
 
     def _tried(
-        self, run: Trials, claimed: Claimed, space: Space, first: Mapping[str, Plan]
+        self, run: Trials, claimed: Claimed, space: Plans, first: Mapping[str, Plan]
     ) -> tuple[Plan | None, float | None, str]:
         """A candidate's plan, and its metric or an error: a bad one must not end the search."""
         plan, value, error = None, None, ""
