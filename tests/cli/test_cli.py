@@ -163,7 +163,7 @@ def test_inspect_a_plain_module_shows_what_the_folder_says(tmp_path: Path) -> No
 def test_list_names_package_and_purpose() -> None:
     shown = run("list")
     for name in (
-        "gradflow fxprune (|θ g| + T |θ (H g)|)^1.5",
+        "gradflow fxprune (|θ g| + T |θ (H g)|)^1.25",
         "one_shot fxprune Score once, cut to the final ratio",
         "ddpm fxprune `UNet2DModel`",
     ):
