@@ -137,7 +137,8 @@ class Denoiser:
             batches = [self._drawn(model, noising, len(part), generator, tick) for part in parts]
         density = self._density(model, noising, batches[0], timesteps)
         times = [noising.at(density.drawn(part)).to(device) for part in parts]
-        return [{**batch, "timestep": t, "weights": None} for batch, t in zip(batches, times, strict=True)]
+        weights = [density.balance(noising.shares(t)) for t in times]
+        return [{**b, "timestep": t, "weights": w} for b, t, w in zip(batches, times, weights, strict=True)]
 
     def _drawn(self, model: nn.Module, noising: Noising, n: int, generator: torch.Generator, tick: Track) -> Batch:
         conditions = (self.prompted or self.conditions)(n, generator)
@@ -197,7 +198,12 @@ class Denoiser:
         samples = {"images": images, "noise": noise, "conditions": conditions}
         if times is None:
             times = noising.at(uniform if density is None else density(model, samples).drawn(uniform))
+            weights = None if density is None else density(model, samples).balance(noising.shares(times))
         elif "weights" not in given and density is not None:
+            if density(model, samples).often is not None:
+                raise InputsError(
+                    "Timesteps(importance=True) draws the times, and a batch brings its own timestep: leave out one"
+                )
             weights = density(model, samples).weight(noising.shares(times))
         weights = None if weights is None else weights.to(device)
         return {**samples, "timestep": times.to(device), "weights": weights}

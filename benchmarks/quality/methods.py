@@ -7,7 +7,8 @@ torch-pruning its own pruner, as its README shows, at the channel ratio whose co
               "diff-pruning": gradients as Diff-Pruning's script sums them, Torch-Pruning's present Taylor importance
 scratch       the architecture that one-shot magnitude leaves, with fresh weights
 default       `fxprune.prune(pipeline, ratio=..., steps=..., data=...)` with nothing else given, or with a scheduler
-corrected     the same with `Obs(select="gradflow")`: the default's channels go, and what stays is corrected first
+corrected     the same with `Obs(select="gradflow")`: the default's channels go, and what stays is corrected first;
+              "importance": times are drawn where errors are large, `timesteps=fxprune.Timesteps(importance=True)`
 
 One-shot methods rank channels by their scores, as published; those "per cost", and all that prune while training, by
 what is lost per unit of the cost, which is this library's default (`scope="knapsack"`).  "snr" scores channels by the
@@ -53,6 +54,7 @@ class Method:
     scope: str | None = None
     gamma: float | None = None
     whole: bool = False
+    timesteps: Any = None
 
 
 def _example(net: nn.Module, data: list[Any]) -> dict[str, Any]:
@@ -142,6 +144,7 @@ METHODS: dict[str, Method] = {
     "default, soft": Method(scheduler=Soft(), whole=True),
     "default, iterative": Method(scheduler=Iterative(), whole=True),
     "corrected": Method(Obs(select="gradflow"), whole=True),
+    "corrected, importance": Method(Obs(select="gradflow"), whole=True, timesteps=fxprune.Timesteps(importance=True)),
     "random": Method("random"),
     "magnitude": Method("magnitude", scope="global"),
     "taylor": Method("taylor", scope="global"),

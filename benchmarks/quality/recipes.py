@@ -70,7 +70,10 @@ RECIPES |= {name: {"distill": Distillation(**{"output": 1.0, **options})} for na
 RECIPES |= {
     "averages": {"ema_decay": 0.98},
     # Of the default's outputs, and of the features, and what a correction has to look at.
-    "features 4 on 16 batches": {"remember": 16, "distill": Distillation(LEADING, features=4.0)},
+    **{
+        f"features {weight} on 16 batches": {"remember": 16, "distill": Distillation(LEADING, features=weight)}
+        for weight in (4, 16)
+    },
 }
 # What stays is corrected layer by layer before the first step, and more.
 CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}

@@ -55,7 +55,7 @@ def _by_library(case: Case, method: Method, row: Row, bfloat16: bool) -> tuple[n
     how: Row = {"training": Training(row["steps"], **changes)} if changes else {"steps": row["steps"]}
     if not case.own:
         how |= {"loss": case.loss, "example_inputs": case.example()}
-    given = {"scheduler": method.scheduler, "criterion": method.criterion}
+    given = {"scheduler": method.scheduler, "criterion": method.criterion, "timesteps": method.timesteps}
     how |= {name: value for name, value in given.items() if value is not None}
     feed = Feed(case.split, row["batch"], case.labelled)
     small = fxprune.prune(

@@ -20,7 +20,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import torch
@@ -37,6 +37,7 @@ from fxprune.training.terms import How, compared, distance, mismatch, sensitivit
 KINDS = ("auto", "mse", "kl")
 WEIGHTS = ("output", "features", "jacobian")
 TIME = "timestep"  # forward's argument
+Weighing: TypeAlias = Callable[[Tensor], Tensor]  # weights of samples, by their times
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Teacher:
         options: what to learn from it.
         required: raise where the loss or the model leaves nothing to learn from; otherwise warn, and go on without.
         process: of a diffusion model, for `timesteps`.
+        drawn: how the loss draws its times, where it does.
 
     Attributes:
         projections: what trains along with the student; None without.
@@ -113,9 +115,10 @@ class Teacher:
         options: Distillation,
         required: bool = True,
         process: Process | None = None,
+        drawn: str | Timesteps | None = None,
     ) -> None:
         self.options, self.required, self.idle = options, required, False
-        self.weighing = _weighing(options.timesteps, process)
+        self.weighing = _product(_weighing(options.timesteps, process), _balance(drawn, process))
         self.model = model.eval().requires_grad_(False)
         self.sites: dict[str, Axes] = chosen_sites(model, graph, options.layers) if options.features else {}
         place = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -218,7 +221,28 @@ def _rule(timesteps: str | Timesteps) -> Timesteps:
         raise InputsError(f"Distillation(timesteps={shown(timesteps)}): {e}") from e
 
 
-def _weighing(timesteps: str | Timesteps | None, process: Process | None) -> Callable[[Tensor], Tensor] | None:
+def _product(first: Weighing | None, second: Weighing | None) -> Weighing | None:
+    """Both weights at once; None: all alike."""
+    if first is None or second is None:
+        return first or second
+    return lambda times: first(times) * second(times)
+
+
+def _balance(drawn: str | Timesteps | None, process: Process | None) -> Weighing | None:
+    """How samples count whose times are drawn more often than they weigh; None: all alike."""
+    if drawn is None or process is None or not chosen(drawn).importance:
+        return None
+    density = chosen(drawn).density(process, lambda times: torch.ones(len(times)))
+
+    def weight(times: Tensor) -> Tensor:
+        balance = density.balance(process.shares(times))
+        assert balance is not None
+        return balance
+
+    return weight
+
+
+def _weighing(timesteps: str | Timesteps | None, process: Process | None) -> Weighing | None:
     """How samples count by their times; None: all alike."""
     if timesteps is None:
         return None

@@ -242,7 +242,9 @@ class Run:
         options = self.training.distillation
         if options is None:
             return None
-        return Teacher(dense, graph, options, self.training.distill != AUTO, self.process)
+        scoring = self.order.scoring
+        drawn = scoring.timesteps if scoring.loss is None else None
+        return Teacher(dense, graph, options, self.training.distill != AUTO, self.process, drawn)
 
     @property
     def projections(self) -> Projections | None:

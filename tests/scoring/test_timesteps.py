@@ -102,10 +102,51 @@ def test_a_callable_weighs_times_as_the_model_takes_them() -> None:
     assert float(flow.drawn(torch.tensor([1 - 1e-6]))[0]) < 0.1
 
 
+@pytest.mark.parametrize("kind", PROCESSES)
+@pytest.mark.parametrize("rule", ["uniform", "snr"])
+def test_importance_draws_other_times_and_estimates_the_same(kind: str, rule: str) -> None:
+    """E over draws of balance · L is Σ w L / Σ w, and the weights have a mean of 1."""
+    process = PROCESSES[kind]
+    plain, density = (Timesteps(rule, importance=on).density(process, asked) for on in (False, True))
+    shares = (torch.arange(1000) + 0.5) / 1000
+    size = (process.factor(process.at(shares)) * process.snr(process.at(shares)).clamp(1e-3, 1e3) ** -0.7).sqrt()
+    times = strata(200_000, torch.Generator().manual_seed(0))
+    drawn = density.drawn(times)
+    balance = density.balance(drawn)
+    assert balance is not None
+    assert plain.balance(shares) is None
+    assert float(balance.mean()) == pytest.approx(1, abs=1e-2)
+    for loss in (lambda s: 1 - s, lambda s: s.square()):
+        exact = float((plain.weight(shares) * loss(shares)).mean())
+        assert float((balance * loss(drawn)).mean()) == pytest.approx(exact, rel=2e-2)
+    counts = torch.bincount((drawn * 1000).long(), minlength=1000) / 200
+    expected = plain.weight(shares) * (size / size.mean()).clamp(0.2, 3)
+    torch.testing.assert_close(counts, expected / expected.mean(), rtol=0.1, atol=0.1)
+    if kind == "epsilon":
+        assert counts[:250].sum() > 1.5 * counts[500:750].sum(), "more where the errors are larger"
+
+
+def test_importance_lowers_the_spread_of_the_gradient() -> None:
+    """Of a gradient whose size at a time is the root of the error that is known there, as of a squared error."""
+    process = PROCESSES["epsilon"]
+    plain, density = (Timesteps(importance=on).density(process, asked) for on in (False, True))
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randn(4000, generator=generator).sign()
+    u = torch.rand(4000, generator=generator)
+    spread = []
+    for one in (plain, density):
+        shares = one.drawn(u)
+        balance = one.balance(shares)
+        size = process.snr(process.at(shares)).pow(0.15)
+        spread.append(float(((1.0 if balance is None else balance) * size * signs).std()))
+    assert spread[1] < 0.9 * spread[0]
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "unknown": (lambda: Timesteps("late"), r"Timesteps\(rule='late'\): use one of 'uniform', 'snr', 'threshold', or"),
     "gamma": (lambda: Timesteps("snr", gamma=0), "gamma=0"),
     "threshold": (lambda: Timesteps("threshold", threshold=1), "must be in"),
+    "measured": (lambda: Timesteps("threshold", importance=True), "leave out importance"),
     "negative": (lambda: Timesteps(lambda t: -t), "1000 finite numbers of at least 0"),
     "zero": (lambda: Timesteps(lambda t: 0 * t), "one above 0"),
     "nan": (lambda: Timesteps(lambda t: t / 0 * 0), "finite"),
