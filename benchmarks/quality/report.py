@@ -265,7 +265,7 @@ Magnitude, taylor, Diff-Pruning and Torch-Pruning rank channels by their scores 
 and iterative methods weigh a channel's score against what it costs and what its group has left (`scope="knapsack"`,
 this library's default). "gradflow" takes what raises the gradient norm, as in the paper; "gradflow preserving" takes
 what changes it least, "gradflow weighed" is this library's default. All rows of it, of "default", and below of recipes
-and teachers were measured when `gradflow` looked a whole *T*\* ahead and summed effects as they are ([what that
+and teachers were measured when `gradflow` looked a whole `T*` ahead and summed effects as they are ([what that
 changes](#before-any-training)). "snr" scores by the error of the clean sample instead of the noise (`Timesteps("snr",
 gamma=0.2)`); all methods train with the same loss. "scratch" is the architecture that magnitude leaves, with fresh
 weights. The settings of soft and iterative, the ranking and the 0.2 were chosen by trials on these same networks and

@@ -122,7 +122,7 @@ def test_importance_draws_other_times_and_estimates_the_same(kind: str, rule: st
     counts = torch.bincount((drawn * 1000).long(), minlength=1000) / 200
     expected = plain.weight(shares) * (size / size.mean()).clamp(0.2, 3)
     torch.testing.assert_close(counts, expected / expected.mean(), rtol=0.1, atol=0.1)
-    if kind == "epsilon":
+    if (kind, rule) == ("epsilon", "uniform"):
         assert counts[:250].sum() > 1.5 * counts[500:750].sum(), "more where the errors are larger"
 
 
@@ -230,6 +230,46 @@ def test_score_takes_what_calibration_gives(pipeline: Any) -> None:
     scores = fxprune.score(graph, pipeline.unet, "taylor", data=data, loss=loss)
     pruned = fxprune.prune(pipeline, "taylor", 0.4, timesteps="snr", samples=4, progress=False, verify=False)
     assert fxprune.plan(graph, scores, 0.4).removed == fxprune.report(pruned).plan.removed
+
+
+def test_importance_draws_earlier_times_for_the_loss_and_weighs_them(pipeline: Any) -> None:
+    """The losses of calibration and training are means over draws that weigh as `balance` says."""
+    often = Timesteps(importance=True)
+    batches, loss = fxprune.calibration(pipeline, 8, timesteps=often)
+    noising = find_adapter(pipeline).process(pipeline)
+    assert noising is not None
+    density = often.density(noising, asked)
+    for batch in batches:
+        torch.testing.assert_close(batch["weights"], density.balance(noising.shares(batch["timestep"])))
+    times = torch.cat([b["timestep"] for b in batches])
+    plain = torch.cat([b["timestep"] for b in fxprune.calibration(pipeline, 8)[0]])
+    assert float(times.float().mean()) < float(plain.float().mean())
+    one = {k: v[:1] if isinstance(v, Tensor) else v for k, v in batches[0].items()}
+    even = {**one, "weights": None}
+    torch.testing.assert_close(loss(pipeline.unet, one), loss(pipeline.unet, even) * one["weights"][0])
+    with pytest.raises(InputsError, match="a batch brings its own timestep"):
+        loss(pipeline.unet, {"images": torch.rand(2, 3, 16, 16), "timestep": torch.tensor([5, 45])})
+
+
+def test_training_draws_and_weighs_alike_in_the_loss_and_in_the_teacher(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fxprune.training import run
+
+    made: list[Any] = []
+    teacher = run.Teacher
+    monkeypatch.setattr(run, "Teacher", lambda *given: made.append(teacher(*given)) or made[-1])
+    often = Timesteps(importance=True)
+    given: dict[str, Any] = {"data": [torch.rand(4, 3, 16, 16)], "steps": 1, "progress": False, "verify": False}
+    fxprune.prune(pipeline, "magnitude", 0.3, timesteps=often, **given)
+    noising = find_adapter(pipeline).process(pipeline)
+    assert noising is not None
+    times = torch.tensor([0, 20, 49])
+    torch.testing.assert_close(made[0].weighing(times), often.density(noising, asked).balance(noising.shares(times)))
+    fxprune.prune(pipeline, "magnitude", 0.3, **given)
+    loss = find_adapter(pipeline).training_loss(pipeline)
+    fxprune.prune(pipeline, "magnitude", 0.3, timesteps=often, loss=loss, **given)
+    assert [m.weighing for m in made[1:]] == [None, None], "the caller's loss draws its times as it will"
 
 
 def test_a_pruner_scores_by_the_times_asked_for(pipeline: Any) -> None:

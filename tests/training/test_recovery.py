@@ -196,6 +196,22 @@ def test_samples_count_by_their_time() -> None:
     assert float(found.detach()) != pytest.approx(float(errors.mean().detach()), rel=1e-2)
 
 
+@pytest.mark.parametrize("weighed", [None, "snr"])
+def test_samples_that_are_drawn_more_often_count_less(weighed: str | None) -> None:
+    """As in the loss that draws them so, and times what the option says."""
+    dense, student = Net().eval(), Net(1).eval()
+    errors = (student(X, class_labels=LABELS) - dense(X, class_labels=LABELS)).square().mean(1)
+    drawn = Timesteps(importance=True)
+    balance = drawn.density(PROCESS, lambda t: t).balance(PROCESS.shares(TIMES))
+    assert balance is not None
+    if weighed:
+        balance = balance * Timesteps(weighed).density(PROCESS, lambda t: t).weight(PROCESS.shares(TIMES))
+    taught = Teacher(Net(), None, Distillation(timesteps=weighed), process=PROCESS, drawn=drawn)
+    assert float(term(taught, student).detach()) == pytest.approx(float((balance * errors).mean().detach()), rel=1e-4)
+    plain = Teacher(Net(), None, Distillation(timesteps=weighed), process=PROCESS, drawn="uniform")
+    assert float(term(plain, student).detach()) != pytest.approx(float(term(taught, student).detach()), rel=1e-2)
+
+
 def test_what_options_need_is_told() -> None:
     with pytest.raises(fxprune.InputsError, match="is for diffusion models, and this is none"):
         run(Training(2, distill=Distillation(timesteps="snr")), "one_shot", criterion="magnitude")
