@@ -71,8 +71,11 @@ RECIPES |= {
     "averages": {"ema_decay": 0.98},
     # Of the default's outputs, and of the features, and what a correction has to look at.
     **{
-        f"features {weight} on 16 batches": {"remember": 16, "distill": Distillation(LEADING, features=weight)}
-        for weight in (4, 16)
+        f"features {weight} on {batches} batches": {
+            "remember": batches,
+            "distill": Distillation(LEADING, features=weight),
+        }
+        for weight, batches in ((4, 16), (16, 16), (16, 32))
     },
 }
 # What stays is corrected layer by layer before the first step, and more.
