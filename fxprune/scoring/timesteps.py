@@ -130,8 +130,8 @@ class Timesteps:
 
     def density(self, process: Process, losses: Rule) -> Density:
         """The density for a process; `losses` gives the model's mean loss at times; only "threshold" asks for it."""
-        few = MEASURED if self.rule == "threshold" else 1 if self.rule == "uniform" else CELLS
-        cells = CELLS if self.importance and self.rule == "uniform" else few
+        alike = self.rule == "uniform" and not self.importance
+        cells = 1 if alike else MEASURED if self.rule == "threshold" else CELLS
         times = process.at((torch.arange(cells) + 0.5) / cells)
         weights = self._weights(process, times, losses).detach().cpu().float()
         if weights.shape != (cells,) or not (weights.isfinite() & (weights >= 0)).all() or not weights.any():
