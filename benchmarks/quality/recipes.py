@@ -75,11 +75,10 @@ RECIPES |= {
             "remember": batches,
             "distill": Distillation(LEADING, features=weight),
         }
-        for weight, batches in ((4, 16), (16, 16), (16, 32), (64, 16))
+        for weight, batches in ((4, 16), (16, 16), (16, 32))
     },
 }
 # What stays is corrected layer by layer before the first step, and more.
-RECIPES["features 16 on 16 batches, peak 3e-4"] = {**RECIPES["features 16 on 16 batches"], "learning_rate": 3e-4}
 CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}
 RECIPES |= {
     "corrected": CORRECTED,
