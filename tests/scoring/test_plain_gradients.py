@@ -96,8 +96,8 @@ def gradflow(net: nn.Module) -> list[Tensor]:
         sum(float((a * b).sum()) for a, b in zip(fixed, h, strict=True))
     )
     unit = math.prod(float(torch.cat([x.flatten() for x in many]).norm()) for many in (parameters, fixed))
-    effects = [(p * a).abs() + step * (p * b).abs() for p, a, b in zip(parameters, fixed, h, strict=True)]
-    return [unit * (e / unit) ** 1.5 for e in effects]
+    effects = [(p * a).abs() + 0.4 * step * (p * b).abs() for p, a, b in zip(parameters, fixed, h, strict=True)]
+    return [unit * (e / unit) ** 1.25 for e in effects]
 
 
 CASES: dict[str, tuple[Any, Callable[[nn.Module], list[Tensor]]]] = {
