@@ -22,7 +22,8 @@ def test_both_proofs_and_the_budget(name: str) -> None:
     done = fxprune.rewrite(model, graph, plan)
     for check in fxprune.verify(model, done.model, graph, plan):
         assert check.ok, check
-        assert check.tolerance <= 1e-4  # in float64, where rounding asks for it on this processor, 1e-8
+        exact = check.note.startswith("in float64")  # as the rounding of a processor asks for
+        assert check.tolerance == (1e-8 if exact else 1e-4)
     now, before = (sum(p.numel() for p in m.parameters()) for m in (done.model, model))
     assert abs(1 - now / before - 0.4) <= 0.01
     assert type(done.model) is type(model)

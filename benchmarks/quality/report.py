@@ -265,16 +265,16 @@ Magnitude, taylor, Diff-Pruning and Torch-Pruning rank channels by their scores 
 and iterative methods weigh a channel's score against what it costs and what its group has left (`scope="knapsack"`,
 this library's default). "gradflow" takes what raises the gradient norm, as in the paper; "gradflow preserving" takes
 what changes it least, "gradflow weighed" is this library's default. All rows of it, of "default", and below of recipes
-and teachers were measured when `gradflow` looked a whole `T*` ahead and summed effects as they are ([what that
-changes](#before-any-training)). "snr" scores by the error of the clean sample instead of the noise (`Timesteps("snr",
-gamma=0.2)`); all methods train with the same loss. "scratch" is the architecture that magnitude leaves, with fresh
-weights. The settings of soft and iterative, the ranking and the 0.2 were chosen by trials on these same networks and
-held-out images; the published methods were not tuned. "default" is one call `fxprune.prune(pipeline, ratio=...,
-steps=..., data=...)` with nothing else given, or with a scheduler; it measures nothing on its way. Within a table all
-methods train alike, by AdamW and the recipe that heads it: "cosine from 5e-4" is a warm-up of 20 steps to that rate and
-a cosine to zero, without a teacher; "the default recipe" is that of [`Training`](training.md#the-recipe), for methods
-of other libraries too; "a peak of half a percent" is what it was when these rows were measured: another peak of the
-rate, and the squared error to the dense outputs on the classifier, too.
+and teachers that do not say otherwise were measured when `gradflow` looked a whole `T*` ahead and summed effects as
+they are ([what that changes](#before-any-training)). "snr" scores by the error of the clean sample instead of the noise
+(`Timesteps("snr", gamma=0.2)`); all methods train with the same loss. "scratch" is the architecture that magnitude
+leaves, with fresh weights. The settings of soft and iterative, the ranking and the 0.2 were chosen by trials on these
+same networks and held-out images; the published methods were not tuned. "default" is one call `fxprune.prune(pipeline,
+ratio=..., steps=..., data=...)` with nothing else given, or with a scheduler; it measures nothing on its way. Within a
+table all methods train alike, by AdamW and the recipe that heads it: "cosine from 5e-4" is a warm-up of 20 steps to
+that rate and a cosine to zero, without a teacher; "the default recipe" is that of [`Training`](training.md#the-recipe),
+for methods of other libraries too; "a peak of half a percent" is what it was when these rows were measured: another
+peak of the rate, and the squared error to the dense outputs on the classifier, too.
 
 Equal parameters are not equal MACs: magnitude, which takes about the same share of every
 layer, leaves the fewest.

@@ -9,6 +9,7 @@ no channel to give.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -66,9 +67,7 @@ class Deep:
     def shares(self, plan: Plan) -> dict[str, float]:
         """What a plan takes of every part, and of the blocks."""
         most, left = self.most, self.without(plan.blocks)
-        every = range(len(self.order) + 1)
-        count = next((n for n in every if self.first(n) == plan.blocks), len(plan.blocks))
-        out = {**dict.fromkeys(most, 0.0), BLOCKS: count / len(self.graph.blocks)}
+        out = {**dict.fromkeys(most, 0.0), BLOCKS: len(plan.blocks) / len(self.graph.blocks)}
         homes = self._homes(left)
         out |= {homes[name]: share for name, share in left.shares(plan).items() if name in homes}
         return {name: min(most[name], share) for name, share in out.items()}
@@ -97,6 +96,11 @@ class Deep:
     def first(self, count: int) -> tuple[str, ...]:
         """Names of so many blocks, but for those that go with another one of them."""
         return outermost(self.graph, frozenset(self.order[:count]))
+
+    def suffice(self, count: int) -> bool:
+        """Whether so many blocks alone do what all budgets ask for."""
+        left = CostModel(self.graph.without(self.first(count)))
+        return all(dense_cost(left, m) <= s * dense_cost(self.costs, m) for m, s in self.stay.items())
 
     def without(self, names: tuple[str, ...]) -> Space:
         """The plans of what is left without some blocks.
@@ -147,23 +151,12 @@ def deep(space: Space, scores: Scores, limits: Limits) -> Deep:
             'granularity="both"'
         )
     made = Deep(space, scores, limits, tuple(every))
-    least = None if (short := _short(made, 0)) else 0
-    for n in range(1, len(every) + 1):
-        if least is None and not (short := _short(made, n)):
-            least = n
-        left = CostModel(graph.without(made.first(n)))
-        if all(dense_cost(left, m) <= s * dense_cost(space.costs, m) for m, s in space.stay.items()):
-            break
-    if least is None:
-        assert short is not None
-        raise short
-    return replace(made, order=made.order[:n], least=least)
-
-
-def _short(made: Deep, count: int) -> BudgetError | None:
-    """What to say where so many blocks leave too much to be done by channels."""
-    try:
-        made.without(made.first(count)).require()
-    except BudgetError as e:
-        return e
-    return None
+    enough = bisect_left(range(len(every)), True, key=made.suffice)
+    for least in range(enough + 1):
+        try:
+            made.without(made.first(least)).require()
+        except BudgetError as e:
+            short = e
+        else:
+            return replace(made, order=made.order[:enough], least=least)
+    raise short
