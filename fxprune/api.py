@@ -166,7 +166,7 @@ def prune(
 
 def _pruned(model: M, order: Order, scheduler: str | Scheduler, steps: int | None, training: Training | None) -> M:
     if order.replace is not None:
-        require_replaceable(order.budget.of, order.granularity)
+        require_replaceable(order.budget.of, order.granularity, order.scoring.criterion)
     if steps is not None or training is not None:
         if order.replace is not None:
             raise InputsError('replace="linear" is for one cut: call prune without steps= or training=, train after it')

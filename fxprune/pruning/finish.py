@@ -29,8 +29,13 @@ def finished(
     strict: bool,
     seed: int | None = None,
     inplace: bool = False,
+    base: nn.Module | None = None,
 ) -> nn.Module:
-    """The dense model of a plan that is settled, with its report."""
+    """The dense model of a plan that is settled, with its report.
+
+    Args:
+        base: what is cut instead of `net`: a copy whose weights make up for what goes.
+    """
 
     def planned(other: ChannelGraph) -> Plan:
         if other is not graph:
@@ -39,7 +44,7 @@ def finished(
 
     with in_turn:
         clock = Clock()
-        made = realize(lambda *_: net, graph, planned, clock, verify, strict)
+        made = realize(lambda *_: net if base is None else base, graph, planned, clock, verify, strict)
         return reported(net, made, clock, inplace, seed)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.adapter import Adapter, find_adapter
-from fxprune.arguments import MODULE, takes
+from fxprune.arguments import MODULE, shown, takes
 from fxprune.errors import BudgetError, InputsError, PlanError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.kept import analysed
@@ -33,16 +33,17 @@ from fxprune.pruning.finish import finished, reported
 from fxprune.pruning.intervals import Activations
 from fxprune.pruning.meeting import met
 from fxprune.pruning.optimizers import warn_holders
-from fxprune.pruning.order import LossFunction, Order
+from fxprune.pruning.order import LossFunction, Order, Scoring
 from fxprune.pruning.realize import realize
 from fxprune.pruning.replacing import Replacement, recorded
 from fxprune.pruning.stock import constructor_of, replayed, stock_once
 from fxprune.pruning.together import agreed, parts_of, put_together, require_alike
 from fxprune.reporting.report import attach, is_pruned, report
-from fxprune.rewriting.compensation import compensated
+from fxprune.rewriting.compensation import compensated, makes_up
 from fxprune.rewriting.rewrite import transplant
+from fxprune.scoring.batches import require_some
 from fxprune.scoring.entire import kept
-from fxprune.scoring.score import Scores, needs_of, score
+from fxprune.scoring.score import Criterion, Scores, needs_of, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 
@@ -116,7 +117,6 @@ def _pruned_once(model: M, order: Order) -> M:
     order = replace(order, scoring=scoring)
     if order.attention == "both" and order.limits.shape == "free":
         return _prune_both(model, order)
-    needs = needs_of(scoring.criterion)
     adapter = seeing(find_adapter(model), scoring.timesteps)
     net, back = adapter.unwrap(model)
     clock = Clock()
@@ -128,11 +128,10 @@ def _pruned_once(model: M, order: Order) -> M:
 
     graph = traced("heads" if order.attention == "both" else order.attention)
     with clock("score"):
-        batches, loss = _data_and_loss(adapter, model, needs, order)
+        given = {**given_to(adapter, model, scoring, order.seed, order.progress), "reuse": {}}
     require_known(graph, ignore := named(net, order.limits.ignore))
     limits = replace(order.limits, ignore=(*ignore, *adapter.protect(net)))
     require_shares(graph, limits.stated, limits.ignore)
-    given: dict[str, Any] = {"data": batches, "loss": loss, "seed": order.seed, "progress": order.progress, "reuse": {}}
 
     scored: list[Scores] = []
     known: list[tuple[ChannelGraph, Scores]] = []
@@ -152,11 +151,19 @@ def _pruned_once(model: M, order: Order) -> M:
                 latency_of(graph, order.progress)
         return scores
 
+    corrections: list[str] = []
+
+    def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
+        corrections.clear()
+        with clock("score"):
+            return compensated(graph, net, plan, scoring.criterion, notes=corrections, **given)
+
     if stock is not None:
         graphs, before = {graph.prefer[0]: graph}, report(net) if is_pruned(net) else None
         made, told = stock_once(
-            net, stock, order, limits, lambda mode: graphs.pop(mode, None) or traced(mode), scores_of, clock
+            net, stock, order, limits, lambda mode: graphs.pop(mode, None) or traced(mode), scores_of, base, clock
         )
+        told = replace(told, scoring=(*told.scoring, *corrections))
         replaced = list(net.parameters()) if order.inplace else []
         small = transplant(net, made) if order.inplace else made
         warn_holders(replaced)
@@ -165,13 +172,6 @@ def _pruned_once(model: M, order: Order) -> M:
         return whole
 
     lines = _replacement(adapter, model, net, graph, order) if order.replace is not None else None
-
-    corrections: list[str] = []
-
-    def base(plan: Plan, graph: ChannelGraph) -> nn.Module:
-        corrections.clear()
-        with clock("score"):
-            return compensated(graph, net, plan, scoring.criterion, notes=corrections, **given)
 
     def cut_to(graph: ChannelGraph, budget: Budget) -> Realized:
         def plan_of(graph: ChannelGraph) -> Plan:
@@ -202,8 +202,8 @@ def _pruned_once(model: M, order: Order) -> M:
 
 def _replacement(adapter: Adapter, model: Any, net: nn.Module, graph: ChannelGraph, order: Order) -> Replacement:
     """What chooses blocks and puts linear maps in their place: the model's activations where the loss calls it."""
-    data, loss = _data_and_loss(adapter, model, frozenset(("data", "loss")), order)
-    calls = tuple(recorded(net, data, loss, order.seed))
+    given = given_to(adapter, model, order.scoring, order.seed, order.progress, frozenset(("data", "loss")))
+    calls = tuple(recorded(net, given["data"], given["loss"], order.seed))
     seen = trace(net, calls[0], attention=graph.prefer[0], outputs=order.outputs)
     return Replacement(Activations(net, seen, calls))
 
@@ -231,24 +231,38 @@ def apply(
     *,
     example_inputs: ExampleInputs | None = None,
     outputs: Wanted | None = None,
+    criterion: str | type[Any] | Criterion | None = None,
+    data: Iterable[Any] | None = None,
+    loss: LossFunction | None = None,
+    samples: int = 8,
     inplace: bool = False,
     verify: bool = True,
     strict: bool = False,
+    seed: int = 0,
+    progress: bool = True,
 ) -> M:
     """Replay a plan: on the model it was made for, or on another checkpoint of the same architecture.
 
     Args:
         model: with the weights to cut, such as an EMA copy or a fine-tuned sibling; or a pipeline around it. It is
             left as it is, unless `inplace`.
-        plan: from `fxprune.plan`, from `fxprune.report(small).plan`, or from `Plan.from_json`.
+        plan: from `fxprune.plan`, from `fxprune.search(...).best`, from `fxprune.report(small).plan`, or from
+            `Plan.from_json`.
         example_inputs: of the same structure and sizes as those that the plan was made with; see `trace`.
         outputs: the same as the plan was made with; see `trace`.
+        criterion: one that corrects what stays, such as "obs"; None: the weights that stay are as they were.
+        data: batches for its correction; None: the model's adapter makes `samples` of them.
+        loss: how the model runs on a batch; None: the adapter's.
+        samples: see `prune`.
         inplace: see `prune`.
         verify: see `prune`.
         strict: see `prune`.
+        seed: see `prune`.
+        progress: see `prune`.
 
     Raises:
         PlanError: the plan was made for another architecture.
+        InputsError: `criterion` corrects nothing, or `data` or `loss` are given without one.
 
     >>> import torch, fxprune
     >>> net, ema = (torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Linear(32, 2)) for _ in range(2))
@@ -258,18 +272,34 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
+    if criterion is None and (data is not None or loss is not None):
+        raise InputsError(
+            'apply() reads data= and loss= to correct what stays: pass criterion="obs", or leave them out'
+        )
+    if criterion is not None and not makes_up(criterion):
+        raise InputsError(
+            f"criterion={shown(criterion)} corrects nothing, and the plan says what goes: pass one that does, such as "
+            '"obs", or leave it out'
+        )
 
     def applied() -> M:
-        net, back = find_adapter(model).unwrap(model)
+        adapter = find_adapter(model)
+        net, back = adapter.unwrap(model)
         graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
+        base, notes = net, list[str]()
+        if criterion is not None:
+            given = given_to(adapter, model, Scoring(criterion, data=data, loss=loss, samples=samples), seed, progress)
+            base = compensated(graph, net, plan, criterion, notes=notes, **given)
         if plan.config:
-            made = replayed(net, constructor_of(net, find_adapter(net), "stock"), graph, plan)
+            made = replayed(base, constructor_of(net, find_adapter(net), "stock"), graph, plan)
             cut = transplant(net, made.model) if inplace else made.model
-            attach(cut, made.report)
+            attach(cut, replace(made.report, scoring=tuple(notes)))
             stock: M = back(cut)
             return stock
-        small: M = back(finished(net, graph, plan, verify, strict, inplace=inplace))
+        cut = finished(net, graph, plan, verify, strict, inplace=inplace, base=base)
+        attach(cut, replace(report(cut), scoring=tuple(notes)))
+        small: M = back(cut)
         return small
 
     with in_turn:
@@ -312,13 +342,19 @@ def seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
     return adapter if timesteps is None else adapter.seeing(timesteps)
 
 
-def _data_and_loss(
-    adapter: Adapter, model: Any, needs: frozenset[str], order: Order
-) -> tuple[Iterable[Any] | None, LossFunction | None]:
-    """What the caller gave, completed by the adapter as far as the criterion needs it."""
-    data, loss = order.scoring.data, order.scoring.loss
+def given_to(
+    adapter: Adapter, model: Any, scoring: Scoring, seed: int, progress: bool, needs: frozenset[str] | None = None
+) -> dict[str, Any]:
+    """What a criterion sees of a model (or of a pipeline): what it needs and nobody gave is the adapter's.
+
+    Args:
+        needs: of what else looks at the data; None: of the criterion.
+    """
+    needs = needs_of(scoring.criterion) if needs is None else needs
+    data, loss = as_batches(scoring.data, scoring.max_batches), scoring.loss
+    require_some(data)
     if "data" in needs and data is None:
-        data = adapter.calibration(model, order.scoring.samples, order.seed, order.progress)
+        data = adapter.calibration(model, scoring.samples, seed, progress)
     if needs & {"loss", "forward"} and loss is None:
-        loss = adapter.loss_of(model, order.seed)
-    return data, loss
+        loss = adapter.loss_of(model, seed)
+    return {"data": data, "loss": loss, "seed": seed, "progress": progress}

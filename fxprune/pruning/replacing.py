@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import shown
 from fxprune.errors import BudgetError, InputsError, VerifyError
 from fxprune.graph.blocks import Block
 from fxprune.graph.channels import ChannelGraph
@@ -32,24 +33,32 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.selectors import Ignore, ignored_blocks
 from fxprune.pruning.attempt import Realized, proofs
 from fxprune.pruning.intervals import Activations, distance, host, intervals, revised, units
+from fxprune.rewriting.compensation import makes_up
 from fxprune.rewriting.fitted import Fitted, channel_axis, kept_positions, layer_of, widened
 from fxprune.rewriting.skip import Skip, put
 from fxprune.scoring.batches import loss_on, missing
 from fxprune.scoring.context import Loss
+from fxprune.scoring.score import Criterion
 
 CALLS = 8  # of the model, whose activations maps are fitted on
 MEASURES = ("params", "macs")
 Run = tuple[Block, ...]
 
 
-def require_replaceable(of: str, granularity: str) -> None:
-    """Raise `BudgetError` unless maps can stand for what such a budget takes out."""
+def require_replaceable(of: str, granularity: str, criterion: str | type[Any] | Criterion) -> None:
+    """Raise `BudgetError` unless maps can stand for what such a budget takes out, `InputsError` where a criterion makes
+    up for it already."""
     if granularity not in ("block", "both"):
         raise BudgetError(
             f'replace="linear" stands for blocks: pass granularity="block" or "both", not {granularity!r}'
         )
     if of not in MEASURES:
         raise BudgetError(f'replace="linear" counts what the maps cost in {" and ".join(MEASURES)}, not of={of!r}')
+    if makes_up(criterion):
+        raise InputsError(
+            f'replace="linear" puts maps in the place of blocks, and criterion={shown(criterion)} corrects the layers '
+            "that stay for their loss: leave out one of them"
+        )
 
 
 def recorded(net: nn.Module, data: Iterable[Any] | None, loss: Loss | None, seed: int) -> list[Inputs]:

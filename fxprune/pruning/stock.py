@@ -23,6 +23,7 @@ from fxprune.planning.selection import checked
 from fxprune.planning.selectors import ignored_blocks
 from fxprune.pruning.attempt import Clock
 from fxprune.pruning.order import Order
+from fxprune.pruning.realize import Base
 from fxprune.pruning.timing import timed
 from fxprune.reporting.anatomy import anatomy
 from fxprune.reporting.report import Report, causes, reductions
@@ -74,11 +75,21 @@ def _arguments(call: functools.partial[Any]) -> dict[str, Any]:
 
 
 def stock_once(
-    net: nn.Module, constructor: Constructor, order: Order, limits: Limits, trace: Trace, scores: Score, clock: Clock
+    net: nn.Module,
+    constructor: Constructor,
+    order: Order,
+    limits: Limits,
+    trace: Trace,
+    scores: Score,
+    base: Base,
+    clock: Clock,
 ) -> tuple[nn.Module, Report]:
     """The class's own instance that is nearest to a budget, and what happened.
 
     Whole heads are tried first; where these cannot come near, the dimensions of every head; then whole layers.
+
+    Args:
+        base: gives the model to cut: the given one, or a copy whose weights make up for what goes.
 
     Raises:
         BudgetError: nothing near the budget can be made; tells what can.
@@ -92,7 +103,7 @@ def stock_once(
         with clock("plan"):
             made = cuts[-1].made()
         if isinstance(made, Instance):
-            return made.model, _report(made, cuts[-1], constructor, order, clock)
+            return _finished(made, cuts[-1], constructor, order, base, clock)
         missed.append(made)
     if order.granularity == "channel":
         cuts.append(replace(cuts[0], order=replace(order, granularity="block")))
@@ -109,7 +120,7 @@ def stock_once(
         most = max(e.reachable or 0.0 for e in (first, *layers))
         raise BudgetError(". ".join(map(str, (first, *layers))), reachable=most)
     best, cut = min(done, key=lambda d: abs(d[0].plan.achieved - d[0].plan.ratio))
-    return best.model, _report(best, cut, constructor, order, clock)
+    return _finished(best, cut, constructor, order, base, clock)
 
 
 @dataclass(frozen=True)
@@ -222,6 +233,17 @@ def _require_able(order: Order, limits: Limits) -> None:
         )
     if limits.round_to == "auto":
         raise BudgetError("round_to='auto' is for shape='free'; with a stock shape pass a number, such as round_to=8")
+
+
+def _finished(
+    made: Instance, cut: _Cut, constructor: Constructor, order: Order, base: Base, clock: Clock
+) -> tuple[nn.Module, Report]:
+    """The instance, of weights that make up for what went, and what happened."""
+    corrected = base(made.plan, cut.oracle.graph)
+    if corrected is not cut.net:
+        again = replayed(corrected, constructor, cut.oracle.graph, made.plan)
+        made = replace(made, model=again.model, checks=again.report.checks)
+    return made.model, _report(made, cut, constructor, order, clock)
 
 
 def _report(made: Instance, cut: _Cut, constructor: Constructor, order: Order, clock: Clock) -> Report:

@@ -25,6 +25,11 @@ from fxprune.scoring.preservation import unchanged
 from fxprune.scoring.score import Criterion, resolve
 
 
+def makes_up(criterion: str | type[Any] | Criterion) -> bool:
+    """Whether a criterion corrects what stays."""
+    return callable(getattr(resolve(criterion)[0], "compensate", None))
+
+
 def compensated(
     graph: ChannelGraph,
     model: nn.Module,
@@ -48,14 +53,14 @@ def compensated(
     Raises:
         CriterionError: the criterion changed the model, or returned an unknown name, a wrong shape or NaN.
     """
-    call, name, package = resolve(criterion)
-    compensate = getattr(call, "compensate", None)
-    if compensate is None or not any(plan.removed.values()):
+    if not makes_up(criterion) or not (plan.blocks or any(plan.removed.values())):
         return model
+    call: Any
+    call, name, package = resolve(criterion)
     ctx = Context(graph, model, name, data, loss, seed, progress, package, {} if reuse is None else reuse)
     with unchanged(model, ctx.who):
         seed_torch(model, seed)
-        new = compensate(ctx, plan)
+        new = call.compensate(ctx, plan)
     if notes is not None:
         notes.extend(ctx.notes)
     _check(ctx, new)

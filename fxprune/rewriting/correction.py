@@ -5,7 +5,6 @@ Where all batches are in memory at once, both models run over them once, side by
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,9 +72,9 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
         CriterionError: what a layer reads holds NaN or infinite values.
     """
     folded = {name for fold in temperature_folds(ctx.graph, plan.kept(ctx.graph)) for name in fold.names}
-    found = readers(ctx, folded)
-    done = _at_once(ctx, lambda: Corrected(ctx, plan, damping), found)
-    if done is None:
+    done = Corrected(ctx, plan, damping)
+    found = {name: f for name, f in readers(ctx, folded).items() if name in done.held}  # not what went with its block
+    if not _at_once(done, found):
         done = Corrected(ctx, plan, damping)
         for package in packages(found, together):
             for name, sums in moments(ctx, done.small, package, done.keep):
@@ -88,22 +87,22 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
     return done.new
 
 
-def _at_once(ctx: Context, make: Callable[[], Corrected], found: dict[str, Found]) -> Corrected | None:
-    """All batches side by side; None where they cannot be: memory need not hold them."""
+def _at_once(done: Corrected, found: dict[str, Found]) -> bool:
+    """All batches side by side; False where they cannot be: memory need not hold them."""
+    ctx = done.ctx
     batches = ctx.batches
     if not isinstance(batches, tuple) or ranks.several() or len(batches) > MOST:
-        return None
+        return False
     free = free_memory(ctx.device)
     if free is not None and 2 * len(batches) * alive(ctx) > SPARE * free:
-        return None
-    done = make()
+        return False
     try:
         side_by_side(ctx, batches, done.small, found, done.keep, done.fit)
     except Exception as e:
         if not out_of_memory(e):
             raise
-        return None
-    return done
+        return False
+    return True
 
 
 def _small(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:

@@ -20,10 +20,11 @@ from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
 from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.finish import finished
-from fxprune.pruning.prune import settled_on, trace
+from fxprune.pruning.order import Scoring
+from fxprune.pruning.prune import given_to, settled_on, trace
 from fxprune.scoring.context import Loss
-from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
-from fxprune.studies.given import require_free, scores_of
+from fxprune.scoring.score import DEFAULT_CRITERION, Criterion, score
+from fxprune.studies.given import require_free
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,7 +132,8 @@ def family(
         require_known(graph, stay := named(net, limits.ignore))
         limits = replace(limits, ignore=(*stay, *adapter.protect(net)))
         graph = settled_on(legal_graph(graph, limits.legal_for), net, Budget(sizes[-1], of), limits).graph
-        scores = scores_of(model, graph, criterion, data, loss, samples, seed, progress)
+        seen = Scoring(criterion, data=data, loss=loss, samples=samples)
+        scores = score(graph, net, criterion, **given_to(adapter, model, seen, seed, progress))
         plans = nested_plans(graph, scores, sizes, of, limits)
         small = tuple(back(finished(net, graph, plan, verify=True, strict=False, seed=seed)) for plan in plans)
     return Family(type(net).__name__, small, plans)

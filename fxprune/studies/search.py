@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,18 @@ from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
 from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.finish import finished
-from fxprune.pruning.prune import settled_on, trace
+from fxprune.pruning.order import Scoring
+from fxprune.pruning.prune import given_to, settled_on, trace
 from fxprune.reporting.figures import check_picture
+from fxprune.rewriting.compensation import compensated, makes_up
 from fxprune.scoring.batches import require_some
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
-from fxprune.scoring.score import DEFAULT_CRITERION, Criterion
+from fxprune.scoring.score import DEFAULT_CRITERION, Criterion, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.studies.candidates import Plans, seeds, space_of, stays
 from fxprune.studies.depth import deep
-from fxprune.studies.given import require_free, scores_of
+from fxprune.studies.given import require_free
 from fxprune.studies.search_table import Candidate, Search
 from fxprune.studies.sensitivity import name_of
 from fxprune.studies.sensitivity_table import Sensitivity
@@ -95,8 +97,9 @@ def search(
 
     The scores decide which channels of a part go first, the search how much of every part goes.  The first candidates
     are the planner's own choices, one for each measure; the others are drawn from what those before them gave.  Each is
-    made a dense model, proven, and measured; nothing is trained, unless the metric does so.  Shares that lead to a plan
-    which an earlier candidate had take its metric, and nothing is run.
+    made a dense model, proven, and measured; nothing is trained, unless the metric does so.  A criterion that corrects
+    what stays (`Obs(select="gradflow")`) does so for each of them: `fxprune.apply(model, found.best, criterion=...)`
+    does it again.  Shares that lead to a plan which an earlier candidate had take its metric, and nothing is run.
 
     Args:
         model: as for `fxprune.prune`; it is left as it is.
@@ -164,6 +167,7 @@ def search(
         what |= {"example_inputs": told(example_inputs), "outputs": told(outputs), "sampler": told(sampler)}
         what["sensitivity"] = told(sensitivity)
         what |= {"granularity": granularity} if granularity != SEARCHED[0] else {}
+        what |= {"corrected": "yes"} if makes_up(criterion) else {}
         trial = _Trial(net, back, metric, seed)
         base = trial.dense()
         graph = trace(net, example_inputs, attention=attention, outputs=outputs)
@@ -171,7 +175,10 @@ def search(
         limits = replace(limits, ignore=(*stay, *adapter.protect(net)))
         deeper = granularity == "both"
         graph = _followed(legal_graph(graph, limits.legal_for), net, budgets, limits, deeper)
-        scores = scores_of(model, graph, criterion, batches, loss, samples, seed, progress)
+        seen = Scoring(criterion, data=batches, loss=loss, samples=samples)
+        given = given_to(adapter, model, seen, seed, progress)
+        scores = score(graph, net, criterion, **given)
+        trial = replace(trial, criterion=criterion, given={**given, "progress": False})
         width = space_of(graph, scores, budgets, limits, reach=not deeper)
         space: Plans = deep(width, scores, limits) if deeper else width
         run = Trials(what, space.most, higher_is_better, sampler, seed, None if out is None else Path(out))
@@ -211,12 +218,14 @@ def _written(made: Search, folder: Path) -> Search:
 
 @dataclass(frozen=True)
 class _Trial:
-    """How a candidate is measured."""
+    """How a candidate is made, by a criterion that may correct what stays, and measured."""
 
     net: nn.Module
     back: Callable[[nn.Module], Any]
     metric: Callable[[Any], Any]
     seed: int
+    criterion: str | type[Any] | Criterion = DEFAULT_CRITERION
+    given: Mapping[str, Any] = field(default_factory=dict)  # what the criterion sees
 
     def dense(self) -> float:
         """The metric of the given model.
@@ -253,7 +262,9 @@ class _Trial:
             plan = first.get(claimed.seed) or space.plan(claimed.shares)
             if (known := run.measured(plan)) is not None:
                 return plan, known, ""
-            value = self._measured(finished(self.net, space.graph, plan, verify=True, strict=False, seed=self.seed))
+            base = compensated(space.graph, self.net, plan, self.criterion, **self.given)
+            made = finished(self.net, space.graph, plan, verify=True, strict=False, seed=self.seed, base=base)
+            value = self._measured(made)
             if not math.isfinite(value):
                 value, error = None, f"the {name_of(self.metric)} is {value}"
         except Exception as e:  # noqa: BLE001 - whatever it is, it is the row's answer
