@@ -197,9 +197,10 @@ def _masked_is_dense(
     numbers: Numbers | None,
 ) -> Check:
     """`view` is the graph in the mode that is compared."""
-    traced, keep = view.traced, plan.kept(graph)
-    if numbers is None and graph.follows and (found := scales_of(graph, view, small, keep)) is not None:
-        numbers = found.followed
+    traced, keep, rest = view.traced, plan.kept(graph), graph.without(plan.blocks)
+    if numbers is None and graph.follows:
+        left = dict(zip(map(id, graph.modes), rest.modes, strict=True))[id(view)]
+        numbers = None if (found := scales_of(rest, left, small, keep)) is None else found.followed
 
     def masked(inputs: Inputs) -> list[Any]:
         with Settled() if traced.in_training else contextlib.nullcontext(), same_buffers(model), same_parameters(model):
@@ -216,7 +217,6 @@ def _masked_is_dense(
         except Exception as e:
             raise VerifyError(f"the pruned {type(small).__name__} does not run{mode}: {type(e).__name__}: {e}") from e
 
-    rest = graph.without(plan.blocks)
     zero = zero_parameters(model, rest, small, keep)
     fill = functools.partial(zeros_filled, zero, rest, model, small, keep) if zero else None
     return _Comparison(f"masked = dense{mode}", model, traced, masked, dense, (small,)).check(fill)

@@ -185,7 +185,8 @@ def dense(
     computed = graph.traced.recorder.numbers or graph.traced.recorder.lost
     if forward != "module" or (all(c.ok for c in checks) if verify else not computed):
         return Dense(done, checks, graph, plan)
-    found = scales_of(graph, graph, done.model, plan.kept(graph))
+    left = graph.without(plan.blocks)
+    found = scales_of(left, left, done.model, plan.kept(graph))
     if found is None or (found.lost and exact):
         if not verify:
             raise VerifyError(f"a scale that {type(net).__name__} computes from a width cannot be kept")
@@ -204,12 +205,13 @@ def dense(
 def _following(net: nn.Module, made: Dense, verify: bool, found: Scales | None = None) -> Dense:
     """With numbers that follow the widths, where no weight can undo what became of them."""
     small, keep = made.done.model, made.plan.kept(made.graph)
-    found = found or scales_of(made.graph, made.graph, small, keep)
+    left = made.graph.without(made.plan.blocks)
+    found = found or scales_of(left, left, small, keep)
     if found is None:
         raise VerifyError(f"a scale that {type(net).__name__} computes from a width cannot be kept")
     for fold in found.folds:
         fold.apply(small)
-    others = [scales_of(made.graph, view, small, keep) for view in made.graph.modes[1:]] if verify else []
+    others = [scales_of(left, view, small, keep) for view in left.modes[1:]] if verify else []
     numbers = [{} if s is None else s.followed for s in (found, *others)]
     checks = proofs(net, small, made.graph, made.plan, numbers) if verify else ()
     return replace(made, checks=checks, numbers=numbers, follow=tuple(dict.fromkeys(map(str, found.lost))))

@@ -62,7 +62,9 @@ def realize(
         except VerifyError as e:
             trouble = trouble or str(e)
             if not verify:
-                graph, literals = graph.holding(*changed_literals(graph, plan, literals)), []
+                if not (held := changed_literals(graph, plan, literals)):
+                    break
+                graph, literals = graph.holding(*held), []
             elif stuck := _stuck(net, graph, plan):
                 graph = replace(graph, fixed=graph.fixed | stuck)
             elif whole_heads and (coarser := _coarser(graph, planned)) is not None:

@@ -154,6 +154,21 @@ def test_what_no_weight_can_undo_is_held_with_exact_norms() -> None:
     assert any("cannot follow" in where for cause in told.held for where in cause.examples)
 
 
+@pytest.mark.parametrize("kind", [Int, Unfoldable], ids=lambda k: k.__name__)
+def test_scales_of_what_is_left_are_kept_where_blocks_go(kind: type[nn.Module]) -> None:
+    """Without a proof, too, and at the first try: the numbers are compared with those of the blocks that stay."""
+    net, x = net_of(nn.Sequential(*(kind() for _ in range(4)))), torch.randn(2, 3, SIDE, SIDE)
+    how: dict[str, Any] = {"granularity": "both", "example_inputs": x, "progress": False}
+    proved, unproved = (fxprune.prune(net, "magnitude", 0.6, verify=v, **how) for v in (True, False))
+    told = fxprune.report(unproved)
+    assert told.forward == "module"
+    assert told.plan.blocks
+    assert told.plan.removed == fxprune.report(proved).plan.removed
+    assert any(told.plan.removed.values())
+    assert torch.equal(proved.eval()(x), unproved.eval()(x))
+    assert all(check.ok for check in fxprune.verify(net, unproved, fxprune.trace(net, x), told.plan))
+
+
 class Scaled(nn.Module):
     """A weight divided by the root of its fan-in, which is asked of one of its rows."""
 
