@@ -294,11 +294,11 @@ def apply(
         if plan.config:
             made = replayed(base, constructor_of(net, find_adapter(net), "stock"), graph, plan)
             cut = transplant(net, made.model) if inplace else made.model
-            attach(cut, replace(made.report, scoring=tuple(notes)))
+            attach(cut, replace(made.report, scoring=(*made.report.scoring, *notes)))
             stock: M = back(cut)
             return stock
         cut = finished(net, graph, plan, verify, strict, inplace=inplace, base=base)
-        attach(cut, replace(report(cut), scoring=tuple(notes)))
+        attach(cut, replace(report(cut), scoring=(*report(cut).scoring, *notes)))
         small: M = back(cut)
         return small
 
