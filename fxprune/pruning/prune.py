@@ -30,6 +30,7 @@ from fxprune.planning.selection import checked
 from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.attempt import Clock, Realized
 from fxprune.pruning.finish import finished, reported
+from fxprune.pruning.given import given_to
 from fxprune.pruning.intervals import Activations
 from fxprune.pruning.meeting import met
 from fxprune.pruning.optimizers import warn_holders
@@ -41,9 +42,8 @@ from fxprune.pruning.together import agreed, parts_of, put_together, require_ali
 from fxprune.reporting.report import attach, is_pruned, report
 from fxprune.rewriting.compensation import compensated, makes_up
 from fxprune.rewriting.rewrite import transplant
-from fxprune.scoring.batches import require_some
 from fxprune.scoring.entire import kept
-from fxprune.scoring.score import Criterion, Scores, needs_of, score
+from fxprune.scoring.score import Criterion, Scores, score
 from fxprune.scoring.streaming import as_batches
 from fxprune.scoring.timesteps import Timesteps
 
@@ -340,21 +340,3 @@ def settled_on(graph: ChannelGraph, net: nn.Module, budget: Budget, limits: Limi
 def seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
     """The adapter, with losses at such times."""
     return adapter if timesteps is None else adapter.seeing(timesteps)
-
-
-def given_to(
-    adapter: Adapter, model: Any, scoring: Scoring, seed: int, progress: bool, needs: frozenset[str] | None = None
-) -> dict[str, Any]:
-    """What a criterion sees of a model (or of a pipeline): what it needs and nobody gave is the adapter's.
-
-    Args:
-        needs: of what else looks at the data; None: of the criterion.
-    """
-    needs = needs_of(scoring.criterion) if needs is None else needs
-    data, loss = as_batches(scoring.data, scoring.max_batches), scoring.loss
-    require_some(data)
-    if "data" in needs and data is None:
-        data = adapter.calibration(model, scoring.samples, seed, progress)
-    if needs & {"loss", "forward"} and loss is None:
-        loss = adapter.loss_of(model, seed)
-    return {"data": data, "loss": loss, "seed": seed, "progress": progress}

@@ -75,7 +75,7 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
     done = Corrected(ctx, plan, damping)
     found = {name: f for name, f in readers(ctx, folded).items() if name in done.held}  # not what went with its block
     if not _at_once(done, found):
-        done = Corrected(ctx, plan, damping)
+        done = Corrected(ctx, plan, damping) if done.new else done  # what a pass that broke off has fitted is void
         for package in packages(found, together):
             for name, sums in moments(ctx, done.small, package, done.keep):
                 done.fit(found[name], sums)

@@ -20,8 +20,9 @@ from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
 from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.finish import finished
+from fxprune.pruning.given import given_to
 from fxprune.pruning.order import Scoring
-from fxprune.pruning.prune import given_to, settled_on, trace
+from fxprune.pruning.prune import settled_on, trace
 from fxprune.scoring.context import Loss
 from fxprune.scoring.score import DEFAULT_CRITERION, Criterion, score
 from fxprune.studies.given import require_free

@@ -69,7 +69,8 @@ def sensitivity(
 
     Args:
         model: as for `fxprune.prune`; it is left as it is.
-        criterion: which channels go first.
+        criterion: which channels go first; what makes up for channels that go (`obs`) is left out, since the rest stays
+            as it is.
         shares: of a part's channels to remove, in (0, 1); taken as nearly as its constraints allow.
         example_inputs: as for `fxprune.prune`.
         data: batches for the loss and for the criterion; None: the model's adapter makes `samples` of them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from fxprune.graph.analysis import analyse
 from fxprune.graph.modules import as_inputs
 from fxprune.rewriting.compensation import compensated, makes_up
 
-OBS = Obs(damping=1e-6, select="magnitude")
+OBS = Obs(damping=1e-3, select="magnitude")
 DATA = [torch.randn(64, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]
 GIVEN: dict[str, Any] = {"data": DATA, "loss": lambda m, x: m(x).square().mean(), "progress": False}
 
@@ -83,7 +82,7 @@ def test_with_a_block_gone_one_pass_gives_what_a_pass_for_each_layer_does(net: B
     at_once = compensated(graph, net, plan, OBS, data=DATA)
     one_by_one = compensated(graph, net, plan, OBS, data=iter(DATA))
     assert torch.allclose(weights(at_once), weights(one_by_one), atol=1e-4)
-    assert not torch.equal(weights(at_once), weights(net))
+    assert not torch.allclose(weights(at_once), weights(net), atol=1e-2)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "both"])
@@ -107,8 +106,9 @@ def test_a_plan_is_carried_out_with_the_same_correction(net: Branches, granulari
     small = pruned(net, OBS, granularity=granularity)
     plan = fxprune.report(small).plan
     again = fxprune.apply(net, plan, example_inputs=DATA[0], criterion=OBS, **GIVEN)
-    assert torch.equal(weights(again), weights(small))
-    assert not torch.equal(weights(fxprune.apply(net, plan, example_inputs=DATA[0])), weights(small))
+    assert torch.allclose(weights(again), weights(small), atol=1e-4)
+    plain = fxprune.apply(net, plan, example_inputs=DATA[0])
+    assert not torch.allclose(weights(plain), weights(small), atol=1e-2)
 
 
 def test_apply_corrects_another_checkpoint_in_place_and_says_what_it_saw(net: Branches) -> None:
@@ -144,7 +144,7 @@ def test_linear_maps_and_a_correction_for_the_same_blocks_are_refused(net: Branc
 
 
 @pytest.mark.parametrize("granularity", ["channel", "both"])
-def test_a_search_measures_corrected_candidates(net: Branches, granularity: str, tmp_path: Path) -> None:
+def test_a_search_measures_corrected_candidates(net: Branches, granularity: str) -> None:
     pytest.importorskip("optuna")
     given: dict[str, Any] = {"example_inputs": DATA[0], "granularity": granularity, "trials": 3, **GIVEN}
     budgets = {"params": 0.6}

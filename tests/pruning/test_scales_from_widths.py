@@ -165,7 +165,7 @@ def test_scales_of_what_is_left_are_kept_where_blocks_go(kind: type[nn.Module]) 
     assert told.plan.blocks
     assert told.plan.removed == fxprune.report(proved).plan.removed
     assert any(told.plan.removed.values())
-    assert torch.equal(proved.eval()(x), unproved.eval()(x))
+    assert torch.allclose(proved.eval()(x), unproved.eval()(x), rtol=1e-3, atol=1e-4)
     assert all(check.ok for check in fxprune.verify(net, unproved, fxprune.trace(net, x), told.plan))
 
 
