@@ -90,6 +90,26 @@ def test_it_runs_the_loss_once_a_batch_and_model(stream: tuple[Stream, list[Tens
     assert len(ran) == 1 + 2 * len(data)  # the first tells in which order layers run
 
 
+def test_what_a_pass_that_broke_off_has_fitted_counts_for_nothing(stream: tuple[Stream, list[Tensor]]) -> None:
+    net, data = stream
+    graph, plan = cut(net, data[0][:2])
+    few = [x[:1] for x in data]
+    ran: list[int] = []
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        ran.append(1)
+        value = model(batch).square().mean()
+        if len(ran) == 1 + 2 * len(few):  # the order of the layers is known, and all of them are fitted by now
+            raise torch.OutOfMemoryError("of memory, out")
+        return value  # type: ignore[no-any-return]
+
+    told: list[list[str]] = [[], []]
+    compensated(graph, net, plan, Obs(), data=few, notes=told[0])
+    compensated(graph, net, plan, Obs(), data=few, loss=loss, notes=told[1])
+    assert len(ran) > 1 + 2 * len(few)
+    assert told[0] == told[1] != []
+
+
 def test_what_does_not_fit_into_memory_is_done_in_passes(
     stream: tuple[Stream, list[Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
