@@ -6,7 +6,6 @@ from typing import Any
 
 from fxprune.adapter import Adapter
 from fxprune.pruning.order import Scoring
-from fxprune.scoring.batches import require_some
 from fxprune.scoring.score import needs_of
 from fxprune.scoring.streaming import as_batches
 
@@ -21,7 +20,6 @@ def given_to(
     """
     needs = needs_of(scoring.criterion) if needs is None else needs
     data, loss = as_batches(scoring.data, scoring.max_batches), scoring.loss
-    require_some(data)
     if "data" in needs and data is None:
         data = adapter.calibration(model, scoring.samples, seed, progress)
     if needs & {"loss", "forward"} and loss is None:

@@ -23,8 +23,10 @@ from fxprune.pruning.finish import finished
 from fxprune.pruning.given import given_to
 from fxprune.pruning.order import Scoring
 from fxprune.pruning.prune import settled_on, trace
+from fxprune.scoring.batches import require_some
 from fxprune.scoring.context import Loss
 from fxprune.scoring.score import DEFAULT_CRITERION, Criterion, score
+from fxprune.scoring.streaming import as_batches
 from fxprune.studies.given import require_free
 
 
@@ -129,11 +131,13 @@ def family(
     with in_turn:
         adapter = find_adapter(model)
         net, back = adapter.unwrap(model)
+        batches = as_batches(data)
+        require_some(batches)
         graph = trace(net, example_inputs, attention=attention, outputs=outputs)
         require_known(graph, stay := named(net, limits.ignore))
         limits = replace(limits, ignore=(*stay, *adapter.protect(net)))
         graph = settled_on(legal_graph(graph, limits.legal_for), net, Budget(sizes[-1], of), limits).graph
-        seen = Scoring(criterion, data=data, loss=loss, samples=samples)
+        seen = Scoring(criterion, data=batches, loss=loss, samples=samples)
         scores = score(graph, net, criterion, **given_to(adapter, model, seen, seed, progress))
         plans = nested_plans(graph, scores, sizes, of, limits)
         small = tuple(back(finished(net, graph, plan, verify=True, strict=False, seed=seed)) for plan in plans)
