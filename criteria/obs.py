@@ -33,20 +33,23 @@ class Obs:
 
     `compensate` corrects weights and biases, all taps of a convolution's kernel, layer by layer in the order in which
     they run: each for the inputs that it loses and for what the layers before it, already pruned and corrected, still
-    get wrong, on the stream that it is added to as well (`fxprune.rewriting.regression`).  Moments are means over the
-    data; those of a diffusion model hold times as often as `timesteps=` says.  Text and image streams of one attention
+    get wrong, on the stream that it is added to as well (`fxprune.rewriting.regression`).  With `weigh`, samples and
+    places count by how much the loss depends on what the layer gives there, as far as there are enough of them
+    (`fxprune.rewriting.weighing`); without a loss, the outputs stand for it.  Moments are means over the data; those of
+    a diffusion model hold times as often as `timesteps=` says.  Text and image streams of one attention
     are readers of the same heads, and each is corrected on its own.
 
     Both models run over the data once, all batches side by side, halted where a layer runs until it is fitted.  Where a
     layer runs twice, several processes share the work, or memory does not hold the batches (a DataLoader is not kept
     there; its `list` is), they run once for each input that layers read.
 
-    Options: `damping`, relative; `together`, for how many inputs one pass does then (more is quicker, and less exact:
-    their readers do not see each other's corrections); `select`, another criterion that chooses the channels, whose
-    needs are then added: `Obs(select="gradflow")`.
+    Options: `damping`, relative; `weigh`, off: all samples and places count alike; `together`, for how many inputs one
+    pass does then (more is quicker, and less exact: their readers do not see each other's corrections); `select`,
+    another criterion that chooses the channels, whose needs are then added: `Obs(select="gradflow")`.
 
-    Needs data, and either a loss that runs the model or batches that are its inputs; forward passes only, and for each
-    reader I² numbers for I input channels to score, (I · taps)² to correct.  More data than the columns of the widest
+    Needs data, and either a loss that runs the model or batches that are its inputs; forward passes, and to weigh one
+    backward pass of each batch (where that fails, all count alike, and the report says so); for each reader I² numbers
+    for I input channels to score, (I · taps)² to correct.  More data than the columns of the widest
     layer are worth having.  Shape: one score a channel of each group that a weight reads, ≥ 0, in squared units of the
     layers' output before the division; the other groups come last.
     Errors: InputsError without data; CriterionError for damping ≤ 0, or where activations are NaN or infinite.
@@ -68,6 +71,7 @@ class Obs:
     damping: float = 0.01
     together: int = 1
     select: Any = None
+    weigh: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"data", "forward"})
     moments: ClassVar[str] = "covariances"
     normalization: ClassVar[str] = "mean"
@@ -109,7 +113,7 @@ class Obs:
     @torch.no_grad()
     def compensate(self, ctx: Context, plan: Plan) -> dict[str, Tensor]:
         """New values of the layers that lose a part of their input, and of those after them."""
-        return corrected(ctx, plan, self.damping, self.together)
+        return corrected(ctx, plan, self.damping, self.together, self.weigh)
 
     def _readers(self, ctx: Context) -> Iterator[Inputs]:
         """Moments of every reader in double precision, damped; without those of transposed grouped convolutions."""

@@ -5,6 +5,7 @@ Where all batches are in memory at once, both models run over them once, side by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from fxprune.rewriting.regression import Found, Sums, moments, packages, put, re
 from fxprune.rewriting.rewrite import UnsolvedError, rewrite
 from fxprune.rewriting.side_by_side import side_by_side
 from fxprune.rewriting.slicing import kept_positions, temperature_folds
+from fxprune.rewriting.weighing import Roots, roots
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context
 from fxprune.scoring.free_memory import free_memory
@@ -58,7 +60,7 @@ class Corrected:
         return bool(made)
 
 
-def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[str, Tensor]:
+def corrected(ctx: Context, plan: Plan, damping: float, together: int, weigh: bool = True) -> dict[str, Tensor]:
     """Weight or bias -> new values, of the shape before pruning; where nothing changes, none.
 
     Args:
@@ -67,6 +69,7 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
         damping: λ, relative to the mean square of what a layer reads.
         together: inputs in a package, where not all batches run side by side; layers that read the same one go
             together.
+        weigh: samples and places count by how much the loss depends on them; else alike.
 
     Raises:
         CriterionError: what a layer reads holds NaN or infinite values.
@@ -74,10 +77,11 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
     folded = {name for fold in temperature_folds(ctx.graph, plan.kept(ctx.graph)) for name in fold.names}
     done = Corrected(ctx, plan, damping)
     found = {name: f for name, f in readers(ctx, folded).items() if name in done.held}  # not what went with its block
-    if not _at_once(done, found):
+    counts = roots(ctx, found) if weigh else []
+    if not _at_once(done, found, counts):
         done = Corrected(ctx, plan, damping) if done.new else done  # what a pass that broke off has fitted is void
         for package in packages(found, together):
-            for name, sums in moments(ctx, done.small, package, done.keep):
+            for name, sums in moments(ctx, done.small, package, done.keep, counts):
                 done.fit(found[name], sums)
     if few := [name for name, so in done.layers if so]:
         ctx.note(
@@ -87,7 +91,7 @@ def corrected(ctx: Context, plan: Plan, damping: float, together: int) -> dict[s
     return done.new
 
 
-def _at_once(done: Corrected, found: dict[str, Found]) -> bool:
+def _at_once(done: Corrected, found: dict[str, Found], counts: Sequence[Roots]) -> bool:
     """All batches side by side; False where they cannot be: memory need not hold them."""
     ctx = done.ctx
     batches = ctx.batches
@@ -97,7 +101,7 @@ def _at_once(done: Corrected, found: dict[str, Found]) -> bool:
     if free is not None and 2 * len(batches) * alive(ctx) > SPARE * free:
         return False
     try:
-        side_by_side(ctx, batches, done.small, found, done.keep, done.fit)
+        side_by_side(ctx, batches, done.small, found, done.keep, done.fit, counts)
     except Exception as e:
         if not out_of_memory(e):
             raise

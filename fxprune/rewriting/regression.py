@@ -21,7 +21,7 @@ Deep Neural Networks, ICCV 2017.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -89,6 +89,7 @@ class Pass:
     """Inputs of some readers in one run, in order."""
 
     package: dict[str, Found]
+    roots: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     beside: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -98,7 +99,7 @@ class Pass:
         reader = None if found is None else found.reader
         if reader is None or call.inputs is None:
             return
-        self.inputs.setdefault(call.weight, []).append(values(reader, call))
+        self.inputs.setdefault(call.weight, []).append(values(reader, call, self.roots.get(call.weight)))
         self._ends()
 
     def added(self, call: Call, other: Tensor) -> None:
@@ -106,7 +107,7 @@ class Pass:
         found = self.package.get(call.weight)
         if found is None or not found.joins:
             return
-        self.beside.setdefault(call.weight, []).append(beside(other))
+        self.beside.setdefault(call.weight, []).append(beside(other, self.roots.get(call.weight)))
         self._ends()
 
     def _ends(self) -> None:
@@ -117,25 +118,38 @@ class Pass:
         raise Enough
 
 
-def values(reader: Reader, call: Call) -> Tensor:
-    """What a call reads, with ones for a bias: (groups, columns, samples and places)."""
+def values(reader: Reader, call: Call, root: Tensor | None = None) -> Tensor:
+    """What a call reads, with ones for a bias, times √w: (groups, columns, samples and places).
+
+    Args:
+        root: √w of the samples and places that are looked at; None: all count alike.
+    """
     assert call.inputs is not None
     x = _rows(call.unfolded() if reader.wide and call.unfolded is not None else call.inputs, call.groups)
-    return torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x
+    return _times(torch.cat([x, torch.ones_like(x[:, :1])], 1) if reader.bias else x, root)
 
 
-def beside(other: Tensor) -> Tensor:
-    """What an output is added to: (1, outputs, samples and places)."""
-    return _rows(other.flatten(2) if other.dim() > 2 else other[..., None], 1)
+def beside(other: Tensor, root: Tensor | None = None) -> Tensor:
+    """What an output is added to, times √w: (1, outputs, samples and places)."""
+    return _times(_rows(other.flatten(2) if other.dim() > 2 else other[..., None], 1), root)
 
 
 def _rows(x: Tensor, groups: int) -> Tensor:
     """(n, channels, places) as (groups, channels, samples and places), no more than ROWS of these."""
-    x = x.float().reshape(len(x), groups, -1, x.shape[-1]).permute(1, 2, 0, 3).flatten(2)
-    if x.shape[2] > ROWS:  # more places tell little more
-        some = torch.randperm(x.shape[2], generator=torch.Generator().manual_seed(0))[:ROWS]
-        x = x[:, :, some.to(x.device)]
-    return x
+    return looked_at(x.float().reshape(len(x), groups, -1, x.shape[-1]).permute(1, 2, 0, 3).flatten(2), 2)
+
+
+def _times(x: Tensor, root: Tensor | None) -> Tensor:
+    """What has other places than the layer's output counts alike."""
+    return x if root is None or len(root) != x.shape[2] else x * root
+
+
+def looked_at(x: Tensor, axis: int) -> Tensor:
+    """ROWS samples and places at most: more tell little more."""
+    if x.shape[axis] <= ROWS:
+        return x
+    some = torch.randperm(x.shape[axis], generator=torch.Generator().manual_seed(0))[:ROWS]
+    return x.index_select(axis, some.to(x.device))
 
 
 def readers(ctx: Context, folded: set[str]) -> dict[str, Found]:
@@ -187,7 +201,11 @@ def packages(found: dict[str, Found], together: int) -> Iterator[dict[str, Found
 
 
 def moments(
-    ctx: Context, small: nn.Module, package: dict[str, Found], keep: npt.NDArray[np.bool_]
+    ctx: Context,
+    small: nn.Module,
+    package: dict[str, Found],
+    keep: npt.NDArray[np.bool_],
+    roots: Sequence[Mapping[str, Tensor]] = (),
 ) -> Iterator[tuple[str, Sums]]:
     """Both models over all batches; one weight's moments after the other.
 
@@ -199,7 +217,8 @@ def moments(
     first = min(f.source for f in package.values())
     for number, batch in enumerate(ctx.track(f"correction of {next(iter(package))}, ...")):
         one = {"data": [batch], "seed": ctx.seed + number, "memo": {}, "progress": False}
-        before, after = Pass(package), Pass(package)
+        own = roots[number] if roots else {}
+        before, after = Pass(package, own), Pass(package, own)
         for seen, model in ((before, ctx.model), (after, small)):
             try:
                 replace(ctx, **one, model=model).observe(seen, "", seen.added)  # type: ignore[arg-type]

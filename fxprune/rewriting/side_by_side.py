@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from fxprune.graph.modules import cuda_devices
 from fxprune.rewriting.lockstep import Halt, in_step
 from fxprune.rewriting.regression import Found, Sums, add, add_lack, beside, narrowed, values
 from fxprune.rewriting.slicing import kept_positions
+from fxprune.rewriting.weighing import Roots
 from fxprune.scoring.context import Context
 from fxprune.scoring.observation import Call
 
@@ -36,6 +37,9 @@ class Met:
     other: Tensor | None = None
 
 
+Pairs: TypeAlias = "list[tuple[Met, Met, Tensor | None]]"  # of both models, and what rows count
+
+
 @dataclass
 class Corrector:
     """What is done where the runs halt: those of the model have even numbers, of the small one the next odd ones."""
@@ -46,43 +50,45 @@ class Corrector:
     fit: Fit
     weights: dict[str, Tensor]  # of the small model
     later: dict[str, Sums]  # of layers that run again
+    roots: Sequence[Roots]  # of each batch, what its samples and places count
     open: dict[str, Sums] = field(default_factory=dict)  # of layers that have not been fitted yet
 
     def __call__(self, key: Any, here: dict[int, Met]) -> None:
         """Take in what was met, and fit the layer if that is all there is to know."""
         name, adding = key
-        pairs = [(met, here[k + 1]) for k, met in here.items() if k % 2 == 0 and k + 1 in here]
+        roots = {k: self.roots[k // 2].get(name) for k in here} if self.roots else {}
+        pairs = [(met, here[k + 1], roots.get(k)) for k, met in here.items() if k % 2 == 0 and k + 1 in here]
         found = self.found[name]
         if adding:
             self._add(name, found, pairs)
         else:
             self._read(name, found, pairs)
         if adding or not _at_sum(found):
-            self._fit(name, found, [small.call for _, small in pairs])
+            self._fit(name, found, [small.call for _, small, _ in pairs])
 
     def close(self) -> None:
         """Fit what was never added to anything after all."""
         for name in list(self.open):
             self._fit(name, self.found[name], [])
 
-    def _read(self, name: str, found: Found, pairs: list[tuple[Met, Met]]) -> None:
+    def _read(self, name: str, found: Found, pairs: Pairs) -> None:
         assert found.reader is not None
         sums = self.open[name] = self.later.get(name, Sums())
-        for dense, small in pairs:
-            add(sums, values(found.reader, dense.call), values(found.reader, small.call))
+        for dense, small, root in pairs:
+            add(sums, values(found.reader, dense.call, root), values(found.reader, small.call, root))
 
-    def _add(self, name: str, found: Found, pairs: list[tuple[Met, Met]]) -> None:
+    def _add(self, name: str, found: Found, pairs: Pairs) -> None:
         if name not in self.open:
             return
         assert found.reader is not None
         outputs = kept_positions(self.ctx.graph, name, self.keep)[0]
-        for dense, small in pairs:
+        for dense, small, root in pairs:
             assert dense.other is not None
             assert small.other is not None
             if small.call.fresh is not None and small.call.fresh():
-                s, t = beside(dense.other), beside(small.other)
+                s, t = beside(dense.other, root), beside(small.other, root)
                 s = s if outputs is None else s[:, outputs.to(s.device)]
-                add_lack(self.open[name], values(found.reader, small.call), s, t)
+                add_lack(self.open[name], values(found.reader, small.call, root), s, t)
 
     def _fit(self, name: str, found: Found, calls: list[Call]) -> None:
         sums = self.open.pop(name, None)
@@ -99,6 +105,7 @@ def side_by_side(
     found: dict[str, Found],
     keep: npt.NDArray[np.bool_],
     fit: Fit,
+    roots: Sequence[Roots] = (),
 ) -> None:
     """Run both models over all batches at once; `fit(layer, sums)` writes new values into the small one's tensors.
 
@@ -109,13 +116,14 @@ def side_by_side(
         found: the layers to fit.
         keep: the channels that stay.
         fit: tells whether it has changed the layer.
+        roots: of each batch, √w of the samples and places that are looked at; none: all count alike.
     """
     runs: list[Callable[[Halt], None]] = []
     for number, batch in enumerate(batches):
         for model in (ctx.model, small):
             runs.append(partial(_run, _of_batch(ctx, number, batch, _with_same_weights(model)), found))
     held = {**dict(small.named_buffers()), **dict(small.named_parameters())}
-    corrector = Corrector(ctx, found, keep, fit, held, _later(ctx, batches, found, keep))
+    corrector = Corrector(ctx, found, keep, fit, held, _later(ctx, batches, found, keep), roots)
     in_step(runs, corrector, cuda_devices(small))
     corrector.close()
 

@@ -305,12 +305,17 @@ class Context:
                         onto.add(name, gradient, factor * share)
                         done.add(name)
 
-                self._backward(self.loss(part) * weight, add)
+                self.backward(self.loss(part) * weight, add)
 
             self.halving(batch, number_of(self.batches, batch), act)
         return count
 
-    def _backward(self, loss: Tensor, visit: Callable[[str, Tensor], None]) -> None:
+    def backward(self, loss: Tensor, visit: Callable[[str, Tensor], None]) -> None:
+        """Hand on the gradient of every parameter that a scalar reaches, once each (see `fxprune.scoring.backward`).
+
+        Raises:
+            InputsError: it reaches none, or the pass fails.
+        """
         self._require_graph(loss)
         if sharded(self.model):
             reached = sharded_backward(loss, self.parameters, visit)
@@ -335,7 +340,7 @@ class Context:
         for loss in losses:
             count += 1
             if loss is not None:
-                self._backward(loss, add)
+                self.backward(loss, add)
         return self.telling(sums.settle(count))
 
     def curvature(self, method: Method = "auto", eps: float = 1e-4) -> Curvature:

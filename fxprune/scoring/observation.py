@@ -59,6 +59,7 @@ class Call:
 Visit: TypeAlias = Callable[[Call], None]
 Added: TypeAlias = Callable[[Call, Tensor], None]
 Located: TypeAlias = tuple[str, Tensor]
+Handler: TypeAlias = Callable[[Any, tuple[Any, ...], Any], list[Call]]
 
 
 _observing: list[Observer] = []
@@ -100,6 +101,10 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         torch.backends.mha.set_fastpath_enabled(self.fused)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
+    def handlers(self) -> Mapping[Any, Handler]:
+        """What finds the contractions in a kernel's work, by kernel."""
+        return _FORWARD
+
     def hold(self, name: str, tensor: Tensor) -> None:
         """Take a tensor for the weight of that name."""
         if tensor.numel():
@@ -109,7 +114,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.last is not None and func in _SUMS and not kwargs:
             self._told(*self.last, args[0], args[1])
         out = func(*args, **(kwargs or {}))
-        handler = _HANDLERS.get(func)
+        handler = self.handlers().get(func)
         if handler is not None:
             for call in handler(self, args, out):
                 if self.added is not None:
@@ -192,6 +197,21 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [Call(name, reads, makes, start, 1, x.reshape(-1, x.shape[-1], 1), out.reshape(-1, out.shape[-1]))]
 
 
+class Backwards(Observer):  # type: ignore[no-untyped-call]
+    """The same in a backward pass, where a contraction reads the gradient of what it gave."""
+
+    def handlers(self) -> Mapping[Any, Handler]:
+        """What finds the contractions in a kernel's work, by kernel."""
+        return _BACKWARD
+
+    def _convolved_back(self, args: tuple[Any, ...], out: Any) -> list[Call]:
+        gradient, weight = args[0], args[2]
+        found = self.locate(weight)
+        if found is None or found[1].shape != weight.shape:
+            return []
+        return [Call(found[0], -1, -1, 0, 1, gradient.flatten(2), gradient)]
+
+
 class Anew:
     """Computes an output once more, when its weight or bias has been written into.
 
@@ -248,7 +268,7 @@ def _axis(whole: Tensor, view: Tensor, dim: int, part: bool = False) -> int:
 
 _aten = torch.ops.aten
 _SUMS = {_aten.add.Tensor, _aten.add_.Tensor}
-_HANDLERS: dict[Any, Callable[[Observer, tuple[Any, ...], Tensor], list[Call]]] = {
+_FORWARD: dict[Any, Handler] = {
     _aten._to_copy.default: Observer._copied,
     _aten.clone.default: Observer._copied,
     _aten.convolution.default: Observer._convolved,
@@ -257,4 +277,9 @@ _HANDLERS: dict[Any, Callable[[Observer, tuple[Any, ...], Tensor], list[Call]]] 
     _aten.bmm.default: Observer._multiplied,
     _aten.addmm.default: Observer._added,
     _aten.baddbmm.default: Observer._added,
+}
+_BACKWARD: dict[Any, Handler] = {
+    _aten.convolution_backward.default: Backwards._convolved_back,
+    _aten.mm.default: Observer._multiplied,
+    _aten.bmm.default: Observer._multiplied,
 }

@@ -40,7 +40,7 @@ def pruned(net: nn.Module, x: Tensor, gone: dict[str, tuple[int, ...]]) -> tuple
     graph = analyse(net, as_inputs(x))
     plan = fxprune.plan(graph, {g.name: np.arange(float(len(g))) for g in graph.groups}, 0.0)
     plan = replace(plan, removed=gone)
-    fixed = compensated(graph, net, plan, Obs(damping=1e-12), data=[x[:40], x[40:]])
+    fixed = compensated(graph, net, plan, Obs(weigh=False, damping=1e-12), data=[x[:40], x[40:]])
     small = fxprune.rewrite(fixed, graph, plan).model
     assert check_dense(fixed, small, graph, plan).ok
     return fixed, small, plan

@@ -87,7 +87,7 @@ def test_it_runs_the_loss_once_a_batch_and_model(stream: tuple[Stream, list[Tens
         return model(batch).square().mean()  # type: ignore[no-any-return]
 
     compensated(graph, net, plan, Obs(), data=data, loss=loss)
-    assert len(ran) == 1 + 2 * len(data)  # the first tells in which order layers run
+    assert len(ran) == 1 + 3 * len(data)  # the order of the layers, what samples count, and both models
 
 
 def test_what_a_pass_that_broke_off_has_fitted_counts_for_nothing(stream: tuple[Stream, list[Tensor]]) -> None:
@@ -99,14 +99,14 @@ def test_what_a_pass_that_broke_off_has_fitted_counts_for_nothing(stream: tuple[
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         ran.append(1)
         value = model(batch).square().mean()
-        if len(ran) == 1 + 2 * len(few):  # the order of the layers is known, and all of them are fitted by now
+        if len(ran) == 1 + 3 * len(few):  # the order of the layers is known, and all of them are fitted by now
             raise torch.OutOfMemoryError("of memory, out")
         return value  # type: ignore[no-any-return]
 
     told: list[list[str]] = [[], []]
     compensated(graph, net, plan, Obs(), data=few, notes=told[0])
     compensated(graph, net, plan, Obs(), data=few, loss=loss, notes=told[1])
-    assert len(ran) > 1 + 2 * len(few)
+    assert len(ran) > 1 + 3 * len(few)
     assert told[0] == told[1] != []
 
 
@@ -151,7 +151,7 @@ def test_batches_do_not_see_what_others_leave_in_modules() -> None:
     torch.manual_seed(0)
     net, x = Remembers(), torch.randn(40, 4)
     graph, plan = cut(net, x[:2])
-    halves, whole = (compensated(graph, net, plan, Obs(), data=data) for data in ([x[:20], x[20:]], [x]))
+    halves, whole = (compensated(graph, net, plan, Obs(weigh=False), data=data) for data in ([x[:20], x[20:]], [x]))
     torch.testing.assert_close(halves.state_dict(), whole.state_dict(), rtol=1e-3, atol=1e-4)
 
 
@@ -276,7 +276,7 @@ def test_a_layer_that_runs_again_is_fitted_to_all_that_it_reads() -> None:
         ran.append(len(batch))
         return model(batch).square().mean()  # type: ignore[no-any-return]
 
-    fixed = compensated(graph, net, plan, Obs(damping=1e-12), data=data, loss=loss)
+    fixed = compensated(graph, net, plan, Obs(damping=1e-12, weigh=False), data=data, loss=loss)
     assert len(ran) == 1 + 3 * len(data)  # and once for what it reads later
     assert not torch.equal(fixed.get_parameter("embed.weight"), net.embed.weight)
     with torch.no_grad():
