@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,11 +30,19 @@ from fxprune.rewriting.regression import Found, looked_at
 from fxprune.scoring import distributed as ranks
 from fxprune.scoring.context import Context
 from fxprune.scoring.dependence import dependence
+from fxprune.scoring.outlook import outlook
 from fxprune.scoring.parts import out_of_memory
+from fxprune.scoring.recomputing import recomputing
 
 EVEN = 0.1
 MOST = 256  # batches; of more the weights themselves would fill the memory
 Roots: TypeAlias = Mapping[str, Tensor]  # of each weight, √w of the samples and places that are looked at
+
+
+class Backward:
+    """What a pass needs, for a foresight of its memory."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "loss"})
 
 
 def roots(ctx: Context, found: Mapping[str, Found]) -> list[Roots]:
@@ -45,13 +53,15 @@ def roots(ctx: Context, found: Mapping[str, Found]) -> list[Roots]:
     held: list[dict[str, Tensor]] = []
     why = ""
     try:
-        for number, batch in enumerate(ctx.track("what samples count")):
-            if number == MOST:
-                why = f"there are more than {MOST} batches"
-                break
-            own = replace(ctx, data=[batch], seed=ctx.seed + number, memo={}, progress=False)
-            each = dependence(own, next(iter(own.batches)), once)
-            held.append({name: looked_at(each[name][0], 0) for name in once if len(each.get(name, ())) == 1})
+        if not outlook(ctx, Backward).fits:
+            raise MemoryError("the memory that is free need not hold a backward pass")
+        with recomputing(ctx, Backward):
+            for number, batch in enumerate(ctx.track("what samples count")):
+                if number == MOST:
+                    raise MemoryError(f"there are more than {MOST} batches")
+                own = replace(ctx, data=[batch], seed=ctx.seed + number, memo={}, progress=False)
+                each = dependence(own, next(iter(own.batches)), once)
+                held.append({name: looked_at(each[name][0], 0) for name in once if len(each.get(name, ())) == 1})
     except (FxPruneError, RuntimeError, MemoryError) as e:
         if not isinstance(e, FxPruneError) and not out_of_memory(e):
             raise

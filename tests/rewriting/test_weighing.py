@@ -16,6 +16,7 @@ from fxprune.graph.analysis import analyse
 from fxprune.graph.modules import as_inputs
 from fxprune.rewriting import correction, weighing
 from fxprune.rewriting.compensation import compensated
+from fxprune.scoring import outlook
 
 
 class FirstToken(nn.Module):
@@ -89,3 +90,17 @@ def test_a_loss_that_does_not_ask_the_model_is_told_of(tokens: tuple[FirstToken,
     found = fitted(*tokens, Obs(), notes, inner)
     assert any("count alike" in note and "makes nothing of what the model gives" in note for note in notes)
     assert found == fitted(*tokens, Obs(weigh=False), loss=inner)
+
+
+@pytest.mark.parametrize("where", ["outlook", "weighing"])
+def test_without_the_memory_all_count_alike(
+    where: str, tokens: tuple[FirstToken, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if where == "outlook":
+        monkeypatch.setattr(outlook, "free_memory", lambda device: 1.0)
+    else:
+        monkeypatch.setattr(weighing, "MOST", 3)  # of four batches
+    notes: list[str] = []
+    found = fitted(*tokens, Obs(), notes)
+    assert any("count alike" in note for note in notes)
+    assert found == fitted(*tokens, Obs(weigh=False))
