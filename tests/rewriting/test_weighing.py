@@ -39,7 +39,7 @@ def fitted(net: nn.Module, x: Tensor, obs: Obs, notes: list[str] | None = None, 
     empty = fxprune.plan(graph, {g.name: np.arange(float(len(g))) for g in graph.groups}, 0.0)
     plan = replace(empty, removed={g.name: (1,) for g in graph.groups})
     fixed = compensated(graph, net, plan, obs, data=list(x.split(50)), loss=loss, notes=notes)
-    return float(fixed.get_parameter("out.weight")[0, 0])
+    return float(fixed.get_parameter("out.weight").detach()[0, 0])
 
 
 @pytest.fixture
