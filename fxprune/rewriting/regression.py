@@ -60,6 +60,7 @@ class Found:
     source: int
     calls: int = 0
     sums: int = 0  # calls whose output is added to something
+    aligned: bool = True  # whether what it reads is looked at by samples and places of its output
 
     @property
     def joins(self) -> bool:
@@ -140,7 +141,7 @@ def _rows(x: Tensor, groups: int) -> Tensor:
 
 
 def _times(x: Tensor, root: Tensor | None) -> Tensor:
-    """What has other places than the layer's output counts alike."""
+    """Times √w, where that is known."""
     return x if root is None or len(root) != x.shape[2] else x * root
 
 
@@ -164,6 +165,7 @@ def readers(ctx: Context, folded: set[str]) -> dict[str, Found]:
         reader = _reader(ctx, call) if not {call.weight, call.bias} & folded else None
         held = every.setdefault(call.weight, Found(reader, source))
         held.calls += 1
+        held.aligned = held.aligned and _aligned(reader, call)
         held.reader = held.reader if held.reader == reader else None
 
     def added(call: Call, other: Tensor) -> None:
@@ -186,6 +188,13 @@ def _reader(ctx: Context, call: Call) -> Reader | None:
     wide = call.unfolded is not None and weight[0].numel() <= LARGEST
     whole = wide or (call.unfolded is None and call.reads == 1 and weight.dim() == 2)
     return Reader(call.weight, call.reads, call.groups, call.bias if whole else "", wide, whole)
+
+
+def _aligned(reader: Reader | None, call: Call) -> bool:
+    """Unfolded inputs are; a strided or transposed convolution's others are not."""
+    if reader is None or call.inputs is None or reader.wide:
+        return reader is not None
+    return len(call.inputs) * call.inputs.shape[-1] * call.output.shape[1] == call.output.numel()
 
 
 def _is(a: Tensor, b: Tensor) -> bool:

@@ -47,7 +47,7 @@ class Backward:
 
 def roots(ctx: Context, found: Mapping[str, Found]) -> list[Roots]:
     """Of each batch, what its samples and places count; nothing where all count alike."""
-    once = {name: f.reader.axis for name, f in found.items() if f.calls == 1 and f.reader is not None}
+    once = {n: f.reader.axis for n, f in found.items() if f.calls == 1 and f.aligned and f.reader is not None}
     if not once or sharded(ctx.model):
         return []
     held: list[dict[str, Tensor]] = []
@@ -89,8 +89,9 @@ def _relative(held: list[dict[str, Tensor]], columns: dict[str, int], device: to
     for row, name in zip(sums, columns, strict=True):
         for d in (each.get(name) for each in held):
             row += torch.tensor([0.0, 0.0, 0.0, 1.0]) if d is None else _sums(d)
-    sums = sums.to(device)
-    ranks.add_up([sums])
+    if ranks.several():
+        sums = sums.to(device)
+        ranks.add_up([sums])
     out: list[dict[str, Tensor]] = [{} for _ in held]
     for (total, squares, n, none), (name, m) in zip(sums.tolist(), columns.items(), strict=True):
         if total <= 0 or none or n <= m:
@@ -104,5 +105,5 @@ def _relative(held: list[dict[str, Tensor]], columns: dict[str, int], device: to
 
 
 def _sums(d: Tensor) -> Tensor:
-    wide = d.double()
-    return torch.stack([wide.sum(), wide.square().sum(), wide.new_tensor(d.numel()), wide.new_zeros(())]).cpu()
+    wide = d.cpu().double()
+    return torch.stack([wide.sum(), wide.square().sum(), torch.tensor(float(d.numel())), torch.tensor(0.0)])

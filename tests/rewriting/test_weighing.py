@@ -104,3 +104,21 @@ def test_without_the_memory_all_count_alike(
     found = fitted(*tokens, Obs(), notes)
     assert any("count alike" in note for note in notes)
     assert found == fitted(*tokens, Obs(weigh=False))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [nn.ConvTranspose2d(4, 2, 2, stride=2), nn.Conv1d(4, 2, 2, stride=2)],
+    ids=lambda m: type(m).__name__,
+)
+def test_what_a_layer_reads_at_other_places_than_it_gives_counts_alike(last: nn.Module) -> None:
+    torch.manual_seed(0)
+    image = isinstance(last, nn.ConvTranspose2d)
+    net = nn.Sequential(nn.Conv2d(2, 4, 1) if image else nn.Conv1d(2, 4, 1), last).eval()
+    x = torch.randn(8, 2, 32, 32) if image else torch.randn(8, 2, 2048)  # more places on both sides than looked at
+    graph = analyse(net, as_inputs(x[:2]))
+    empty = fxprune.plan(graph, {g.name: np.arange(float(len(g))) for g in graph.groups}, 0.0)
+    plan = replace(empty, removed={g.name: (1,) for g in graph.groups})
+    weighed, alike = (compensated(graph, net, plan, Obs(weigh=w), data=[x]) for w in (True, False))
+    assert not torch.equal(weighed.get_parameter("1.weight"), net.get_parameter("1.weight"))
+    assert torch.equal(weighed.get_parameter("1.weight"), alike.get_parameter("1.weight"))
