@@ -46,15 +46,6 @@ def twice(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(every, 2 * relative_rate(every, LARGEST))
 
 
-def soap(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """SOAP (`pip install pytorch-optimizer`) by the rate that the default's AdamW has for 16 images."""
-    from pytorch_optimizer import SOAP
-
-    every = list(parameters)
-    made: torch.optim.Optimizer = SOAP(every, lr=relative_rate(every, 16), betas=(0.95, 0.95), precondition_frequency=5)
-    return made
-
-
 CONSTANT: dict[str, Any] = {"warmup": 0, "anneal": False, "distill": None}
 PEAKS: dict[str, dict[str, Any]] = {
     "half a percent": {"optimizer": half},
@@ -87,7 +78,7 @@ RECIPES |= {
         for weight, batches in ((4, 16), (16, 16), (16, 32))
     },
 }
-RECIPES["features 16 on 16 batches, SOAP"] = {**RECIPES["features 16 on 16 batches"], "optimizer": soap}
+RECIPES["features 16 on 16 batches, SOAP"] = {**RECIPES["features 16 on 16 batches"], "optimizer": "soap"}
 # What stays is corrected layer by layer before the first step, and more.
 CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}
 RECIPES |= {

@@ -131,7 +131,7 @@ class Carry:
             _Unclear: it holds tensors of shapes that do not show how.
         """
         kept = self._kept(name)
-        if all(k is None for k in kept) or not _sizes(value):
+        if all(k is None for k in kept) or not _tensors(value):
             return value
         if not isinstance(value, Tensor):
             raise _Unclear
@@ -174,14 +174,20 @@ class _Unclear(Exception):
     """A state's shape does not show how it goes with its parameter's."""
 
 
-def _sizes(value: Any) -> list[int]:
-    """Numbers of elements of all tensors in an entry of a state."""
-    return [leaf.numel() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in an entry of a state."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _joint(state: Tensor, p: Tensor) -> bool:
+    """Whether it holds more than one parameter's; a square matrix may be that of pairs of positions (SOAP, Shampoo)."""
+    paired = state.dim() == 2 and state.shape[0] == state.shape[1] <= p.numel()
+    return state.numel() > p.numel() and not paired
 
 
 def _refuse_joint(optimizer: torch.optim.Optimizer) -> None:
     for p, state in optimizer.state.items():
-        if max(_sizes(state), default=0) > p.numel():
+        if any(_joint(t, p) for t in _tensors(state)):
             raise InputsError(
                 f"{type(optimizer).__name__} keeps one state for several parameters together, which cannot be cut; "
                 "make a new one of the small model's parameters()"

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from fxprune.arguments import (
     FLAG,
     FROM_ZERO,
-    FUNCTION,
     INTEGER,
     MAPPING,
     NUMBER,
@@ -41,6 +40,7 @@ from fxprune.arguments import (
     tensors,
 )
 from fxprune.errors import InputsError
+from fxprune.graph.modules import in_shards
 from fxprune.graph.sharding import full
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import told
@@ -55,7 +55,7 @@ KINDS: dict[str, AKind] = {
     "warmup": INTEGER.or_none,
     **dict.fromkeys(("checkpoint_dir", "log_dir", "picture"), PATH.or_none.raising(InputsError)),
     "learning_rate": NUMBER.or_none,
-    "optimizer": FUNCTION.or_none,
+    "optimizer": Kind('"soap", or a function of the parameters', lambda v: isinstance(v, str) or callable(v)).or_none,
     "anneal": FLAG,
     "schedule": Kind(
         "the name of a schedule, or a function of the step", lambda v: isinstance(v, str) or callable(v)
@@ -68,6 +68,7 @@ KINDS: dict[str, AKind] = {
 AUTO = "auto"
 WARMUP = 0.1  # of all steps
 RELATIVE = 0.003  # of the weights' size, the largest step of a weight, by one sample
+SOAP = "soap"
 LARGEST = 32  # samples: a gradient of more has less noise, but no larger steps were found to be better
 LEADING = 16.0  # weight of the dense outputs: they have none of the noise that few steps do not average out
 FALLBACK = 1e-4  # learning rate of weights that are all zero
@@ -84,10 +85,11 @@ class Training:
     Attributes:
         steps: while the masks move; for `one_shot`, which cuts first, steps of the small model.
         after: steps of the small model after the hand-off.
-        learning_rate: of AdamW, at its highest; None: a share of the root mean square of the weights that grows with
-            the root of the samples a step: 0.3 % for one sample, 0.6 % for 4, 1.7 % for 32 and more.
-        optimizer: another one, made from the parameters: `lambda p: torch.optim.SGD(p, 0.1)`; then `learning_rate`
-            counts for nothing.
+        learning_rate: of AdamW or SOAP, at its highest; None: a share of the root mean square of the weights that grows
+            with the root of the samples a step: 0.3 % for one sample, 0.6 % for 4, 1.7 % for 32 and more.
+        optimizer: None: AdamW; "soap": SOAP, whose steps follow the curvature that it has seen: nearer to the dense
+            model in as many steps, each of which takes longer (`pip install "fxprune[soap]"`); or one of yours, made
+            from the parameters: `lambda p: torch.optim.SGD(p, 0.1)`, with a rate of its own.
         warmup: steps in which the learning rate rises to its value; None: a tenth of all.
         anneal: let it fall to zero along a cosine, over all steps.
         schedule: another way of the learning rate: the name of one of diffusers or transformers ("linear",
@@ -111,13 +113,14 @@ class Training:
         accelerate: further arguments of `accelerate.Accelerator`.
 
     Raises:
-        InputsError: a number is out of range.
+        InputsError: a number is out of range, or a name is unknown; `learning_rate` is given beside an optimizer of
+            yours.
     """
 
     steps: int
     after: int = 0
     learning_rate: float | None = None
-    optimizer: MakeOptimizer | None = None
+    optimizer: MakeOptimizer | str | None = None
     warmup: int | None = None
     anneal: bool = True
     schedule: str | Callable[[int], float] | None = None
@@ -144,10 +147,25 @@ class Training:
                 raise InputsError(f"{name}={getattr(self, name)} must not be negative")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputsError(f"learning_rate={self.learning_rate} must be positive, such as 1e-4; None finds one")
+        if isinstance(self.optimizer, str) and self.optimizer != SOAP:
+            raise InputsError(
+                f"optimizer={self.optimizer!r} is unknown; pass None for AdamW, {SOAP!r}, or a function of "
+                "the parameters, such as lambda p: torch.optim.SGD(p, 0.1)"
+            )
+        if self.own_optimizer and self.learning_rate is not None:
+            raise InputsError(
+                f"learning_rate={self.learning_rate} is for AdamW and SOAP, and optimizer= makes one of your own: give "
+                "it its rate there, such as lambda p: torch.optim.SGD(p, 0.1)"
+            )
         if isinstance(self.schedule, str):
             self.rate(0)  # tells now that there is none of that name
         if not (self.distill in (None, AUTO) or isinstance(self.distill, Distillation)):
             raise InputsError(f'distill={self.distill!r} must be an fxprune.Distillation, "auto", or None')
+
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether the user makes the optimizer, whose rate is as it is."""
+        return callable(self.optimizer)
 
     @property
     def total(self) -> int:
@@ -174,19 +192,20 @@ class Training:
         """The optimizer; a rate that it finds is that of one sample a step, see `suit`.
 
         Raises:
-            InputsError: there is nothing to train, or `optimizer` gives no optimizer.
+            InputsError: there is nothing to train, `optimizer` gives no optimizer, or SOAP is missing or cannot train
+                what is sharded.
         """
         weights: list[Any] = tensors("parameters", parameters)
         if not weights:
             raise InputsError("parameters=[] is empty: there is nothing to train")
         if any(w.is_meta for w in weights):
             raise InputsError("parameters= are on the meta device, which holds no numbers to train")
-        if self.optimizer is None:
+        if not callable(self.optimizer):
             rate = self.learning_rate or relative_rate(weights)
             if not math.isfinite(rate):
                 raise InputsError("parameters= hold numbers that are not finite, so that no learning rate fits them")
             try:
-                return torch.optim.AdamW(weights, rate)
+                return _soap(weights, rate) if self.optimizer == SOAP else torch.optim.AdamW(weights, rate)
             except (TypeError, ValueError) as e:
                 raise InputsError(f"parameters= hold what no optimizer trains ({e}); pass model.parameters()") from e
         made: Any = self.optimizer(weights)
@@ -202,7 +221,7 @@ class Training:
         """What to learn from the dense model."""
         if not isinstance(self.distill, str):
             return self.distill
-        return Distillation(LEADING if self.optimizer is None else 1.0)
+        return Distillation(1.0 if self.own_optimizer else LEADING)
 
     def told(self) -> dict[str, str]:
         """What a checkpoint must have been made with; of "auto" what it stands for, which may change."""
@@ -232,9 +251,23 @@ def _root(samples: int) -> float:
     return math.sqrt(min(max(samples, 1), LARGEST))
 
 
+def _soap(weights: list[Any], rate: float) -> torch.optim.Optimizer:
+    """Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, ICLR 2025."""
+    try:
+        import pytorch_optimizer
+    except ImportError as e:
+        raise InputsError(f'optimizer="soap" needs pytorch-optimizer ({e}): pip install "fxprune[soap]"') from e
+    if any(map(in_shards, weights)):
+        raise InputsError('optimizer="soap" needs whole matrices, and these parameters are sharded (FSDP): pass None')
+    made: torch.optim.Optimizer = pytorch_optimizer.SOAP(
+        weights, rate, betas=(0.95, 0.95), weight_decay=0.01, precondition_frequency=5
+    )
+    return made
+
+
 def suit(training: Training, optimizer: torch.optim.Optimizer, samples: int) -> None:
     """Take a found rate, that of one sample a step, to as many; one that the user gave stays."""
-    if training.learning_rate is None and training.optimizer is None:
+    if training.learning_rate is None and not training.own_optimizer:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] = group["lr"] * _root(samples)
 

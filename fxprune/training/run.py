@@ -164,7 +164,7 @@ class Run:
         self.net.train()
         self.optimizer = self.training.made(self.net.parameters())
         if self.projections is not None:
-            self.projections.join(self.optimizer, own=self.training.optimizer is not None)
+            self.projections.join(self.optimizer, own=self.training.own_optimizer)
         self.average = Average(self.net, self.training.ema_decay) if self.training.ema_decay is not None else None
         self._prepare()
         if held and path:

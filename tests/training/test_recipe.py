@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
 
 import pytest
 import torch
+from pytorch_optimizer import SOAP
 from torch import nn
 from training_runs import IMAGES, loss, net, run
 
@@ -64,6 +66,38 @@ def test_a_rate_that_was_given_stays(own: Training) -> None:
     optimizer = own.made(net().parameters())
     suit(own, optimizer, 16)
     assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_soap_has_the_rate_that_adamw_would() -> None:
+    model, training = net(), Training(1, optimizer="soap")
+    optimizer = training.made(model.parameters())
+    assert isinstance(optimizer, SOAP)
+    suit(training, optimizer, 16)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(relative_rate(model.parameters(), 16), rel=1e-4)
+    assert training.distillation == Training(1).distillation
+    given = Training(1, optimizer="soap", learning_rate=1e-3).made(model.parameters())
+    assert given.param_groups[0]["lr"] == 1e-3
+
+
+def test_soap_begins_anew_for_what_was_cut() -> None:
+    with pytest.warns(UserWarning, match="SOAP begins anew for . of"):
+        small = run(Training(24, after=6, optimizer="soap", distill=None))
+    losses = fxprune.report(small).history.column("loss")
+    assert losses[-5:].mean() < losses[:5].mean()
+
+
+def test_an_optimizer_is_refused_by_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(fxprune.InputsError, match="optimizer='lion' is unknown; pass None for AdamW, 'soap', or a fun"):
+        Training(1, optimizer="lion")
+    with pytest.raises(fxprune.InputsError, match=r"learning_rate=0\.1 is for AdamW and SOAP, .* its rate there"):
+        Training(1, learning_rate=0.1, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    monkeypatch.setattr("fxprune.training.options.in_shards", lambda t: t.shape == (8,))
+    shares = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(8))]
+    with pytest.raises(fxprune.InputsError, match="these parameters are sharded"):
+        Training(1, optimizer="soap").made(shares)
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(fxprune.InputsError, match=r'needs pytorch-optimizer \(.*\): pip install "fxprune\[soap\]"'):
+        Training(1, optimizer="soap").made(net().parameters())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

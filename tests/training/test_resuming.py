@@ -50,7 +50,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "ignore": {"ignore": (lambda name, module: False,)},
     "round_to": {"round_to": 2},
     "seed": {"seed": 1},
-    "optimizer": {"optimizer": lambda p: torch.optim.SGD(p, 0.1)},
+    "optimizer": {"optimizer": "soap"},
     "clip": {"clip": 0.5},
     "learning_rate": {"learning_rate": 0.1 + 1e-12},
     "distill": {"distill": Distillation(output=0.25)},

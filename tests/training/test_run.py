@@ -246,10 +246,13 @@ def pull() -> None:
     raise Stop
 
 
+@pytest.mark.parametrize("optimizer", [None, "soap"])
 @pytest.mark.parametrize(("scheduler", "at"), [("soft", 12), ("soft", 27), ("one_shot", 12)])
-def test_a_stopped_run_goes_on_bit_for_bit(scheduler: str, at: int, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:SOAP begins anew")
+def test_a_stopped_run_goes_on_bit_for_bit(scheduler: str, at: int, optimizer: str | None, tmp_path: Path) -> None:
     """While the masks move, and after the hand-off; averages, noise, dropout and the order of the data included."""
-    training = Training(24, after=6, ema_decay=0.9, warmup=5, anneal=True, distill=Distillation())
+    recipe = {"ema_decay": 0.9, "warmup": 5, "anneal": True, "distill": Distillation()}
+    training = Training(24, after=6, optimizer=optimizer, **recipe)
     want = run(training, scheduler)
     kept = Training(**{**vars(training), "checkpoint_dir": tmp_path, "checkpoint_every": 5})
     with pytest.raises(Stop):
