@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputsError
 from fxprune.scoring.randomness import rng_state, set_rng_state
@@ -132,8 +133,8 @@ def watched(model: nn.Module, layers: Iterable[str], random: bool = False) -> It
         calls.append(Call(args, kwargs, out, dict(now), starts.pop() if random else {}))
         now.clear()
 
-    def keeping(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _module, _args, out: now.__setitem__(name, out)
+    def keeping(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, _args, out: now.__setitem__(name, _only(name, out))
 
     with contextlib.ExitStack() as stack:
         for name in layers:
@@ -144,6 +145,17 @@ def watched(model: nn.Module, layers: Iterable[str], random: bool = False) -> It
             stack.callback(before.remove)
         stack.callback(model.register_forward_hook(called, with_kwargs=True).remove)
         yield calls
+
+
+def _only(name: str, out: Any) -> Tensor:
+    """The tensor that a layer gives, be it packed: (x, (x,)), as a UNet's last block gives it."""
+    found = {id(t): t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)}
+    if len(found) != 1:
+        raise InputsError(
+            f"the layer {name!r} gives {len(found)} tensors, and features are of one; name others with "
+            "Distillation(layers=...)"
+        )
+    return next(iter(found.values()))
 
 
 def _position(model: nn.Module, name: str) -> int | None:
