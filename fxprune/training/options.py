@@ -66,9 +66,9 @@ KINDS: dict[str, AKind] = {
     "accelerate": MAPPING,
 }
 AUTO = "auto"
+SOAP = "soap"
 WARMUP = 0.1  # of all steps
 RELATIVE = 0.003  # of the weights' size, the largest step of a weight, by one sample
-SOAP = "soap"
 LARGEST = 32  # samples: a gradient of more has less noise, but no larger steps were found to be better
 LEADING = 16.0  # weight of the dense outputs: they have none of the noise that few steps do not average out
 FALLBACK = 1e-4  # learning rate of weights that are all zero
