@@ -1,12 +1,14 @@
 """Are fewer MACs less time?  Dense, pruned by half of the MACs in three ways, and a Torch-Pruning result of equal MACs.
 
     python benchmarks/speed.py                                     # the CPU, one thread, a table a network
-    python benchmarks/speed.py --device cuda --dtype bf16 --channels-last --compile --out results
+    python benchmarks/speed.py --device cuda --dtype bf16 --channels-last --compile --no-table --out results \\
+        --nets "ddpm-cifar10-32,SD-1.5 UNet,DiT-XL/2" --ratios 0.3,0.5 --round-to auto --depth --energy --at-once
 
 All models of a network are timed in turns, in one process; the fastest round counts.  `of the MAC speed-up` is how
 much of the saved arithmetic arrives.  `predicted` is what fxprune's latency table said about that plan; it speaks of
 the model without torch.compile.  A second table says which ops the time goes to.  Every layer is pruned alike
 (scope="local"), as Torch-Pruning does it; that one can only take its own steps, so the run nearest to the MACs counts.
+`--depth` takes whole blocks out, `--energy` counts the GPU's joules by NVML (`pip install "fxprune[energy]"`).
 """
 
 from __future__ import annotations
@@ -14,10 +16,18 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import fcntl
+import itertools
 import json
 import statistics
+import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +42,8 @@ from fxprune.planning.latency import Left, latency_of
 from fxprune.planning.latency import measured as measured_nodes
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-RATIO = 0.5
 PEER = "Torch-Pruning, nearest to these MACs"
+LONG = 2.0  # seconds that a model runs for its energy, so that the counter's steps do not matter
 
 
 def ddpm(batch: int) -> tuple[nn.Module, Any]:
@@ -50,22 +60,42 @@ def resnet50(batch: int) -> tuple[nn.Module, Any]:
     return timm.create_model("resnet50", pretrained=False), ((torch.randn(batch, 3, 224, 224),), {})
 
 
-def dit_s(batch: int) -> tuple[nn.Module, Any]:
-    """DiT-S/2 on 32x32 latents."""
+def _dit(batch: int, heads: int, size: int, layers: int) -> tuple[nn.Module, Any]:
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel(
-        num_attention_heads=6, attention_head_dim=64, in_channels=4, out_channels=8, num_layers=12
+        num_attention_heads=heads, attention_head_dim=size, in_channels=4, out_channels=8, num_layers=layers
     )
     labels = {"timestep": torch.full((batch,), 10), "class_labels": torch.full((batch,), 3)}
     return model, ((torch.randn(batch, 4, 32, 32),), labels)
+
+
+def dit_s(batch: int) -> tuple[nn.Module, Any]:
+    """DiT-S/2 on 32x32 latents."""
+    return _dit(batch, 6, 64, 12)
+
+
+def dit_xl(batch: int) -> tuple[nn.Module, Any]:
+    """DiT-XL/2 on 32x32 latents."""
+    return _dit(batch, 16, 72, 28)
+
+
+def stable_diffusion(batch: int) -> tuple[nn.Module, Any]:
+    """The UNet of Stable Diffusion 1.5 on 64x64 latents, with 77 tokens of text."""
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    return model, ((torch.randn(batch, 4, 64, 64), torch.tensor([10]), torch.randn(batch, 77, 768)), {})
 
 
 NETS: dict[str, Callable[[int], tuple[nn.Module, Any]]] = {
     "ddpm-cifar10-32": ddpm,
     "resnet50": resnet50,
     "DiT-S/2": dit_s,
+    "SD-1.5 UNet": stable_diffusion,
+    "DiT-XL/2": dit_xl,
 }
+USUAL = ("ddpm-cifar10-32", "resnet50", "DiT-S/2")
 
 
 def placed(value: Any, options: argparse.Namespace) -> Any:
@@ -86,8 +116,12 @@ def macs_of(model: nn.Module, inputs: Any) -> float:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*inputs[0], **inputs[1])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if inputs[0][0].is_cuda:
+            model(*inputs[0], **inputs[1])
+        else:
+            with sdpa_kernel(SDPBackend.MATH):
+                model(*inputs[0], **inputs[1])
     return counter.get_total_flops() / 2
 
 
@@ -130,12 +164,17 @@ def torch_pruned_at(model: nn.Module, inputs: Any, ratio: float) -> nn.Module:
     return model.eval()
 
 
-def plans(graph: fxprune.ChannelGraph, model: nn.Module, of_latency: bool) -> Iterator[tuple[str, fxprune.Plan]]:
+def plans(
+    graph: fxprune.ChannelGraph, model: nn.Module, options: argparse.Namespace
+) -> Iterator[tuple[str, fxprune.Plan]]:
     """The plans that are compared."""
     scores = fxprune.score(graph, model, "magnitude")
-    for of in ("macs", "latency")[: 1 + of_latency]:
-        for told, width in ((f'of="{of}"', 1), (f'of="{of}", round_to="auto"', "auto")):
-            yield f"fxprune {told}", fxprune.plan(graph, scores, RATIO, of, scope="local", round_to=width)
+    ratio, widths = float(options.ratios), [w if w == "auto" else int(w) for w in options.round_to.split(",")]
+    if options.depth:
+        yield 'fxprune of="macs", blocks', fxprune.plan(graph, scores, ratio, "macs", granularity="block")
+    for of, width in itertools.product(("macs",) if options.no_table else ("macs", "latency"), widths):
+        told = f'fxprune of="{of}"' + (f", round_to={json.dumps(width)}" if width != 1 else "")
+        yield told, fxprune.plan(graph, scores, ratio, of, scope="local", round_to=width)
 
 
 def by_op(graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> dict[str, float]:
@@ -148,31 +187,95 @@ def by_op(graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> dict[str, float]:
     return dict(sorted(out.items(), key=lambda x: -x[1]))
 
 
+@contextmanager
+def held(lock: str, how: int) -> Iterator[None]:
+    """Within, a file is locked: in common with others (LOCK_SH), or alone, once all others have let go (LOCK_EX)."""
+    with open(lock) as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def joules(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """What one call of each takes, by the GPU's counter (NVML)."""
+    from zeus.monitor import ZeusMonitor
+
+    monitor = ZeusMonitor(gpu_indices=[torch.cuda.current_device()])
+    found = {}
+    for row, call in calls.items():
+        monitor.begin_window(row)
+        start, n = time.monotonic(), 0
+        while time.monotonic() - start < LONG:
+            call()
+            torch.cuda.synchronize()
+            n += 1
+        found[row] = sum(monitor.end_window(row).gpu_energy.values()) / n
+    return found
+
+
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All rows of one network."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    with held(options.lock, fcntl.LOCK_SH), torch.no_grad():
+        it = prepared(name, options)
+    with held(options.lock, fcntl.LOCK_EX), torch.no_grad():
+        seconds = take_turns(list(it.calls.values()), torch.device(options.device), options.rounds)
+        used = joules(it.calls) if options.energy else {}
+    timed = dict(zip(it.calls, seconds, strict=True))
+    graph = None if options.no_table else it.graph
+    rows = [_row(row, it.macs, timed, it.plans.get(row), graph) for row in it.calls]
+    rows = [r | ({"joules": used[r["row"]]} if used else {}) for r in rows]
+    return {"network": name, "ratio": float(options.ratios), "rows": rows, "failed": it.failed}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network's rows, ready to run.
+
+    Attributes:
+        calls: a forward of each, compiled where asked.
+        macs: of each.
+        plans: of each that fxprune made.
+        failed: why there is no peer.
+    """
+
+    graph: fxprune.ChannelGraph
+    calls: dict[str, Callable[[], Any]]
+    macs: dict[str, float]
+    plans: dict[str, fxprune.Plan]
+    failed: str
+
+
+def prepared(name: str, options: argparse.Namespace) -> Prepared:
+    """Prune and compile."""
+    until = time.monotonic() + 60 * options.minutes
     model, inputs = NETS[name](options.batch)
     model, inputs = placed(model, options), placed(inputs, options)
     graph = fxprune.trace(model, inputs)
-    tables = not options.no_table
     models: dict[str, nn.Module] = {"dense": model}
     made: dict[str, fxprune.Plan] = {"dense": fxprune.plan(graph, fxprune.score(graph, model, "magnitude"), 0.0)}
-    for row, plan in plans(graph, model, tables):
+    for row, plan in plans(graph, model, options):
         made[row], models[row] = plan, placed(fxprune.rewrite(model, graph, plan).model, options)
     macs = {row: macs_of(m, inputs) for row, m in models.items()}
-    try:
-        models[PEER] = placed(torch_pruned(model, inputs, (1 - RATIO) * macs["dense"]), options)
-    except Exception as e:  # noqa: BLE001 - a peer that fails is a result
-        failed = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
-    else:
-        failed, macs[PEER] = "", macs_of(models[PEER], inputs)
+    failed = ""
+    if not options.no_peer:
+        try:
+            with torch.enable_grad():
+                peer = torch_pruned(model, inputs, (1 - float(options.ratios)) * macs["dense"])
+            models[PEER] = placed(peer, options)
+            macs[PEER] = macs_of(models[PEER], inputs)
+        except Exception as e:  # noqa: BLE001 - a peer that fails is a result
+            failed = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
     torch._dynamo.config.recompile_limit = 64  # every model is of the same class
     run = {row: torch.compile(m, dynamic=False) if options.compile else m for row, m in models.items()}
-    calls = [lambda net=net: net(*inputs[0], **inputs[1]) for net in run.values()]
-    seconds = dict(zip(run, take_turns(calls, torch.device(options.device), options.rounds), strict=True))
-    rows = [_row(row, macs, seconds, made.get(row), graph if tables else None) for row in run]
-    return {"network": name, "rows": rows, "failed": failed}
+    calls = {row: lambda net=net: net(*inputs[0], **inputs[1]) for row, net in run.items()}
+    ready = {}
+    for row, call in calls.items():
+        if time.monotonic() < until:
+            ready[row] = call
+            call()
+            print(f"{name}: {row} ready, {until - time.monotonic():.0f} s left", file=sys.stderr, flush=True)
+    return Prepared(graph, ready, macs, made, failed)
 
 
 def _row(
@@ -201,12 +304,16 @@ def _row(
 
 def show(result: dict[str, Any], compiled: bool) -> None:
     """Both tables of a network."""
-    print("| model | MACs removed | ms | median ms | speed-up | of the MAC speed-up | predicted | error |")
+    energy = "joules" in result["rows"][0]
+    print("| model | MACs removed | ms | median ms | speed-up | of the MAC speed-up |", end="")
+    print(" J | of dense |" if energy else " predicted | error |")
     print("|---|---|---|---|---|---|---|---|")
     for r in result["rows"]:
         told = "predicted_speed_up" in r and r["row"] != "dense"
         predicted = f"{r['predicted_speed_up']:.2f}x" if told else ""
         error = f"{r['prediction_error']:+.1%}" if told and not compiled else ""
+        if energy:
+            predicted, error = f"{r['joules']:.2f}", f"{r['joules'] / result['rows'][0]['joules']:.2f}"
         print(
             f"| {r['row']} | {r['macs_removed']:.1%} | {r['ms']:.2f} | {r['median_ms']:.2f} | {r['speed_up']:.2f}x "
             f"| {r['share']:.0%} | {predicted} | {error} |"
@@ -229,20 +336,26 @@ def write(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
     stem = "speed-" + "-".join("".join(c if c.isalnum() else "-" for c in w) for w in words)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(options).items() if k not in ("one", "out")} | {"device_name": device}
+    settings = {k: v for k, v in vars(options).items() if k not in ("one", "out", "lock")} | {"device_name": device}
     told = {"torch": torch.__version__, "settings": settings, "networks": results}
     (folder / f"{stem}.json").write_text(json.dumps(told, indent=1))
     with (folder / f"{stem}.csv").open("w", newline="") as file:
         table = csv.writer(file)
         columns = ["row", "macs_removed", "ms", "median_ms", "speed_up", "mac_speed_up", "share", "predicted_speed_up"]
-        table.writerow(["network", *columns])
-        table.writerows([r["network"], *(x.get(c, "") for c in columns)] for r in results for x in r["rows"])
+        columns += ["joules"]
+        table.writerow(["network", "ratio", *columns])
+        table.writerows(
+            [r["network"], r["ratio"], *(x.get(c, "") for c in columns)] for r in results for x in r["rows"]
+        )
 
 
 def main() -> None:
     """Measure every network in a process of its own and print markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(NETS))
+    parser.add_argument("--nets", default=",".join(USUAL), help=f"comma-separated, of {', '.join(NETS)}")
+    parser.add_argument("--ratios", default="0.5", help="shares of the cost that go, comma-separated")
+    parser.add_argument("--round-to", default="1,auto", help="what widths are multiples of, comma-separated")
+    parser.add_argument("--depth", action="store_true", help="take whole blocks out, too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
     parser.add_argument("--channels-last", action="store_true")
@@ -253,6 +366,11 @@ def main() -> None:
     parser.add_argument(
         "--no-table", action="store_true", help="measure no latency table: no predictions, no latency rows"
     )
+    parser.add_argument("--no-peer", action="store_true", help="without Torch-Pruning")
+    parser.add_argument("--energy", action="store_true", help="joules of a forward, of a GPU")
+    parser.add_argument("--at-once", action="store_true", help="prepare and compile all networks at a time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no model is compiled after them")
+    parser.add_argument("--lock", help="a file; nothing is timed while others hold it (`flock --shared FILE ...`)")
     parser.add_argument("--out", help="folder for a JSON and a CSV file")
     parser.add_argument("--one", choices=list(NETS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -261,19 +379,29 @@ def main() -> None:
         warnings.simplefilter("ignore")
         print(json.dumps(measure(options.one, options)))
         return
-    passed = [f"--{k.replace('_', '-')}" for k in ("channels_last", "compile", "no_table") if getattr(options, k)]
-    passed += [f"--{k}={getattr(options, k)}" for k in ("device", "dtype", "batch", "threads", "rounds")]
-    results = []
-    for name in [options.only] if options.only else NETS:
-        print(f"\n{name}, batch {options.batch}, {options.device}, {options.dtype}\n", flush=True)
-        r = in_own_process(__file__, name, *passed)
-        if isinstance(r, str):
-            print(f"failed: {r}")
-            continue
-        results.append(r)
-        show(r, options.compile)
-        if options.out:
-            write(results, options)
+    nets = options.nets.split(",")
+    if unknown := [name for name in nets if name not in NETS]:
+        raise SystemExit(f"--nets {unknown[0]!r} is unknown; choose from {', '.join(NETS)}")
+    flags = ("channels_last", "compile", "no_table", "no_peer", "depth", "energy")
+    passed = [f"--{k.replace('_', '-')}" for k in flags if getattr(options, k)]
+    valued = ("device", "dtype", "batch", "threads", "rounds", "round_to", "minutes")
+    passed += [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in valued]
+    asked = list(itertools.product(nets, options.ratios.split(",")))
+    results: list[dict[str, Any]] = []
+    with tempfile.NamedTemporaryFile() as own, ThreadPoolExecutor(len(asked) if options.at_once else 1) as pool:
+        passed.append(f"--lock={options.lock or own.name}")
+        every = pool.map(lambda one: in_own_process(__file__, one[0], *passed, f"--ratios={one[1]}"), asked)
+        for (name, ratio), r in zip(asked, every, strict=True):
+            print(
+                f"\n{name}, {float(ratio):.0%}, batch {options.batch}, {options.device}, {options.dtype}\n", flush=True
+            )
+            if isinstance(r, str):
+                print(f"failed: {r}")
+                continue
+            results.append(r)
+            show(r, options.compile)
+            if options.out:
+                write(results, options)
 
 
 if __name__ == "__main__":
