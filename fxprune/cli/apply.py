@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +15,11 @@ from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
 from fxprune.pruning.prune import apply as apply_
 from fxprune.saving.folder import claim
+from fxprune.sources.data import open_data
 
 
 def apply(
+    ctx: typer.Context,
     model: o.Model,
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The file that `fxprune plan` wrote.")],
     output: Annotated[
@@ -25,11 +27,21 @@ def apply(
     ],
     weights: o.Weights = None,
     argument: o.Argument = None,
+    criterion: Annotated[
+        str | None, typer.Option(help="One that corrects what stays, such as obs; else weights stay as they are.")
+    ] = None,
+    data: o.Data = None,
+    batch: o.Batch = 16,
+    tokenizer: o.Tokenizer = None,
+    timesteps: o.Timesteps = None,
+    samples: o.Samples = 8,
+    seed: o.Seed = 0,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the result is right.")] = True,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail rather than return a traced graph as forward.")
     ] = False,
     device: o.Device = "cpu",
+    quiet: o.Quiet = False,
 ) -> None:
     """Carry out a plan on MODEL: the one it was made for, or other weights of it; save the result in OUT.
 
@@ -38,7 +50,12 @@ def apply(
     with told() as answer:
         writable(claim(output))
         made = _read(plan)
-        small = apply_(opened(model, weights, argument, device), made, verify=verify, strict=strict)
+        dense = opened(model, weights, argument, device)
+        how: dict[str, Any] = {"criterion": criterion, "timesteps": timesteps, "samples": samples, "seed": seed}
+        if data is not None:
+            found = open_data(dense, data, batch=batch, seed=seed, tokenizer=tokenizer)
+            how |= {"data": found.batches, "loss": found.loss}
+        small = apply_(dense, made, verify=verify, strict=strict, progress=not quiet, **how)
         answer |= shown(small) | {"out": str(output)}
         saved_somewhere(small, output)
         say_where(f"saved in {output}")

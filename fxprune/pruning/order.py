@@ -49,6 +49,11 @@ class Scoring:
         most: Any = self.max_batches
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise InputsError(f"max_batches={most!r} must be a whole number, at least 1, or None")
+        if most is not None and self.data is None:
+            raise InputsError(
+                f"max_batches={most} counts the batches of data=, and none are given: pass data=, or samples= for what "
+                "the model draws itself"
+            )
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _pruned_once(model: M, order: Order) -> M:
     order = replace(order, scoring=scoring)
     if order.attention == "both" and order.limits.shape == "free":
         return _prune_both(model, order)
-    adapter = seeing(find_adapter(model), scoring.timesteps)
+    adapter = seeing(find_adapter(model), scoring.timesteps, scoring.loss is None or scoring.data is None)
     net, back = adapter.unwrap(model)
     clock = Clock()
     stock = None if order.limits.shape == "free" else constructor_of(net, adapter, order.limits.shape)
@@ -234,6 +234,7 @@ def apply(
     criterion: str | type[Any] | Criterion | None = None,
     data: Iterable[Any] | None = None,
     loss: LossFunction | None = None,
+    timesteps: str | Timesteps | None = None,
     samples: int = 8,
     inplace: bool = False,
     verify: bool = True,
@@ -253,6 +254,7 @@ def apply(
         criterion: one that corrects what stays, such as "obs"; None: the weights that stay are as they were.
         data: batches for its correction; None: the model's adapter makes `samples` of them.
         loss: how the model runs on a batch; None: the adapter's.
+        timesteps: see `prune`.
         samples: see `prune`.
         inplace: see `prune`.
         verify: see `prune`.
@@ -262,7 +264,7 @@ def apply(
 
     Raises:
         PlanError: the plan was made for another architecture.
-        InputsError: `criterion` corrects nothing, or `data` or `loss` are given without one.
+        InputsError: `criterion` corrects nothing, or `data`, `loss` or `timesteps` are given without one.
 
     >>> import torch, fxprune
     >>> net, ema = (torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Linear(32, 2)) for _ in range(2))
@@ -272,9 +274,9 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan is a {type(plan).__name__}; an edited plan becomes one with .on(graph)")
-    if criterion is None and (data is not None or loss is not None):
+    if criterion is None and any(x is not None for x in (data, loss, timesteps)):
         raise InputsError(
-            'apply() reads data= and loss= to correct what stays: pass criterion="obs", or leave them out'
+            'apply() reads data=, loss= and timesteps= to correct what stays: pass criterion="obs", or leave them out'
         )
     if criterion is not None and not makes_up(criterion):
         raise InputsError(
@@ -283,7 +285,7 @@ def apply(
         )
 
     def applied() -> M:
-        adapter = find_adapter(model)
+        adapter = seeing(find_adapter(model), timesteps, loss is None or data is None)
         net, back = adapter.unwrap(model)
         graph = trace(net, example_inputs, attention=plan.traced[0], outputs=outputs).revised(plan.traced[1:])
         plan.check(graph)
@@ -337,6 +339,21 @@ def settled_on(graph: ChannelGraph, net: nn.Module, budget: Budget, limits: Limi
     return realize(lambda *_: net, graph, plan_of, Clock(), verify=True, strict=False, exact=limits.exact_norms)
 
 
-def seeing(adapter: Adapter, timesteps: str | Timesteps | None) -> Adapter:
-    """The adapter, with losses at such times."""
-    return adapter if timesteps is None else adapter.seeing(timesteps)
+def seeing(adapter: Adapter, timesteps: str | Timesteps | None, made: bool = True) -> Adapter:
+    """The adapter, with losses and calibration samples at such times.
+
+    Args:
+        made: whether the adapter makes one of them; else the caller brings both.
+
+    Raises:
+        InputsError: it does not, or the model knows no times.
+    """
+    if timesteps is None:
+        return adapter
+    seen = adapter.seeing(timesteps)
+    if not made:
+        raise InputsError(
+            f"timesteps={shown(timesteps)} says at which times the loss of the model's family looks, and this call "
+            "brings loss=, which chooses its times itself: leave one of them out"
+        )
+    return seen

@@ -22,11 +22,12 @@ from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.finish import finished
 from fxprune.pruning.given import given_to
 from fxprune.pruning.order import Scoring
-from fxprune.pruning.prune import settled_on, trace
+from fxprune.pruning.prune import seeing, settled_on, trace
 from fxprune.scoring.batches import require_some
 from fxprune.scoring.context import Loss
 from fxprune.scoring.score import DEFAULT_CRITERION, Criterion, score
 from fxprune.scoring.streaming import as_batches
+from fxprune.scoring.timesteps import Timesteps
 from fxprune.studies.given import require_free
 
 
@@ -72,6 +73,7 @@ def family(
     outputs: Wanted | None = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    timesteps: str | Timesteps | None = None,
     attention: str = "heads",
     ignore: Ignore = (),
     round_to: int | str = 1,
@@ -98,6 +100,7 @@ def family(
         outputs: as for `fxprune.prune`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them.
         loss: `loss(model, batch) -> scalar` for the criterion; None: the adapter's.
+        timesteps: as for `fxprune.prune`.
         attention: as for `fxprune.prune`: "heads" or "head_dim".
         ignore: as for `fxprune.prune`.
         round_to: as for `fxprune.plan`, a number.
@@ -129,7 +132,7 @@ def family(
     require_free(limits, "a family")
     sizes = sorted(dict.fromkeys(map(float, ratios)))
     with in_turn:
-        adapter = find_adapter(model)
+        adapter = seeing(find_adapter(model), timesteps, loss is None or data is None)
         net, back = adapter.unwrap(model)
         batches = as_batches(data)
         require_some(batches)

@@ -38,7 +38,7 @@ from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.finish import finished
 from fxprune.pruning.given import given_to
 from fxprune.pruning.order import Scoring
-from fxprune.pruning.prune import settled_on, trace
+from fxprune.pruning.prune import seeing, settled_on, trace
 from fxprune.reporting.figures import check_picture
 from fxprune.rewriting.compensation import compensated, makes_up
 from fxprune.scoring.batches import require_some
@@ -46,6 +46,7 @@ from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
 from fxprune.scoring.score import DEFAULT_CRITERION, Criterion, score
 from fxprune.scoring.streaming import as_batches
+from fxprune.scoring.timesteps import Timesteps
 from fxprune.studies.candidates import Plans, seeds, space_of, stays
 from fxprune.studies.depth import deep
 from fxprune.studies.given import require_free
@@ -80,6 +81,7 @@ def search(
     outputs: Wanted | None = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    timesteps: str | Timesteps | None = None,
     attention: str = "heads",
     granularity: str = "channel",
     ignore: Ignore = (),
@@ -116,6 +118,7 @@ def search(
         outputs: as for `fxprune.prune`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them.
         loss: `loss(model, batch) -> scalar` for the criterion; None: the adapter's.
+        timesteps: as for `fxprune.prune`.
         attention: as for `fxprune.prune`: "heads" or "head_dim".
         granularity: "channel"; or "both": how many blocks go (`graph.blocks`, the lowest scores for what they cost
             first) is found by the search, too.
@@ -158,7 +161,7 @@ def search(
             'one choice for a budget, by fxprune.prune(..., granularity="block")'
         )
     with in_turn:
-        adapter = find_adapter(model)
+        adapter = seeing(find_adapter(model), timesteps, loss is None or data is None)
         net, back = adapter.unwrap(model)
         batches = as_batches(data)
         require_some(batches)
@@ -169,6 +172,7 @@ def search(
         what["sensitivity"] = told(sensitivity)
         what |= {"granularity": granularity} if granularity != SEARCHED[0] else {}
         what |= {"corrected": "yes"} if makes_up(criterion) else {}
+        what |= {"timesteps": told(timesteps)} if timesteps is not None else {}
         trial = _Trial(net, back, metric, seed)
         base = trial.dense()
         graph = trace(net, example_inputs, attention=attention, outputs=outputs)

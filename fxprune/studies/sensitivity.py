@@ -27,13 +27,14 @@ from fxprune.planning.ranking import lost, size, touched
 from fxprune.planning.removals import Bounds, Removals, sequences
 from fxprune.planning.search import Cut
 from fxprune.planning.selectors import Ignore, ignored, named, require_known
-from fxprune.pruning.prune import trace
+from fxprune.pruning.prune import seeing, trace
 from fxprune.rewriting.rewrite import UnsolvedError, rewrite
 from fxprune.scoring.batches import loss_on, missing, require_some
 from fxprune.scoring.context import Loss
 from fxprune.scoring.identity import of_data, of_model, told
 from fxprune.scoring.score import DEFAULT_CRITERION, WEIGHTS, Criterion, needs_of, score
 from fxprune.scoring.streaming import as_batches
+from fxprune.scoring.timesteps import Timesteps
 from fxprune.scoring.use import looking
 from fxprune.studies.sensitivity_file import DENSE, Kept, Point
 from fxprune.studies.sensitivity_table import Curve, Sensitivity
@@ -54,6 +55,7 @@ def sensitivity(
     example_inputs: ExampleInputs | None = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    timesteps: str | Timesteps | None = None,
     metric: Metric | None = None,
     higher_is_better: bool = False,
     attention: str = "heads",
@@ -75,6 +77,7 @@ def sensitivity(
         example_inputs: as for `fxprune.prune`.
         data: batches for the loss and for the criterion; None: the model's adapter makes `samples` of them.
         loss: `loss(model, batch) -> scalar`, averaged over the batches; None: the adapter's.
+        timesteps: as for `fxprune.prune`.
         metric: `metric(model) -> number`, measured in place of the loss.
         higher_is_better: of the metric, such as an accuracy.
         attention: as for `fxprune.prune`.
@@ -101,7 +104,7 @@ def sensitivity(
     """
     if not shares or not all(0 < s < 1 for s in shares):
         raise InputsError(f"shares={tuple(shares)} must be numbers in (0, 1), such as {SHARES}")
-    adapter = find_adapter(model)
+    adapter = seeing(find_adapter(model), timesteps, loss is None or data is None)
     net = adapter.unwrap(model)[0]
     with in_turn, at_rest(net):
         graph = trace(net, example_inputs, attention=attention)
@@ -115,6 +118,7 @@ def sensitivity(
         what |= {"data": of_data(batches), "loss": told(given), "metric": told(metric), "attention": attention}
         what |= {"ignore": told(ignore), "samples": str(samples), "seed": str(seed)}
         what |= {"example_inputs": told(example_inputs)}
+        what |= {"timesteps": told(timesteps)} if timesteps is not None else {}
         if metric is None:
             if batches is None or loss is None:
                 raise InputsError(

@@ -155,7 +155,7 @@ class Pruner(Generic[M]):
             with entire(self.net) as net:
                 require_whole(net)
                 require_unmoved(net)
-                adapter = seeing(find_adapter(net), timesteps)
+                adapter = seeing(find_adapter(net), timesteps, loss is None)
                 if loss is None:
                     self.loss = adapter.loss_of(net, seed)
                 _check_needs(criterion, self.loss)

@@ -104,7 +104,7 @@ class Run:
             refuse(order)
         if training.picture is not None:
             check_picture(training.picture)
-        adapter = seeing(find_adapter(model), order.scoring.timesteps)
+        adapter = seeing(find_adapter(model), order.scoring.timesteps, order.scoring.loss is None)
         self.given, self.back = adapter.unwrap(model)
         require_trainable(self.given, training, order)
         self.sharded = sharded(self.given)
@@ -230,7 +230,7 @@ class Run:
     def _pruned(self, net: nn.Module) -> nn.Module:
         """By scores of the first batches."""
         batches = list(itertools.islice(self.stream, self.training.remember))
-        scoring = replace(self.order.scoring, data=batches, loss=self.scoring)
+        scoring = replace(self.order.scoring, data=batches, loss=self.scoring, timesteps=None)
         with ranks.parts():  # each process took its part of the first batches
             small: nn.Module = prune_once(net, replace(self.order, scoring=scoring, inplace=False, progress=self.shown))
         if self.sharded:
@@ -242,8 +242,7 @@ class Run:
         options = self.training.distillation
         if options is None:
             return None
-        scoring = self.order.scoring
-        drawn = scoring.timesteps if scoring.loss is None else None
+        drawn = self.order.scoring.timesteps
         return Teacher(dense, graph, options, self.training.distill != AUTO, self.process, drawn)
 
     @property

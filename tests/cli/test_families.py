@@ -111,6 +111,20 @@ def test_a_plan_is_written_and_applied_to_other_weights(family: str, tmp_path: P
     assert fxprune.report(fxprune.open_model(tmp_path / "small")).plan.removed == plan.removed
 
 
+def test_an_applied_plan_is_corrected_when_asked(root: Path, tmp_path: Path) -> None:
+    files = ("--data", root / "images", "--batch", 2)
+    answer("plan", root / "timm", "-o", tmp_path / "plan.json", "--criterion", "random", "--ratio", 0.25, "-q")
+    for name, how in {"plain": (), "obs": ("--criterion", "obs", *files)}.items():
+        answer("apply", root / "timm", tmp_path / "plan.json", "-o", tmp_path / name, "-q", *how)
+    plain, corrected = (fxprune.open_model(tmp_path / name) for name in ("plain", "obs"))
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in corrected.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), corrected.parameters(), strict=True))
+    refused = call("apply", root / "timm", tmp_path / "plan.json", "-o", tmp_path / "odd", *files)
+    assert refused.exit_code == 1
+    assert "to correct what stays" in refused.stderr
+    assert not (tmp_path / "odd").exists()
+
+
 @pytest.mark.parametrize("family", ["timm", "torchvision", "llama"], indirect=True)
 def test_inspect_and_its_json_say_the_same(family: str) -> None:
     told, shown = answer("inspect", *MODELS[family]), run("inspect", *MODELS[family]).stdout

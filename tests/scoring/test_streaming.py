@@ -118,6 +118,8 @@ def test_another_number_of_batches(recwarn: pytest.WarningsRecorder) -> None:
     assert not [w for w in recwarn if "batches" in str(w.message)]
     with pytest.raises(fxprune.InputsError, match=r"max_batches=0 must be a whole number, at least 1"):
         pruned("taylor", loader(), max_batches=0)
+    with pytest.raises(fxprune.InputsError, match=r"max_batches=2 counts the batches of data=, and none are given"):
+        pruned("magnitude", None, max_batches=2)
 
 
 class Own:

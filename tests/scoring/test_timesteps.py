@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -267,9 +268,60 @@ def test_training_draws_and_weighs_alike_in_the_loss_and_in_the_teacher(
     times = torch.tensor([0, 20, 49])
     torch.testing.assert_close(made[0].weighing(times), often.density(noising, asked).balance(noising.shares(times)))
     fxprune.prune(pipeline, "magnitude", 0.3, **given)
-    loss = find_adapter(pipeline).training_loss(pipeline)
-    fxprune.prune(pipeline, "magnitude", 0.3, timesteps=often, loss=loss, **given)
-    assert [m.weighing for m in made[1:]] == [None, None], "the caller's loss draws its times as it will"
+    assert made[1].weighing is None
+
+
+def test_times_beside_a_loss_of_ones_own_are_refused(pipeline: Any) -> None:
+    data, loss = fxprune.calibration(pipeline, 2)
+    own: dict[str, Any] = {"data": data, "loss": loss, "timesteps": "snr"}
+    plan = fxprune.family(pipeline, [0.3], criterion="magnitude", progress=False).plans[0]
+    calls: list[Callable[[], Any]] = [
+        lambda: fxprune.prune(pipeline, "taylor", 0.3, **own),
+        lambda: fxprune.prune(pipeline, "magnitude", 0.3, steps=1, **own),
+        lambda: fxprune.apply(pipeline, plan, criterion="obs", **own),
+        lambda: fxprune.family(pipeline, [0.3], **own),
+        lambda: fxprune.sensitivity(pipeline, "taylor", **own),
+        lambda: fxprune.search(pipeline, lambda _: 1.0, {"params": 0.5}, **own),
+        lambda: fxprune.Pruner(pipeline.unet, "one_shot", "taylor", 0.3, steps=1, loss=loss, timesteps="snr"),
+    ]
+    for call in calls:
+        with pytest.raises(InputsError, match=r"timesteps='snr' says .* brings loss=.*: leave one of them out"):
+            call()
+    with pytest.raises(InputsError, match='timesteps= to correct what stays: pass criterion="obs"'):
+        fxprune.apply(pipeline, plan, timesteps="snr")
+
+
+def test_studies_and_replayed_plans_see_the_times_asked_for(pipeline: Any) -> None:
+    early = Timesteps(lambda t: (t < 25).float())
+    given: dict[str, Any] = {"samples": 4, "progress": False}
+    asked: dict[str, Any] = {**given, "timesteps": early}
+    data, loss = fxprune.calibration(pipeline, 4, timesteps=early)
+    same: dict[str, Any] = {"data": data, "loss": loss, "progress": False}
+
+    def gone(**how: Any) -> Any:
+        return fxprune.family(pipeline, [0.4], criterion="taylor", **how).plans[0].removed
+
+    assert gone(**asked) == gone(**same) != gone(**given)
+
+    def tried(**how: Any) -> Any:
+        how = {"criterion": "taylor", "trials": 1, "out": None, **how}
+        return fxprune.search(pipeline, lambda _: 1.0, {"params": 0.6}, **how).best.removed
+
+    assert tried(**asked) == tried(**same) != tried(**given)
+
+    def harm(**how: Any) -> Any:
+        found = fxprune.sensitivity(pipeline, "magnitude", shares=[0.5], ignore="*up_blocks*", **how)
+        return [c.values for c in found.curves]
+
+    assert harm(**asked) == harm(**same) != harm(**given)
+    plan = fxprune.family(pipeline, [0.4], criterion="magnitude", progress=False).plans[0]
+
+    def corrected(**how: Any) -> Tensor:
+        weight: Tensor = fxprune.apply(pipeline, plan, criterion="obs", **how).unet.conv_out.weight
+        return weight
+
+    assert torch.equal(corrected(**asked), corrected(**same))
+    assert not torch.equal(corrected(**asked), corrected(**given))
 
 
 def test_a_pruner_scores_by_the_times_asked_for(pipeline: Any) -> None:
