@@ -20,8 +20,9 @@ from fxprune.planning.limits import Limits
 from fxprune.planning.options import gathered
 from fxprune.planning.ranking import Curves
 from fxprune.planning.selectors import Ignore
+from fxprune.pruning.given import seeing
 from fxprune.pruning.order import Order, Scoring
-from fxprune.pruning.prune import prune_once, seeing
+from fxprune.pruning.prune import prune_once
 from fxprune.pruning.replacing import require_replaceable
 from fxprune.scoring.context import Loss
 from fxprune.scoring.saliency import Normalization

@@ -30,7 +30,7 @@ from fxprune.planning.selection import checked
 from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.attempt import Clock, Realized
 from fxprune.pruning.finish import finished, reported
-from fxprune.pruning.given import given_to
+from fxprune.pruning.given import given_to, seeing
 from fxprune.pruning.intervals import Activations
 from fxprune.pruning.meeting import met
 from fxprune.pruning.optimizers import warn_holders
@@ -337,23 +337,3 @@ def settled_on(graph: ChannelGraph, net: nn.Module, budget: Budget, limits: Limi
         return planned(graph, score(graph, net, "magnitude"), budget, limits)
 
     return realize(lambda *_: net, graph, plan_of, Clock(), verify=True, strict=False, exact=limits.exact_norms)
-
-
-def seeing(adapter: Adapter, timesteps: str | Timesteps | None, made: bool = True) -> Adapter:
-    """The adapter, with losses and calibration samples at such times.
-
-    Args:
-        made: whether the adapter makes one of them; else the caller brings both.
-
-    Raises:
-        InputsError: it does not, or the model knows no times.
-    """
-    if timesteps is None:
-        return adapter
-    seen = adapter.seeing(timesteps)
-    if not made:
-        raise InputsError(
-            f"timesteps={shown(timesteps)} says at which times the loss of the model's family looks, and this call "
-            "brings loss=, which chooses its times itself: leave one of them out"
-        )
-    return seen

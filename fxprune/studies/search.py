@@ -36,9 +36,9 @@ from fxprune.planning.options import gathered
 from fxprune.planning.plan import Plan
 from fxprune.planning.selectors import Ignore, named, require_known
 from fxprune.pruning.finish import finished
-from fxprune.pruning.given import given_to
+from fxprune.pruning.given import given_to, seeing
 from fxprune.pruning.order import Scoring
-from fxprune.pruning.prune import seeing, settled_on, trace
+from fxprune.pruning.prune import settled_on, trace
 from fxprune.reporting.figures import check_picture
 from fxprune.rewriting.compensation import compensated, makes_up
 from fxprune.scoring.batches import require_some

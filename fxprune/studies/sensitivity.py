@@ -27,7 +27,8 @@ from fxprune.planning.ranking import lost, size, touched
 from fxprune.planning.removals import Bounds, Removals, sequences
 from fxprune.planning.search import Cut
 from fxprune.planning.selectors import Ignore, ignored, named, require_known
-from fxprune.pruning.prune import seeing, trace
+from fxprune.pruning.given import seeing
+from fxprune.pruning.prune import trace
 from fxprune.rewriting.rewrite import UnsolvedError, rewrite
 from fxprune.scoring.batches import loss_on, missing, require_some
 from fxprune.scoring.context import Loss

@@ -30,7 +30,8 @@ from fxprune.planning.options import gathered
 from fxprune.planning.ranking import per_cost, scope_of
 from fxprune.planning.selectors import as_items, named
 from fxprune.pruning.finish import finished
-from fxprune.pruning.prune import seeing, settled
+from fxprune.pruning.given import seeing
+from fxprune.pruning.prune import settled
 from fxprune.reporting.history import History, Told
 from fxprune.reporting.report import attach, report
 from fxprune.reporting.trajectories import draw

@@ -26,8 +26,9 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.modules import sharded
 from fxprune.graph.sharding import full, resharded, whole
 from fxprune.planning.plan import Plan
+from fxprune.pruning.given import seeing
 from fxprune.pruning.order import Order
-from fxprune.pruning.prune import apply, prune_once, seeing
+from fxprune.pruning.prune import apply, prune_once
 from fxprune.pruning.together import require_alike
 from fxprune.reporting.figures import check_picture
 from fxprune.reporting.history import History, Told
