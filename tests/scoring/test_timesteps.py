@@ -310,7 +310,7 @@ def test_studies_and_replayed_plans_see_the_times_asked_for(pipeline: Any) -> No
     assert tried(**asked) == tried(**same) != tried(**given)
 
     def harm(**how: Any) -> Any:
-        found = fxprune.sensitivity(pipeline, "magnitude", shares=[0.5], ignore="*up_blocks*", **how)
+        found = fxprune.sensitivity(pipeline, "magnitude", shares=[0.5], ignore="*block*", **how)
         return [c.values for c in found.curves]
 
     assert harm(**asked) == harm(**same) != harm(**given)
