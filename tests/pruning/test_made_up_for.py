@@ -130,7 +130,7 @@ def test_apply_corrects_another_checkpoint_in_place_and_says_what_it_saw(net: Br
 
 def test_apply_refuses_what_it_would_not_use(net: Branches) -> None:
     plan = fxprune.report(pruned(net, "magnitude")).plan
-    with pytest.raises(InputsError, match="data= and loss= to correct"):
+    with pytest.raises(InputsError, match="data=, loss= and timesteps= to correct"):
         fxprune.apply(net, plan, example_inputs=DATA[0], data=DATA)
     with pytest.raises(InputsError, match="'magnitude' corrects nothing"):
         fxprune.apply(net, plan, example_inputs=DATA[0], criterion="magnitude")
