@@ -213,7 +213,7 @@ def joules(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All rows of one network."""
+    """All rows of one network, at one ratio."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     with held(options.lock, fcntl.LOCK_SH), torch.no_grad():
@@ -369,7 +369,7 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true", help="without Torch-Pruning")
     parser.add_argument("--energy", action="store_true", help="joules of a forward, of a GPU")
     parser.add_argument("--at-once", action="store_true", help="prepare and compile all networks at a time")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="no model is compiled after them")
+    parser.add_argument("--minutes", type=float, default=1440.0, help="no model is compiled after them")
     parser.add_argument("--lock", help="a file; nothing is timed while others hold it (`flock --shared FILE ...`)")
     parser.add_argument("--out", help="folder for a JSON and a CSV file")
     parser.add_argument("--one", choices=list(NETS), help=argparse.SUPPRESS)

@@ -68,7 +68,6 @@ def test_every_row_has_the_macs_that_were_asked_for(speed: ModuleType, tmp_path:
     assert rows["dense"]["macs_removed"] == 0
     assert rows["dense"]["speed_up"] == rows["dense"]["share"] == 1
     assert all(abs(r["macs_removed"] - 0.5) < 0.1 for name, r in rows.items() if name != "dense")
-    assert all(r["share"] == pytest.approx(r["speed_up"] / r["mac_speed_up"]) for r in rows.values())
 
 
 def test_what_is_not_compiled_in_time_is_left_out(speed: ModuleType) -> None:
