@@ -9,7 +9,7 @@ import typer
 
 from fxprune.cli import options as o
 from fxprune.cli.console import say_where, told
-from fxprune.cli.folder import opened, saved_somewhere, writable
+from fxprune.cli.folder import Given, opened, saved_somewhere, writable
 from fxprune.cli.prune import shown
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
@@ -19,7 +19,6 @@ from fxprune.sources.data import open_data
 
 
 def apply(
-    ctx: typer.Context,
     model: o.Model,
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The file that `fxprune plan` wrote.")],
     output: Annotated[
@@ -54,7 +53,7 @@ def apply(
         how: dict[str, Any] = {"criterion": criterion, "timesteps": timesteps, "samples": samples, "seed": seed}
         if data is not None:
             found = open_data(dense, data, batch=batch, seed=seed, tokenizer=tokenizer)
-            how |= {"data": found.batches, "loss": found.loss}
+            how |= Given(*found, criterion or "").beside(dense)
         small = apply_(dense, made, verify=verify, strict=strict, progress=not quiet, **how)
         answer |= shown(small) | {"out": str(output)}
         saved_somewhere(small, output)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import typer
 
+from fxprune.adapter import find_adapter
 from fxprune.cli.console import note
 from fxprune.errors import InputsError, SaveError
 from fxprune.saving.folder import replacing
@@ -27,6 +28,11 @@ class Given(NamedTuple):
     batches: Iterable[Any] | None
     loss: Loss | None
     criterion: str
+
+    def beside(self, model: Any) -> dict[str, Any]:
+        """`data=` and `loss=`; a loss that the model's family knows is left to it, which then sees `timesteps=`."""
+        own = find_adapter(model).loss_of(model) is not None
+        return {"data": self.batches, **({} if own or self.loss is None else {"loss": self.loss})}
 
 
 def opened(model: str, weights: Path | None, arguments: Iterable[str] | None, device: str) -> Any:

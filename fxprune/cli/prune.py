@@ -11,7 +11,7 @@ from fxprune import api
 from fxprune.adapter import find_adapter
 from fxprune.cli import options as o
 from fxprune.cli.console import plan_data, print_plan, say, say_where, told
-from fxprune.cli.folder import Given, data_for, opened, saved_somewhere, writable
+from fxprune.cli.folder import data_for, opened, saved_somewhere, writable
 from fxprune.errors import InputsError
 from fxprune.folders import prune_folder
 from fxprune.reporting.figures import check_picture
@@ -132,18 +132,12 @@ def prune(
             ratio,
             scheduler=scheduler,
             training=training,
-            **_data_of(dense, given, steps),
+            **given.beside(dense),
             **cut,
         )
         answer |= shown(small) | {"out": str(output)}
         saved_somewhere(small, output, stock=shape != "free")
         say_where(f"saved in {output}")
-
-
-def _data_of(model: Any, given: Given, steps: int | None) -> dict[str, Any]:
-    """Data and a loss for `prune`; what the model's family knows itself is left to it."""
-    own = find_adapter(model).loss_of(model) is not None
-    return {"data": given.batches, **({} if own or given.loss is None else {"loss": given.loss})}
 
 
 def _refuse_streamed(given: dict[str, Any]) -> None:

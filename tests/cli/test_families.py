@@ -125,6 +125,16 @@ def test_an_applied_plan_is_corrected_when_asked(root: Path, tmp_path: Path) -> 
     assert not (tmp_path / "odd").exists()
 
 
+def test_times_count_beside_files(root: Path, tmp_path: Path) -> None:
+    files = ("--data", root / "images", "--batch", 2, "--timesteps", "snr", "-q")
+    chosen = ("--criterion", "taylor", "--ratio", 0.3)
+    answer("plan", root / "ddpm", "-o", tmp_path / "plan.json", *chosen, *files)
+    answer("prune", root / "ddpm", "-o", tmp_path / "small", *chosen, *files)
+    plan = fxprune.Plan.from_json((tmp_path / "plan.json").read_text())
+    assert fxprune.report(fxprune.open_model(tmp_path / "small").unet).plan.removed == plan.removed
+    answer("apply", root / "ddpm", tmp_path / "plan.json", "-o", tmp_path / "again", "--criterion", "obs", *files)
+
+
 @pytest.mark.parametrize("family", ["timm", "torchvision", "llama"], indirect=True)
 def test_inspect_and_its_json_say_the_same(family: str) -> None:
     told, shown = answer("inspect", *MODELS[family]), run("inspect", *MODELS[family]).stdout
