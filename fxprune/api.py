@@ -90,7 +90,8 @@ def prune(
         outputs: which outputs of the model count; see `trace`.
         data: batches for the criterion; None: the model's adapter makes `samples` of them (a diffusion model samples
             itself). With `steps`, the batches to train with: a list, a DataLoader, or another iterable. A criterion
-            of weights alone ("magnitude") reads no data=, loss= or timesteps=, so that one call tries any of them.
+            of weights alone ("magnitude") reads neither these nor the loss; they may be given, so that one call
+            compares criteria.
         loss: `loss(model, batch) -> scalar`; None: the adapter's.
         timesteps: which times of a diffusion process the adapter's loss sees: a `Timesteps`, or the name of its rule
             ("uniform", "snr", "threshold"); None: uniform.
