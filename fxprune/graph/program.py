@@ -149,7 +149,14 @@ class Program:
     in_spec: Any
     out_spec: Any
 
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tell: Callable[[fx.Node, Any], None] | None = None,
+    ) -> Any:
+        """What the model gives; `tell` is told every value on the way."""
         flat, spec = pytree.tree_flatten(packed((args, kwargs)))
         if len(flat) != len(self.inputs):
             raise InputsError(
@@ -163,6 +170,8 @@ class Program:
         read = self.shapes.read()
         for node in self.nodes:
             env[node] = self.step(node, env, given, state, seen)
+            if tell is not None:
+                tell(node, env[node])
             if node in read:
                 seen[node] = shape_now(env[node])
             for n in self.last.get(node, ()):

@@ -10,9 +10,10 @@ norms take their statistics over what stays.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import fx, nn
@@ -226,6 +227,24 @@ def _ordinals(graph: ChannelGraph, paths: set[str]) -> Iterator[tuple[fx.Node, s
 def _innermost(node: fx.Node, paths: set[str]) -> tuple[str, str]:
     """The innermost module of `paths` that a node was issued in, and which run of it."""
     return next(((path, run) for path, run in module_runs(node) if path in paths), (node.meta["fxprune_module"], ""))
+
+
+def outputs_of(nodes: Iterable[fx.Node], ends: Iterable[Any]) -> dict[str, fx.Node]:
+    """By path the value of every module that runs once and gives one.
+
+    Args:
+        nodes: all of a graph.
+        ends: what the graph gives.
+    """
+    inside: dict[str, set[fx.Node]] = defaultdict(set)
+    runs: dict[str, set[str]] = defaultdict(set)
+    for node in nodes:
+        for path, run in module_runs(node):
+            inside[path].add(node)
+            runs[path].add(run)
+    last = {o for o in ends if isinstance(o, fx.Node)}
+    given = {path: [n for n in own if n in last or any(u not in own for u in n.users)] for path, own in inside.items()}
+    return {path: found[0] for path, found in given.items() if path and len(found) == 1 and len(runs[path]) == 1}
 
 
 def module_runs(node: fx.Node) -> list[tuple[str, str]]:

@@ -7,11 +7,12 @@ sequence length) are read again at run time, so other batch sizes work as far as
 
 from __future__ import annotations
 
+import contextlib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxprune.errors import SaveError
 from fxprune.graph.channels import ChannelGraph
@@ -19,10 +20,31 @@ from fxprune.graph.program import Program, program_of
 from fxprune.planning.plan import Plan
 
 
+_PROGRAM, _TELL = "_fxprune_program", "_fxprune_tell"
+
+
 def _graph_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    held: _Shared = self.__dict__["_fxprune_program"]
-    program = held.training if self.training and held.training is not None else held.program
-    return program(self, args, kwargs)
+    program = program_now(self)
+    assert program is not None
+    return program(self, args, kwargs, self.__dict__.get(_TELL))
+
+
+def program_now(model: nn.Module) -> Program | None:
+    """The graph that a model's forward runs in the mode that it is in; None: its own Python."""
+    held: _Shared | None = model.__dict__.get(_PROGRAM)
+    if held is None:
+        return None
+    return held.training if model.training and held.training is not None else held.program
+
+
+@contextlib.contextmanager
+def telling(model: nn.Module, tell: Callable[[fx.Node, Any], None]) -> Iterator[None]:
+    """Within, a model whose forward is a graph tells every value; it calls no module that a hook could watch."""
+    model.__dict__[_TELL] = tell
+    try:
+        yield
+    finally:
+        del model.__dict__[_TELL]
 
 
 class _Shared:
@@ -49,5 +71,5 @@ class _Shared:
 def use_graph(small: nn.Module, graph: ChannelGraph, plan: Plan, groups: Mapping[str, int]) -> None:
     """Make the rewritten graph the forward of `small`, whose tensors are already cut (`groups`: see `program_of`)."""
     programs = [program_of(view, plan.kept(graph), groups) for view in graph.modes]
-    small.__dict__["_fxprune_program"] = _Shared(*programs)
+    small.__dict__[_PROGRAM] = _Shared(*programs)
     small.__dict__["forward"] = types.MethodType(_graph_forward, small)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputsError
+from fxprune.graph.program import Program
+from fxprune.masking.sites import outputs_of
+from fxprune.rewriting.graph_forward import program_now, telling
 from fxprune.scoring.randomness import rng_state, set_rng_state
 from fxprune.training.terms import is_float
 
@@ -122,7 +126,7 @@ def watched(model: nn.Module, layers: Iterable[str], random: bool = False) -> It
 
     Args:
         model: who is called.
-        layers: inner modules whose outputs are kept.
+        layers: inner modules whose outputs are kept; of a model that runs its rewritten graph, by the graph's nodes.
         random: keep the random numbers that calls begin with.
     """
     calls: list[Call] = []
@@ -136,15 +140,35 @@ def watched(model: nn.Module, layers: Iterable[str], random: bool = False) -> It
     def keeping(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, _args, out: now.__setitem__(name, _only(name, out))
 
+    program = program_now(model)
     with contextlib.ExitStack() as stack:
-        for name in layers:
-            handle = model.get_submodule(name).register_forward_hook(keeping(name))
-            stack.callback(handle.remove)
+        if program is None:
+            for name in layers:
+                stack.callback(model.get_submodule(name).register_forward_hook(keeping(name)).remove)
+        else:
+            nodes = _nodes(model, program, layers)
+            stack.enter_context(
+                telling(model, lambda node, out: now.update({n: _only(n, out) for n in nodes.get(node, ())}))
+            )
         if random:
             before = model.register_forward_pre_hook(lambda _module, _args: starts.append(rng_state()))
             stack.callback(before.remove)
         stack.callback(model.register_forward_hook(called, with_kwargs=True).remove)
         yield calls
+
+
+def _nodes(model: nn.Module, program: Program, layers: Iterable[str]) -> Mapping[fx.Node, list[str]]:
+    """The layers by what they give in the graph that a model runs."""
+    found = outputs_of(program.nodes, program.outputs)
+    out: dict[fx.Node, list[str]] = defaultdict(list)
+    for name in layers:
+        if name not in found:
+            raise InputsError(
+                f"the layer {name!r} gives no one value in the rewritten graph that this {type(model).__name__} runs; "
+                "name others with Distillation(layers=...)"
+            )
+        out[found[name]].append(name)
+    return out
 
 
 def _only(name: str, out: Any) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from fxprune.arguments import FLAG, MAPPING, NUMBER, POSITIVE, SEVERAL, TEXT, require_fields, shown
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.rewriting.skip import Skip
 from fxprune.scoring.timesteps import Process, Timesteps, chosen
 from fxprune.training.calls import Call, again, watched
 from fxprune.training.features import Axes, Projections, chosen_sites
@@ -142,7 +143,7 @@ class Teacher:
         """What `task` returns, with the terms of distillation for every call of the student in it."""
         if self.idle:
             return task()
-        with watched(student, self.sites, random=self.options.jacobian > 0) as calls:
+        with watched(student, self._left(student), random=self.options.jacobian > 0) as calls:
             value = task()
         try:
             if not calls:
@@ -166,13 +167,24 @@ class Teacher:
         how = compared(call.out, value, options.kind)
         total = options.output * distance(call.out, taught.out, how, options.temperature, weights)
         if self.sites:
-            each = [self._feature(n, call.features[n], taught.features[n], weights) for n in self.sites]
+            each = [self._feature(n, f, taught.features[n], weights) for n, f in call.features.items()]
             total = total + options.features * torch.stack(each).mean()
         if options.jacobian:
             total = total + options.jacobian * self._jacobian(student, call, taught.out, weights)
         if options.unconditional:
             total = total + options.output * self._without_condition(student, call, how, weights)
         return total
+
+    def _left(self, student: nn.Module) -> list[str]:
+        """The layers whose features are compared: those that were not taken out as, or with, a block."""
+        modules = dict(student.named_modules())
+        left = [n for n in self.sites if n in modules and not isinstance(modules[n], Skip)]
+        if self.sites and not left:
+            raise InputsError(
+                f"every layer whose features would be compared was taken out of the {type(student).__name__} "
+                f"({', '.join(self.sites)}); name others with Distillation(layers=...)"
+            )
+        return left
 
     def _weights(self, student: nn.Module, call: Call) -> Tensor | None:
         """(n,), of the samples of a call."""

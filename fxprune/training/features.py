@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.errors import InputsError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.labels import Ints
-from fxprune.masking.sites import module_runs
+from fxprune.masking.sites import outputs_of
 
 Axes: TypeAlias = "tuple[tuple[int, Ints], ...]"
 FRESH = 10.0  # times the rate of the weights: projections begin at the identity, and only they are new
@@ -50,20 +49,11 @@ def _blocks(model: nn.Module, sites: Mapping[str, Axes], path: str) -> Iterator[
 
 def feature_sites(graph: ChannelGraph) -> dict[str, Axes]:
     """Modules that run once and give one floating-point tensor, with the live axes of it and their components."""
-    inside: dict[str, set[fx.Node]] = defaultdict(set)
-    runs: dict[str, set[str]] = defaultdict(set)
-    for node in graph.traced.graph.nodes:
-        for path, run in module_runs(node):
-            inside[path].add(node)
-            runs[path].add(run)
-    ends = {o for o in graph.traced.outputs if isinstance(o, fx.Node)}
     out: dict[str, Axes] = {}
-    for path, nodes in inside.items():
-        given = [n for n in nodes if n in ends or any(user not in nodes for user in n.users)]
-        value = given[0].meta.get("val") if len(given) == 1 else None
-        if path and len(runs[path]) == 1 and isinstance(value, Tensor) and value.is_floating_point():
-            labels = graph.env[given[0]]
-            axes = [(d, graph.component[a]) for d, a in enumerate(labels) if a is not None]
+    for path, node in outputs_of(graph.traced.graph.nodes, graph.traced.outputs).items():
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_floating_point():
+            axes = [(d, graph.component[a]) for d, a in enumerate(graph.env[node]) if a is not None]
             out[path] = tuple((d, c) for d, c in axes if c.any())
     return out
 

@@ -58,6 +58,15 @@ def test_a_graph_forward_warns_and_can_be_made_again(tmp_path: Path) -> None:
     assert torch.equal(copy.deepcopy(small)(X), copy.copy(small)(X))
 
 
+def test_a_graph_forward_learns_from_features() -> None:
+    training = fxprune.Training(3, distill=fxprune.Distillation(features=1.0, layers=("i", "g"), projections=True))
+    how = {"loss": lambda m, b: m(b).square().mean(), "data": [X], "example_inputs": X, "progress": False}
+    with pytest.warns(UserWarning, match="becomes the forward"):
+        small = fxprune.prune(Written(), "magnitude", 0.7, training=training, **how)
+    assert fxprune.report(small).forward == "graph"
+    assert len(fxprune.report(small).history) == 3
+
+
 class Up(nn.Module):
     """A fixed filter repeated for every channel, in one of four ways, convolved or transposed."""
 

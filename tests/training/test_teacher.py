@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from depthnets import made
 from torch import Tensor, nn
 
 import fxprune
 from fxprune import Distillation
+from fxprune.training.calls import watched
 from fxprune.training.distillation import Teacher
 from fxprune.training.features import feature_sites
 
@@ -50,19 +52,48 @@ def test_a_masked_feature_may_become_what_it_will_and_half_a_mask_counts_half() 
     assert term(0.0, 1.0) == pytest.approx(4 / (total - float(sizes[1])), rel=1e-4)
 
 
-def test_after_the_cut_features_are_compared_with_those_of_the_channels_that_stay() -> None:
+@pytest.mark.parametrize("forward", ["module", "graph"])
+def test_after_the_cut_features_are_compared_with_those_of_the_channels_that_stay(forward: str) -> None:
+    """A model that runs its rewritten graph calls no layer, and tells what the layer gave all the same."""
     dense = net()
     graph = fxprune.trace(dense, X)
     plan = fxprune.plan(graph, fxprune.score(graph, dense, "magnitude"), 0.5)
-    small = fxprune.rewrite(dense, graph, plan).model
+    small = fxprune.rewrite(dense, graph, plan, forward=forward).model
     teacher = Teacher(dense, graph, features())
     teacher.cut(plan.kept(graph))
-    assert float(teacher.loss(small, lambda: zero(small)).detach()) == 0
+    assert float(teacher.loss(small, lambda: zero(small)).detach()) == pytest.approx(0, abs=1e-10)
     with torch.no_grad():
         small.get_submodule("0").bias[0] += 1.0  # type: ignore[index,operator]
     kept = torch.from_numpy(plan.kept(graph)[graph.groups[0].components])
     want = 4 / float(dense[0](X)[:, kept].square().sum())
     assert float(teacher.loss(small, lambda: zero(small)).detach()) == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("forward", ["module", "graph"])
+def test_blocks_that_were_taken_out_are_not_compared(forward: str) -> None:
+    dense, inputs, _ = made("pre-norm")
+    (given,) = inputs(2)
+    graph = fxprune.trace(dense, given)
+    sizes = {g.name: len(g) for g in graph.without(["blocks.0.attn"]).groups}
+    plan = fxprune.Plan(graph.model_class, graph.fingerprint, {}, sizes, blocks=("blocks.0.attn",))
+    small = fxprune.rewrite(dense, graph, plan, forward=forward).model.train()
+    seen: dict[str, list[Tensor]] = {}
+    for name in ("blocks.0.mlp", "blocks.1"):
+        seen[name] = []
+        for model in (small, dense):
+            with watched(model, [name]) as calls:
+                model(given)
+            seen[name].append(calls[0].features[name].detach())
+    each = [(a - b).square().sum() / b.square().sum() for a, b in seen.values()]
+
+    def term(*layers: str) -> float:
+        teacher = Teacher(dense, graph, features(layers=layers))
+        teacher.cut(plan.kept(graph))
+        return float(teacher.loss(small, lambda: 0 * small(given).sum()).detach())
+
+    assert term("blocks.0.attn", "blocks.0.mlp", "blocks.1") == pytest.approx(float(sum(each)) / 2, rel=1e-4) != 0
+    with pytest.raises(fxprune.InputsError, match=r"every layer .* was taken out of the .* \(blocks\.0\.attn, blocks"):
+        term("blocks.0.attn", "blocks.0.norm1")
 
 
 @pytest.mark.parametrize("t", [1.0, 4.0])
