@@ -19,7 +19,6 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.program import Program, program_of
 from fxprune.planning.plan import Plan
 
-
 _PROGRAM, _TELL = "_fxprune_program", "_fxprune_tell"
 
 
