@@ -78,7 +78,10 @@ RECIPES |= {
         for weight, batches in ((4, 16), (16, 16), (16, 32))
     },
 }
-RECIPES["features 16 on 16 batches, SOAP"] = {**RECIPES["features 16 on 16 batches"], "optimizer": "soap"}
+RECIPES |= {
+    f"{name}, SOAP": {**RECIPES[name], "optimizer": "soap"}
+    for name in ("features 16 on 16 batches", "features 16 on 32 batches")
+}
 # What stays is corrected layer by layer before the first step, and more.
 CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}
 RECIPES |= {

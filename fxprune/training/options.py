@@ -71,6 +71,9 @@ WARMUP = 0.1  # of all steps
 RELATIVE = 0.003  # of the weights' size, the largest step of a weight, by one sample
 LARGEST = 32  # samples: a gradient of more has less noise, but no larger steps were found to be better
 LEADING = 16.0  # weight of the dense outputs: they have none of the noise that few steps do not average out
+OWN = 2.0  # times the rate of a matrix's own size, by SOAP
+BETAS = 0.8, 0.95  # of SOAP: few steps leave no time to follow a long mean of gradients
+SMALLEST = 0.1  # of the rate of all: what began at zero has no size to go by
 FALLBACK = 1e-4  # learning rate of weights that are all zero
 # What does not change the result.
 BESIDE = ("checkpoint_dir", "checkpoint_every", "log_with", "log_dir", "picture", "accelerate")
@@ -86,7 +89,8 @@ class Training:
         steps: while the masks move; for `one_shot`, which cuts first, steps of the small model.
         after: steps of the small model after the hand-off.
         learning_rate: of AdamW or SOAP, at its highest; None: a share of the root mean square of the weights that grows
-            with the root of the samples a step: 0.3 % for one sample, 0.6 % for 4, 1.7 % for 32 and more.
+            with the root of the samples a step: 0.3 % for one sample, 0.6 % for 4, 1.7 % for 32 and more.  SOAP then
+            moves every matrix by twice that share of its own size (of a tenth of all weights' size, if that is more).
         optimizer: None: AdamW; "soap": SOAP, whose steps follow the curvature that it has seen: nearer to the dense
             model in as many steps, each of which takes longer (`pip install "fxprune[soap]"`); or one of yours, made
             from the parameters: `lambda p: torch.optim.SGD(p, 0.1)`, with a rate of its own.
@@ -205,7 +209,9 @@ class Training:
             if not math.isfinite(rate):
                 raise InputsError("parameters= hold numbers that are not finite, so that no learning rate fits them")
             try:
-                return _soap(weights, rate) if self.optimizer == SOAP else torch.optim.AdamW(weights, rate)
+                if self.optimizer != SOAP:
+                    return torch.optim.AdamW(weights, rate)
+                return _soap(weights, weights if self.learning_rate else _by_size(weights, rate), rate)
             except (TypeError, ValueError) as e:
                 raise InputsError(f"parameters= hold what no optimizer trains ({e}); pass model.parameters()") from e
         made: Any = self.optimizer(weights)
@@ -240,18 +246,32 @@ def relative_rate(parameters: Iterable[Tensor], samples: int = 1) -> float:
     >>> relative_rate([torch.full((4, 4), 0.05), torch.ones(4)], samples=4)
     0.0003
     """
+    return round(RELATIVE * _root(samples) * _size(parameters), 9) or FALLBACK
+
+
+def _size(parameters: Iterable[Tensor]) -> float:
     every = [p.detach() for p in parameters if p.is_floating_point() and p.numel()]
     chosen = [p for p in every if p.dim() > 1] or every
     squares = sum(float(full(p.float().square().sum())) for p in chosen)
-    size = math.sqrt(squares / max(1, sum(p.numel() for p in chosen)))
-    return round(RELATIVE * _root(samples) * size, 9) or FALLBACK
+    return math.sqrt(squares / max(1, sum(p.numel() for p in chosen)))
 
 
 def _root(samples: int) -> float:
     return math.sqrt(min(max(samples, 1), LARGEST))
 
 
-def _soap(weights: list[Any], rate: float) -> torch.optim.Optimizer:
+def _by_size(weights: list[Any], rate: float) -> list[dict[str, Any]]:
+    """Groups of an optimizer: all vectors first, at the rate of all weights; then every matrix at that of its own size.
+
+    One rate for all would move a small matrix by more of its size than a large one.
+    """
+    matrices = [w for w in weights if w.dim() > 1]
+    own = [max(RELATIVE * _size([w]), SMALLEST * rate) for w in matrices]
+    vectors = {"params": [w for w in weights if w.dim() <= 1], "lr": rate}
+    return [vectors, *({"params": [w], "lr": OWN * r} for w, r in zip(matrices, own, strict=True))]
+
+
+def _soap(weights: list[Any], groups: list[Any], rate: float) -> torch.optim.Optimizer:
     """Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, ICLR 2025."""
     try:
         import pytorch_optimizer
@@ -260,7 +280,7 @@ def _soap(weights: list[Any], rate: float) -> torch.optim.Optimizer:
     if any(map(in_shards, weights)):
         raise InputsError('optimizer="soap" needs whole matrices, and these parameters are sharded (FSDP): pass None')
     made: torch.optim.Optimizer = pytorch_optimizer.SOAP(
-        weights, rate, betas=(0.95, 0.95), weight_decay=0.01, precondition_frequency=5
+        groups, rate, betas=BETAS, weight_decay=0.01, precondition_frequency=5
     )
     return made
 

@@ -68,15 +68,36 @@ def test_a_rate_that_was_given_stays(own: Training) -> None:
     assert optimizer.param_groups[0]["lr"] == 1e-3
 
 
-def test_soap_has_the_rate_that_adamw_would() -> None:
+def test_soap_moves_every_matrix_by_a_share_of_its_own_size() -> None:
     model, training = net(), Training(1, optimizer="soap")
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    with torch.no_grad():
+        matrices[0].mul_(5)
+        matrices[1].zero_()
+    of_all = relative_rate(model.parameters(), 16)
     optimizer = training.made(model.parameters())
     assert isinstance(optimizer, SOAP)
     suit(training, optimizer, 16)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(relative_rate(model.parameters(), 16), rel=1e-4)
+    first, *others = optimizer.param_groups
+    assert {id(p) for p in first["params"]} == {id(p) for p in model.parameters() if p.dim() < 2}
+    assert first["lr"] == pytest.approx(of_all, rel=1e-4)
+    assert [id(p) for group in others for p in group["params"]] == list(map(id, matrices))
+    want = [0.1 * of_all if p is matrices[1] else relative_rate([p], 16) for p in matrices]
+    assert [group["lr"] for group in others] == pytest.approx([2 * rate for rate in want], rel=1e-3)
     assert training.distillation == Training(1).distillation
-    given = Training(1, optimizer="soap", learning_rate=1e-3).made(model.parameters())
-    assert given.param_groups[0]["lr"] == 1e-3
+
+
+def test_soap_takes_one_rate_for_all_where_it_is_given() -> None:
+    (group,) = Training(1, optimizer="soap", learning_rate=1e-3).made(net().parameters()).param_groups
+    assert group["lr"] == 1e-3
+
+
+def test_soap_trains_what_has_no_vectors() -> None:
+    model = nn.Linear(4, 3, bias=False)
+    none, only = Training(1, optimizer="soap").made(model.parameters()).param_groups
+    assert not none["params"]
+    assert none["lr"] == pytest.approx(relative_rate([model.weight]))
+    assert only["lr"] == pytest.approx(2 * none["lr"])
 
 
 def test_soap_begins_anew_for_what_was_cut() -> None:
