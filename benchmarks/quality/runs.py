@@ -20,6 +20,7 @@ from training import batches
 import fxprune
 from fxprune import Training
 from fxprune.training.distillation import Teacher
+from fxprune.training.dropout import dropping, to_train
 from fxprune.training.options import Objective, set_rate
 
 POINTS = 10  # of the curve
@@ -75,13 +76,15 @@ def _by_loop(case: Case, method: Method, row: Row, bfloat16: bool) -> tuple[nn.M
     teacher = None
     if training.distillation:
         teacher = Teacher(deepcopy(case.dense), None, training.distillation)
-    objective, curve = Objective(net.train(), case.loss, teacher), []
+    to_train(net, training.drops)
+    objective, curve = Objective(net, case.loss, teacher), []
     optimizer = training.made(net.parameters())
     for step in range(training.steps):
         set_rate(optimizer, training.rate(step))
-        with torch.autocast("cuda" if _cuda(case) else "cpu", torch.bfloat16, enabled=bfloat16):
-            value = objective(next(feed))
-        value.backward()
+        with dropping(training.drops):
+            with torch.autocast("cuda" if _cuda(case) else "cpu", torch.bfloat16, enabled=bfloat16):
+                value = objective(next(feed))
+            value.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
@@ -90,11 +93,12 @@ def _by_loop(case: Case, method: Method, row: Row, bfloat16: bool) -> tuple[nn.M
                 pruner.step(loss=value)
                 if pruner.done:
                     net, pruner = pruner.finish(optimizer), None
-                    objective = Objective(net.train(), case.loss, teacher)
+                    to_train(net, training.drops)
+                    objective = Objective(net, case.loss, teacher)
         if (step + 1) % max(1, training.steps // POINTS) == 0:
             with _own_numbers(case):
                 curve.append((step + 1, case.watched(net.eval())))
-                net.train()
+                to_train(net, training.drops)
     return net, {"loss before training": at_once, "curve": curve}
 
 

@@ -5,6 +5,7 @@ The recipe that is used where nothing else is said, by steps t = 0, 1, ... of n:
     rate(t) = peak · min(1, (t + 1) / warmup) · (1 + cos(π t / n)) / 2      warmup = n / 10
     peak    = 0.003 · √min(B, 32) · √(mean of θ² over all matrices and kernels)      B samples a step, of all processes
     loss    = the caller's + 16 · D(outputs, outputs of the dense model)              see `Distillation`
+    dropout = none
 
 Source: Loshchilov and Hutter, SGDR, ICLR 2017 (cosine); Shazeer and Stern, Adafactor, ICML 2018 (steps relative to the
 size of the weights); Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, NeurIPS 2022 (the
@@ -57,6 +58,7 @@ KINDS: dict[str, AKind] = {
     "learning_rate": NUMBER.or_none,
     "optimizer": Kind('"soap", or a function of the parameters', lambda v: isinstance(v, str) or callable(v)).or_none,
     "anneal": FLAG,
+    "dropout": FLAG.or_none,
     "schedule": Kind(
         "the name of a schedule, or a function of the step", lambda v: isinstance(v, str) or callable(v)
     ).or_none,
@@ -107,6 +109,9 @@ class Training:
             and its memory.  "auto": its outputs, where the loss calls the model itself and there are outputs to
             compare, else nothing, with a warning; they have the weight 16, or 1 beside an `optimizer` of yours, whose
             steps may grow with the loss.  None: nothing.
+        dropout: whether dropout and stochastic depth draw while the model trains; the result has them as before.
+            None: not where it learns from the dense model, whose answers are free of them, and to which few steps come
+            nearer without.
         remember: how many of the last batches the criterion sees.
         checkpoint_dir: folder for checkpoints, of which it keeps two.  Where it holds one of the same run, the run goes
             on from there; one of other weights, data, loss or options is refused.
@@ -133,6 +138,7 @@ class Training:
     mixed_precision: str | None = None
     ema_decay: float | None = None
     distill: Distillation | str | None = "auto"
+    dropout: bool | None = None
     remember: int = 4
     checkpoint_dir: PathLike | None = None
     checkpoint_every: int = 500
@@ -228,6 +234,11 @@ class Training:
         if not isinstance(self.distill, str):
             return self.distill
         return Distillation(1.0 if self.own_optimizer else LEADING)
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout draws."""
+        return self.distillation is None if self.dropout is None else self.dropout
 
     def told(self) -> dict[str, str]:
         """What a checkpoint must have been made with; of "auto" what it stands for, which may change."""

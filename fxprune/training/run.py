@@ -44,6 +44,7 @@ from fxprune.training.average import Average
 from fxprune.training.checkpoints import kept, of_this_version, saved_beside
 from fxprune.training.display import bar
 from fxprune.training.distillation import Teacher
+from fxprune.training.dropout import dropping, to_train
 from fxprune.training.features import Projections
 from fxprune.training.options import AUTO, Objective, Training, set_rate, suit
 from fxprune.training.pruner import Pruner
@@ -162,7 +163,7 @@ class Run:
             self._cut_first(plans)
         else:
             self._mask()
-        self.net.train()
+        to_train(self.net, self.training.drops)
         self.optimizer = self.training.made(self.net.parameters())
         if self.projections is not None:
             self.projections.join(self.optimizer, own=self.training.own_optimizer)
@@ -283,7 +284,8 @@ class Run:
             suit(self.training, self.optimizer, sum(map(batch_size, batches)) * self.accelerator.num_processes)
         for k, batch in enumerate(batches, 1):
             last = k == len(batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+            alone = contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective)
+            with alone, dropping(self.training.drops):  # backward, too: what was not held is computed again there
                 loss = self.objective(batch) / len(batches)
                 self.accelerator.backward(loss)
             total += loss.detach()
@@ -329,10 +331,11 @@ class Run:
         try:
             with aside:
                 verified = {"verify": self.order.verify, "strict": self.order.strict}
-                small = pruner.finish(self.optimizer, self.average, **verified, shard=self.sharded).train()
+                small = pruner.finish(self.optimizer, self.average, **verified, shard=self.sharded)
         except FxPruneError as e:
             raise kept(e, self.net, len(self.history), self._write) from e
         self.net = small
+        to_train(small, self.training.drops)
         self.plans, self.pruner = (report(self.net).plan,), None
         if self.teacher is not None:
             self.teacher.cut(plan.kept(pruner.graph), self.optimizer)
