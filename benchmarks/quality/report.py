@@ -274,7 +274,8 @@ ratio=..., steps=..., data=...)` with nothing else given, or with a scheduler; i
 table all methods train alike, by AdamW and the recipe that heads it: "cosine from 5e-4" is a warm-up of 20 steps to
 that rate and a cosine to zero, without a teacher; "the default recipe" is that of [`Training`](training.md#the-recipe),
 for methods of other libraries too; "a peak of half a percent" is what it was when these rows were measured: another
-peak of the rate, and the squared error to the dense outputs on the classifier, too.
+peak of the rate, and the squared error to the dense outputs on the classifier, too. A network that has dropout was
+trained with it after the cut, too, but for [one section](#nearest-to-the-dense-network).
 
 Equal parameters are not equal MACs: magnitude, which takes about the same share of every
 layer, leaves the fewest.
