@@ -83,8 +83,8 @@ RECIPES |= {
     for name in ("features 16 on 16 batches", "features 16 on 32 batches")
 }
 # With the network's own dropout, as every row was trained before there was a choice.
-FOUND = ("default", "features 4 ", "features 16 ")
-RECIPES |= {f"{n}, dropout": {**r, "dropout": True} for n, r in RECIPES.items() if n.startswith(FOUND)}
+TAUGHT = ("default", "features 4 ", "features 16 ")
+RECIPES |= {f"{n}, dropout": {**r, "dropout": True} for n, r in RECIPES.items() if n.startswith(TAUGHT)}
 # What stays is corrected layer by layer before the first step, and more.
 CORRECTED: dict[str, Any] = {"criterion": Obs(select="gradflow")}
 RECIPES |= {
