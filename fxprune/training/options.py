@@ -109,9 +109,9 @@ class Training:
             and its memory.  "auto": its outputs, where the loss calls the model itself and there are outputs to
             compare, else nothing, with a warning; they have the weight 16, or 1 beside an `optimizer` of yours, whose
             steps may grow with the loss.  None: nothing.
-        dropout: whether dropout and stochastic depth draw while the model trains; the result has them as before.
-            None: not where it learns from the dense model, whose answers are free of them, and to which few steps come
-            nearer without.
+        dropout: whether dropout, stochastic depth and other layers without weights draw while the model trains; the
+            result has them as before.  None: not where it learns from the dense model, whose answers are free of them,
+            and to which few steps come nearer without.
         remember: how many of the last batches the criterion sees.
         checkpoint_dir: folder for checkpoints, of which it keeps two.  Where it holds one of the same run, the run goes
             on from there; one of other weights, data, loss or options is refused.

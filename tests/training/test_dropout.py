@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from training_runs import run
+from transformers.models.swin.modeling_swin import SwinDropPath
 
 from fxprune import InputsError, Training
 from fxprune.training.dropout import dropping, to_train
@@ -39,21 +40,26 @@ FUNCTIONS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """But for the last bits: what is dropped moves far more."""
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_that_drops_keeps_everything_where_it_should(name: str) -> None:
     made = FUNCTIONS[name]
-    assert not torch.equal(made(), made())
+    assert not same(made(), made())
     with dropping(True):
-        assert not torch.equal(made(), made())
+        assert not same(made(), made())
     with dropping(False):
-        assert torch.equal(made(), made())
+        assert same(made(), made())
 
 
 def test_what_is_kept_is_what_eval_mode_gives() -> None:
     own = F.scaled_dot_product_attention(X, X, X, scale=0.3)
     with dropping(False):
-        assert torch.equal(F.dropout(X, 0.5, True), X)
-        assert torch.equal(FUNCTIONS["attention by name"](), own)
+        assert same(F.dropout(X, 0.5, True), X)
+        assert same(FUNCTIONS["attention by name"](), own)
 
 
 def test_nothing_is_dropped_in_a_forward_that_backward_repeats() -> None:
@@ -74,12 +80,36 @@ class DropHead(nn.Linear):
     """Whose name says what it does not do."""
 
 
-def test_layers_that_only_drop_are_in_eval_mode_and_no_others() -> None:
-    drops = [timm.layers.DropPath(0.5), torchvision.ops.StochasticDepth(0.5, "row"), nn.Dropout2d(0.5)]
-    others = [nn.BatchNorm2d(4), DropHead(2, 2), nn.ReLU()]
-    model = nn.Sequential(*drops, *others).eval()
+class Noise(nn.Module):
+    """Whose name does not say what it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x) if self.training else x
+
+
+class Answers(nn.Module):
+    """Logits in train mode, probabilities in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x.softmax(-1)
+
+
+class Sum(nn.Module):
+    """Of two tensors."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+def test_layers_that_only_draw_are_in_eval_mode_and_no_others() -> None:
+    draw = [timm.layers.DropPath(0.5), timm.layers.DropBlock2d(0.5), torchvision.ops.StochasticDepth(0.5, "row")]
+    draw += [SwinDropPath(0.5), nn.Dropout2d(0.5), nn.RReLU(), Noise()]
+    others = [nn.BatchNorm2d(4), DropHead(4, 4), nn.ReLU(), Answers(), Sum(), nn.Sequential(nn.Conv2d(4, 4, 1))]
+    model = nn.Sequential(*draw, *others).eval()
+    before = torch.get_rng_state()
     to_train(model, drops=False)
-    assert [m.training for m in model] == [False] * 3 + [True] * 3
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [m.training for m in model] == [False] * len(draw) + [True] * len(others)
     to_train(model, drops=True)
     assert all(m.training for m in model)
 
@@ -106,7 +136,7 @@ def draws(training: Training, scheduler: Any) -> list[bool]:
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         first, second = model(batch), model(batch)
         if model.training:
-            seen.append(not torch.equal(first, second))
+            seen.append(not same(first, second))
         return first.square().mean()
 
     torch.manual_seed(0)
